@@ -1,0 +1,76 @@
+# What our own tests, examples and benchmarks are built with; nothing of it reaches a consumer.
+#
+#   ACCELERATE_SANITIZE         for example "address,undefined" or "thread"
+#   ACCELERATE_SINGLE_INCLUDE   build against single_include/accelerate.hpp (regenerated) instead of include/
+
+include(CheckCXXSourceCompiles)
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+set(ACCELERATE_SANITIZE "" CACHE STRING "Sanitizers to build our programs with")
+option(ACCELERATE_SINGLE_INCLUDE "Build our programs against the amalgamated header" OFF)
+if(NOT DEFINED Python3_FIND_STRATEGY)
+  set(Python3_FIND_STRATEGY LOCATION)
+endif()
+find_package(Python3 COMPONENTS Interpreter REQUIRED)
+
+add_library(accelerate_warnings INTERFACE)
+target_compile_options(accelerate_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror)
+
+# Link this one: the library with warnings, a fast linker, sanitizers. Flags must be the same wherever a precompiled header is
+# shared, so everything that changes them stands here.
+add_library(accelerate_development INTERFACE)
+target_link_libraries(accelerate_development INTERFACE accelerate_warnings)
+if(ACCELERATE_SINGLE_INCLUDE)
+  # Every header of the library becomes a door to the single one, so that the same sources run on it.
+  set(single_folder "${PROJECT_BINARY_DIR}/single")
+  execute_process(COMMAND ${Python3_EXECUTABLE} "${PROJECT_SOURCE_DIR}/tools/amalgamate" --output "${single_folder}/accelerate.hpp" --doors COMMAND_ERROR_IS_FATAL ANY)
+  file(GLOB_RECURSE own_headers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/include/*.hpp")
+  set_property(DIRECTORY "${PROJECT_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${own_headers})
+  add_library(accelerate_single INTERFACE)
+  accelerate_define(accelerate_single "${single_folder}")
+  target_link_libraries(accelerate_development INTERFACE accelerate_single)
+else()
+  target_link_libraries(accelerate_development INTERFACE accelerate)
+endif()
+
+if(ACCELERATE_SANITIZE)
+  target_compile_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE} -fno-omit-frame-pointer -g1)
+  target_link_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE})
+endif()
+
+foreach(linker mold lld)
+  set(CMAKE_REQUIRED_LINK_OPTIONS -fuse-ld=${linker})
+  check_cxx_source_compiles("int main() {}" ACCELERATE_HAS_${linker})
+  unset(CMAKE_REQUIRED_LINK_OPTIONS)
+  if(ACCELERATE_HAS_${linker})
+    target_link_options(accelerate_development INTERFACE -fuse-ld=${linker})
+    break()
+  endif()
+endforeach()
+
+# ccache must be told that a precompiled header's defines and times are in order, and where the tree begins.
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(accelerate_development INTERFACE -fpch-preprocess)
+  endif()
+endif()
+
+# How `ranks` processes are started, in `result`: many ranks on few cores, also as root, with nothing bound. Empty without MPI.
+set(ACCELERATE_ENVIRONMENT OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+set(ACCELERATE_MPIRUN_FLAGS "")
+if(ACCELERATE_MPI_FOUND)
+  execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpirun_version ERROR_VARIABLE mpirun_version)
+  if(mpirun_version MATCHES "Open MPI|OpenRTE|PRRTE|prterun")
+    set(ACCELERATE_MPIRUN_FLAGS --oversubscribe --bind-to none)
+  endif()
+endif()
+function(accelerate_mpirun result ranks)
+  set(command "")
+  if(ACCELERATE_MPI_FOUND)
+    set(command ${MPIEXEC_EXECUTABLE} ${ACCELERATE_MPIRUN_FLAGS} ${MPIEXEC_NUMPROC_FLAG} ${ranks})
+  endif()
+  set(${result} ${command} PARENT_SCOPE)
+endfunction()

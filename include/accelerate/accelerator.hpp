@@ -1,0 +1,256 @@
+#pragma once
+
+#include <accelerate/accumulation.hpp>
+#include <accelerate/backward.hpp>
+#include <accelerate/comm/nested.hpp>
+#include <accelerate/core/seed.hpp>
+#include <accelerate/core/units.hpp>
+#include <accelerate/data/policy.hpp>
+#include <accelerate/module/construct.hpp>
+#include <accelerate/module/strategy.hpp>
+#include <accelerate/clipping.hpp>
+#include <accelerate/prepare.hpp>
+#include <accelerate/state/save_model.hpp>
+#include <exception>
+#include <iostream>
+
+namespace accelerate {
+
+/// Runs one hand-written training loop on the hardware, in the precision, under the sharding and over the data order that its
+/// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
+/// outlive it.
+template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
+class Accelerator {
+    using Shared = Training<Device, Precision, Sharding>;
+
+public:
+    using device_type = Device;
+    using precision_type = Precision;
+    using sharding_type = Sharding;
+    using loader_type = Loader;
+    using communicator = typename Device::communicator;
+    using strategy = Strategy<typename Sharding::template placement<Device>, Precision>;  ///< what `make` builds models with
+    using model_state = typename Shared::model_type;
+    using options = accelerator_options;
+
+    explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
+        training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
+    }
+    Accelerator(Accelerator const&) = delete;
+    Accelerator& operator=(Accelerator const&) = delete;
+
+    /// When an exception takes the accelerator down, its peers are told, so that none waits for this rank.
+    ~Accelerator() {
+        if (std::uncaught_exceptions() > exceptions_) training_->comm.leave("an exception ended its training loop");
+    }
+
+    // ---- building and preparing -------------------------------------------------------------------------------------------
+
+    /// Builds `Model<strategy>` from the arguments. Constructors run unchanged; the initial weights are a function of (seed,
+    /// model), the same for every policy and number of ranks, and the global generators are not touched.
+    template <template <class> class Model, class... Arguments>
+    auto make(Arguments&&... arguments) {
+        return make<Model<strategy>>(std::forward<Arguments>(arguments)...);
+    }
+    template <class Model, class... Arguments>
+    auto make(Arguments&&... arguments) {
+        return construct<Unit<strategy, Model>>(Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+    }
+
+    /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
+    /// what the loop uses, in that order: a tuple, or the object itself where there is one. Anything else passes through.
+    /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
+    template <class... Arguments>
+    auto prepare(Arguments&&... arguments) {
+        using detail::Kind;
+        constexpr auto models = detail::count_of<Kind::Model, Arguments...>;
+        constexpr auto optimizers = detail::count_of<Kind::Optimizer, Arguments...>;
+        constexpr auto schedules = detail::count_of<Kind::Schedule, Arguments...>;
+        static_assert(sizeof...(Arguments) > 0, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
+        static_assert(((!is_prepared_model<std::remove_cvref_t<Arguments>>) && ...), "prepare: this model is already prepared; pass the raw model, once");
+        static_assert(optimizers == 0 || models > 0, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
+        static_assert(schedules == 0 || optimizers > 0, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
+        static_assert(optimizers <= 1 || optimizers == models, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(schedules <= 1 || schedules == optimizers, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        static_assert(schedules != 1 || optimizers == 1, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        if constexpr ((optimizers != 0 && models == 0) || (schedules != 0 && optimizers == 0)) return std::tuple<>();
+        else return prepare_checked(std::forward<Arguments>(arguments)...);
+    }
+
+    // ---- the step ---------------------------------------------------------------------------------------------------------
+
+    /// Opens the next micro-batch of the models' window, in their precision; gradients are reduced, and optimizers step, only where
+    /// it ends: every `gradient_accumulation_steps` micro-batches and with the last batch of a loader.
+    template <class... Models>
+    auto accumulate(Models const&... models) {
+        return Accumulation<Shared>(*training_, models.state()...);
+    }
+
+    /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
+    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank.
+    void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
+    /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
+    void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
+
+    /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
+    template <class... Models>
+    auto no_sync(Models const&... models) {
+        return NoSync<Shared>({&models.state()...});
+    }
+    /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
+    template <class... Models>
+    void trigger_sync_in_backward(Models const&... models) {
+        (models.state().window().set_closed(true), ...);
+    }
+
+    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
+    /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
+    template <class Model>
+    at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
+        return detail::clip_grad_norm(*training_, model.state(), max_norm, norm_type);
+    }
+    /// Clamps every gradient to [-value, value].
+    template <class Model>
+    void clip_grad_value(Model const& model, double value) {
+        detail::clip_grad_value(*training_, model.state(), value);
+    }
+
+    /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
+    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(enabled); }
+
+    // ---- collectives ------------------------------------------------------------------------------------------------------
+
+    /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
+    template <class Value>
+    Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    /// A reduced copy: "sum", "mean", "max" or "min".
+    template <class Value>
+    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
+    /// Every rank gets `from`'s value, in place.
+    template <class Value>
+    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
+    void wait_for_everyone() { training_->settled().comm.barrier(); }
+
+    // ---- who and what -----------------------------------------------------------------------------------------------------
+
+    int64_t num_processes() const { return training_->comm.size(); }
+    int64_t process_index() const { return training_->comm.rank(); }
+    int64_t local_process_index() const { return training_->comm.local_rank(); }
+    bool is_main_process() const { return process_index() == 0; }
+    bool is_local_main_process() const { return local_process_index() == 0; }
+    bool is_last_process() const { return process_index() == num_processes() - 1; }
+    at::Device device() const { return Device::current(); }
+    std::string mixed_precision() const { return Precision::name; }
+    bool sync_gradients() const { return training_->sync_gradients; }
+    int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
+    std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
+    communicator& comm() { return training_->comm; }
+
+    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
+    template <class... Parts>
+    void print(Parts const&... parts) const {
+        if (!is_main_process()) return;
+        std::ostringstream line;
+        char const* separator = "";
+        ((line << std::exchange(separator, " ") << parts), ...);
+        std::cout << line.str() << std::endl;
+    }
+
+    /// Seeds LibTorch's generators (see `seed_options`).
+    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, process_index()); }
+
+    /// The module that was prepared.
+    template <class Module>
+    std::shared_ptr<Module> unwrap_model(Prepared<Module, Shared> const& model) const { return model.module(); }
+
+    /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
+    /// writes; all return when it is there.
+    template <class Model>
+    void save_model(Model const& model, std::filesystem::path const& dir) {
+        if (is_main_process()) accelerate::save_model(*model, dir);
+        wait_for_everyone();
+    }
+
+    // ---- preparing one thing ----------------------------------------------------------------------------------------------
+
+    /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
+    template <class Model>
+    auto prepare_model(Model&& model) {
+        auto module = detail::module_of(std::forward<Model>(model));
+        using Module = typename decltype(module)::element_type;
+        training_->settled();
+        check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        detail::connect_modules(*module, training_->comm);
+        auto state = std::make_shared<model_state>(detail::trainable(*module, training_->models), detail::named_buffers(*module), training_->comm);
+        training_->models.push_back(state);
+        return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
+    }
+
+    /// A recipe, or a torch::optim optimizer, for models that are prepared already.
+    template <class Recipe, class... Modules>
+    auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
+        return bind_optimizer(std::forward<Recipe>(recipe), std::vector<std::shared_ptr<model_state>>{models.shared_state()...});
+    }
+
+    template <class AnyLoader>
+    auto prepare_loader(AnyLoader&& loader) {
+        using Prepared = typename Loader::template prepared<std::remove_cvref_t<AnyLoader>>;
+        return Prepared(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
+    }
+
+private:
+    template <class Recipe>
+    auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
+        if constexpr (requires { recipe.operations; })
+            for (auto& model : models) model->operations = recipe.operations;
+        return optim::bind(std::forward<Recipe>(recipe), std::move(models));
+    }
+
+    template <class Given, class Optimizers>
+    auto bind_schedules(Given& given, Optimizers& optimizers) {
+        return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
+            return schedule::Scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+        });
+    }
+
+    template <class... Arguments>
+    auto prepare_checked(Arguments&&... arguments) {
+        using detail::Kind;
+        training_->settled();
+        auto given = std::forward_as_tuple(std::forward<Arguments>(arguments)...);
+        auto models = detail::transform_kind<Kind::Model>(given, [&](auto&& m, auto) { return prepare_model(std::forward<decltype(m)>(m)); });
+        auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
+        constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
+        auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
+        });
+        auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
+        auto schedules = bind_schedules(given, optimizers);
+        return [&]<size_t... I>(std::index_sequence<I...>) {
+            auto pick = [&]<size_t J>() -> decltype(auto) {
+                using Argument = std::tuple_element_t<J, std::tuple<Arguments&&...>>;
+                constexpr auto n = detail::ordinal<J, Arguments...>();
+                if constexpr (detail::kind_of<Argument>() == Kind::Model) return std::move(std::get<n>(models));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Optimizer) return std::move(std::get<n>(optimizers));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Loader) return std::move(std::get<n>(loaders));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Schedule) return std::move(std::get<n>(schedules));
+                else return static_cast<Argument>(std::get<J>(given));
+            };
+            if constexpr (sizeof...(I) == 1) {
+                using Only = std::tuple_element_t<0, std::tuple<Arguments...>>;
+                if constexpr (detail::kind_of<Only>() == Kind::Foreign) return std::remove_cvref_t<Only>(pick.template operator()<0>());
+                else return pick.template operator()<0>();
+            } else {
+                return std::tuple<passed_t<decltype(pick.template operator()<I>()), Arguments>...>(pick.template operator()<I>()...);
+            }
+        }(std::index_sequence_for<Arguments...>());
+    }
+    /// Lvalue foreigners stay references, everything else is held by value.
+    template <class Picked, class Argument>
+    using passed_t = std::conditional_t<std::is_lvalue_reference_v<Argument> && detail::kind_of<Argument>() == detail::Kind::Foreign, Picked, std::remove_cvref_t<Picked>>;
+
+    std::shared_ptr<Shared> training_;
+    int exceptions_ = std::uncaught_exceptions();
+};
+
+}  // namespace accelerate

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <accelerate/precision/autocast.hpp>
+#include <accelerate/training.hpp>
+#include <optional>
+
+namespace accelerate {
+
+/// A loss that is a sum over `weight` things (tokens, valid samples): `backward(weighted(sum, count))` divides the gradients of a
+/// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size.
+struct weighted {
+    at::Tensor sum;
+    double weight = 0;
+
+    weighted(at::Tensor loss_sum, double count) : sum(std::move(loss_sum)), weight(count) {}
+    weighted(at::Tensor loss_sum, at::Tensor const& count) : sum(std::move(loss_sum)), weight(count.item<double>()) {}
+};
+
+namespace detail {
+
+/// Multiplies the gradients that this rank owns, and lets every rank see it.
+template <class Model>
+void scale_gradients(Model& model, double factor) {
+    at::NoGradGuard no_grad;
+    for (auto const& piece : model.owned()) piece.gradients.mul_(factor);
+    model.settle();
+}
+
+/// After the last backward of a window: turns sums into the mean that the user asked for.
+template <class Training, class Model>
+void finish_window(Training const& training, Model& model, bool scaled_before) {
+    auto const steps = training.options.gradient_accumulation_steps;
+    auto const had = model.window().micro_batches();
+    if (model.weighted > 0) {
+        check(model.weighted == std::max<int64_t>(had, 1), code::call_order, "accelerator.backward: ", model.weighted, " of the ", had,
+              " losses of this window were weighted(sum, weight); weight all or none");
+        if (!scaled_before) {
+            auto const total = model.sum_over_ranks(model.weight);
+            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
+            scale_gradients(model, static_cast<double>(model.replicas()) / total);
+        }
+    } else if (training.options.short_window == ShortWindow::Rescale && had > 0 && had != steps) {
+        scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
+    }
+}
+
+}  // namespace detail
+
+/// The backward of `Accelerator::backward`: outside any autocast, over the models of the open window, or over those that have run
+/// a forward since the last backward where there is no window.
+template <class Training>
+void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
+    training.settled();
+    [[maybe_unused]] typename Training::autocast_pause const pause;
+    check(loss.defined() && loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found ", loss.defined() ? concat("shape ", loss.sizes()) : "an undefined tensor");
+    auto const steps = training.options.gradient_accumulation_steps;
+    auto const models = training.armed();
+    bool scaled_before = false;
+    if (weight) {
+        for (auto* model : models) model->weight += *weight, ++model->weighted;
+        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients.
+        if (steps == 1 && models.size() == 1 && models[0]->window_closed() && models[0]->weighted == 1) {
+            auto const total = models[0]->sum_over_ranks(models[0]->weight);
+            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
+            loss = loss * (static_cast<double>(models[0]->replicas()) / total);
+            scaled_before = true;
+        }
+    } else if (steps > 1) {
+        loss = loss / steps;
+    }
+    for (auto* model : models) {
+        model->expect_backward();
+        model->before_backward(loss);
+    }
+    torch::autograd::backward({loss}, {});
+    for (auto* model : models) {
+        model->after_backward();
+        model->forwarded = false;
+        if (!model->window_closed()) continue;
+        detail::finish_window(training, *model, scaled_before);
+        if (!training.in_window()) model->weight = 0, model->weighted = 0;
+    }
+}
+
+}  // namespace accelerate

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <accelerate/comm/reduction.hpp>
+#include <array>
+#include <cstdint>
+#include <string>
+
+namespace accelerate::comm {
+
+enum class Operation : uint8_t {
+    None, Barrier, AllReduce, Broadcast, AllGather, Gather, ReduceScatter, Scatter, AllToAll, Send, Recv,
+    AllGatherBytes, GatherBytes, BroadcastBytes, ReduceBuffer, Release, Allocate, Split,
+};
+
+constexpr std::string_view name(Operation o) {
+    constexpr std::array<std::string_view, 18> names{"nothing", "barrier", "all_reduce", "broadcast", "all_gather", "gather", "reduce_scatter", "scatter", "all_to_all", "send", "recv",
+                                                     "all_gather_bytes", "gather_bytes", "broadcast_bytes", "all_reduce of a buffer", "release", "allocate", "split"};
+    auto const i = static_cast<size_t>(o);
+    return i < names.size() ? names[i] : "?";
+}
+
+/// Ranks may bring different amounts: the count, and dimension 0 of the shape, are each rank's own.
+constexpr bool ragged(Operation o) {
+    return o == Operation::AllGather || o == Operation::Gather || o == Operation::AllGatherBytes || o == Operation::GatherBytes;
+}
+/// Only the root knows dtype and amount.
+constexpr bool from_root(Operation o) { return o == Operation::Scatter || o == Operation::BroadcastBytes; }
+constexpr bool reduces(Operation o) { return o == Operation::AllReduce || o == Operation::ReduceScatter || o == Operation::ReduceBuffer; }
+
+/// What one rank calls: all that its peers must agree with, and what is said about it in messages and in the flight recorder.
+struct Call {
+    static constexpr int64_t max_dims = 6;  ///< further dimensions are compared (through `count`) but not shown
+
+    Operation operation = Operation::None;
+    Reduction reduction = Reduction::Sum;
+    at::ScalarType dtype = at::ScalarType::Undefined;  ///< Undefined: bytes, or nothing
+    bool flag = false;                                 ///< an on/off argument: `gather` of a buffer's all_reduce
+    bool refused = false;                              ///< this rank's own arguments cannot work; it arrives only to tell its peers
+    int32_t root = -1;                                 ///< root, peer or buffer number; -1: there is none
+    int64_t count = 0;                                 ///< elements, or bytes where there is no dtype
+    int64_t dims = 0;                                  ///< -1: no shape, only a count
+    std::array<int64_t, max_dims> shape{};
+};
+
+/// For example `all_reduce(mean) of Float [8, 3]`.
+inline std::string describe(Call const& c) {
+    std::string text(name(c.operation));
+    if (reduces(c.operation)) text += concat("(", name(c.reduction), ")");
+    if (c.operation == Operation::Send) text += concat(" to ", c.root);
+    else if (c.operation == Operation::Recv) text += concat(" from ", c.root);
+    else if (c.operation == Operation::ReduceBuffer || c.operation == Operation::Release) text += concat(" ", c.root);
+    else if (c.root >= 0) text += concat("(root ", c.root, ")");
+    if (c.dtype != at::ScalarType::Undefined) text += concat(" of ", c10::toString(c.dtype));
+    if (c.operation == Operation::ReduceBuffer) {
+        text += concat(" [", c.shape[0], ", ", c.shape[1], ")", c.flag ? "" : " without gather");
+    } else if (c.dtype != at::ScalarType::Undefined) {
+        if (c.dims < 0) return text + concat(" (", c.count, " elements)");
+        text += " [";
+        for (int64_t d = 0; d < std::min(c.dims, Call::max_dims); ++d) text += concat(d ? ", " : "", c.shape[static_cast<size_t>(d)]);
+        text += c.dims > Call::max_dims ? ", ...]" : "]";
+    } else if (c.count > 0) {
+        text += concat(" of ", c.count, c.operation == Operation::Split ? " (color)" : " bytes");
+    }
+    return text + (c.refused ? " (which that rank refused: see its own message)" : "");
+}
+
+}  // namespace accelerate::comm

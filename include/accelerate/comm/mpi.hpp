@@ -1,0 +1,160 @@
+#pragma once
+
+#include <accelerate/comm/mpi_bridge.hpp>
+
+#if ACCELERATE_WITH_MPI
+
+#include <accelerate/comm/communicator.hpp>
+#include <accelerate/comm/operations.hpp>
+#include <accelerate/comm/process_memory.hpp>
+#include <accelerate/comm/solo.hpp>
+#include <accelerate/core/run.hpp>
+
+namespace accelerate::comm {
+
+/// Options of `comm::Mpi`; the defaults are right outside of tests.
+struct mpi_options {
+    int64_t ranks_per_node = 0;                          ///< pretend that a node has so many ranks; 0: ask MPI
+    SharedMemory memory = SharedMemory::Automatic;       ///< how ranks of a node see each other's memory
+    std::filesystem::path directory = "/dev/shm";        ///< for `SharedMemory::File`
+    transport_options transport = {};
+    int64_t max_count = int64_t{1} << 30;                ///< elements (or bytes) in one MPI call, whose counts are ints
+};
+
+/// Ranks are processes started by mpirun or srun. Those of one node pass data through memory that they share and call MPI only to
+/// find each other, so any thread may communicate whatever level MPI was initialised with; between nodes one rank of each calls MPI.
+/// A program that no launcher started is one rank, and calls nothing of MPI.
+class Mpi : public Operations<Mpi> {
+public:
+    /// The ranks of `comm` (which stays the caller's, and is not used after the call). MPI must have been initialised. Collective.
+    explicit Mpi(MPI_Comm comm, mpi_options const& options = {}) : Operations(connect(comm, options)) {}
+
+    /// All processes of the job. Initialises MPI if nobody has, and then also finalises it when the program ends. Collective.
+    static Mpi world(mpi_options const& options = {}) {
+        auto const before = mpi::running();
+        if (!mpi::enter()) return Mpi(solo());
+        introduce(!before);
+        return Mpi(MPI_COMM_WORLD, options);
+    }
+
+private:
+    friend class Operations<Mpi>;
+    explicit Mpi(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
+
+    /// Tells the session who this process is, how to end the others, and whether it must finalise MPI.
+    static void introduce(bool ours) {
+        static std::once_flag once;
+        std::call_once(once, [&] {
+            int rank = 0, size = 1, local = 1;
+            MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+            MPI_Comm_size(MPI_COMM_WORLD, &size);
+            MPI_Comm node = MPI_COMM_NULL;
+            mpi::call(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+            MPI_Comm_size(node, &local);
+            MPI_Comm_free(&node);
+            Session::instance().connect(
+                rank, size, local,
+                [](int exit_code) {
+                    if (mpi::running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
+                },
+                [ours] {
+                    if (ours && mpi::running()) MPI_Finalize();
+                });
+            warn_if_oversubscribed();
+        });
+    }
+
+    static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
+        check(mpi::running(), code::call_order, "comm::Mpi: MPI is not initialised; call MPI_Init_thread before, or use Mpi::world()");
+        auto comm = MpiHandle::copy_of(given);
+        int rank = 0, size = 1;
+        MPI_Comm_rank(comm.get(), &rank);
+        MPI_Comm_size(comm.get(), &size);
+        Exchange const exchange = [&](std::string_view mine) { return all_gather(comm.get(), size, mine); };
+
+        auto const hosts = hosts_of(comm.get(), rank, exchange);
+        auto source = std::make_shared<ProcessMemory>(options.memory, options.directory);
+        Group::Parts parts;
+        parts.source = source;
+        auto const presence = [&] { return (Family::bytes(static_cast<int64_t>(parts.who.ranks.size())) + 4095) / 4096 * 4096; };
+        Region memory;
+        auto const settle = [&](std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
+            parts.who = membership(rank, nodes, machines);
+            parts.options = fitted(options.transport, static_cast<int64_t>(parts.who.ranks.size()));
+        };
+        auto const nodes = options.ranks_per_node > 0 ? pretended(hosts, options.ranks_per_node) : hosts;
+        auto const& machines = options.ranks_per_node > 0 ? nodes : hosts;
+        settle(nodes, machines);
+        if (options.memory != SharedMemory::None)
+            memory = source->share(presence() + Group::bytes(static_cast<int64_t>(parts.who.ranks.size()), parts.options), exchange, parts.who.ranks, rank);
+        if (!memory) {
+            // Nobody sees anybody's memory: as if every rank had a node of its own.
+            std::vector<int64_t> alone(static_cast<size_t>(size));
+            std::iota(alone.begin(), alone.end(), 0);
+            settle(alone, machines);
+            memory = Region::heap(presence() + Group::bytes(1, parts.options));
+        }
+        parts.memory = memory.part(presence(), memory.bytes - presence());
+        parts.family = std::make_shared<Family>(memory.part(0, presence()), parts.who.me, rank, size);
+        if (source->sees_processes()) parts.family->set_pid(getpid());
+        parts.members.resize(parts.who.ranks.size());
+        std::iota(parts.members.begin(), parts.members.end(), 0);
+        if (parts.who.ranks.size() < static_cast<size_t>(size)) parts.bridge = std::make_unique<MpiBridge>(std::move(comm), parts.who.nodes, rank, options.max_count);
+        return std::make_shared<Group>(std::move(parts));
+    }
+
+    static std::vector<std::string> all_gather(MPI_Comm comm, int size, std::string_view mine) {
+        auto const n = static_cast<size_t>(size);
+        int const length = static_cast<int>(mine.size());
+        std::vector<int> lengths(n), at(n);
+        mpi::call(MPI_Allgather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, comm), "MPI_Allgather");
+        std::exclusive_scan(lengths.begin(), lengths.end(), at.begin(), 0);
+        std::string all(static_cast<size_t>(at.back() + lengths.back()), '\0');
+        mpi::call(MPI_Allgatherv(mine.data(), length, MPI_BYTE, all.data(), lengths.data(), at.data(), MPI_BYTE, comm), "MPI_Allgatherv");
+        std::vector<std::string> parts;
+        for (size_t r = 0; r < n; ++r) parts.push_back(all.substr(static_cast<size_t>(at[r]), static_cast<size_t>(lengths[r])));
+        return parts;
+    }
+
+    /// By rank: the lowest rank on the same machine.
+    static std::vector<int64_t> hosts_of(MPI_Comm comm, int rank, Exchange const& exchange) {
+        MPI_Comm node = MPI_COMM_NULL;
+        mpi::call(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+        int first = rank;
+        mpi::call(MPI_Bcast(&first, 1, MPI_INT, 0, node), "MPI_Bcast");
+        MPI_Comm_free(&node);
+        std::vector<int64_t> hosts;
+        for (auto const& text : exchange(detail::bytes_of(first))) hosts.push_back(detail::from_bytes<int>(text));
+        return hosts;
+    }
+
+    static std::vector<int64_t> pretended(std::vector<int64_t> const& hosts, int64_t ranks_per_node) {
+        std::vector<int64_t> nodes;
+        for (size_t r = 0; r < hosts.size(); ++r) {
+            auto const before = std::count(hosts.begin(), hosts.begin() + static_cast<std::ptrdiff_t>(r), hosts[r]);
+            nodes.push_back(hosts[r] + before / ranks_per_node * ranks_per_node);
+        }
+        return nodes;
+    }
+
+    static Membership membership(int64_t rank, std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
+        Membership whole;
+        whole.rank = rank, whole.size = static_cast<int64_t>(nodes.size()), whole.nodes = nodes, whole.hosts = machines;
+        std::vector<int64_t> everybody(nodes.size());
+        std::iota(everybody.begin(), everybody.end(), 0);
+        return part_of(whole, everybody);
+    }
+
+    /// Many ranks on a node get smaller areas each: together some tens of megabytes at most.
+    static transport_options fitted(transport_options o, int64_t n) {
+        o.stage_bytes = std::min(o.stage_bytes, std::max<int64_t>(16 << 10, (int64_t{16} << 20) / n / 4096 * 4096));
+        o.pipe_bytes = std::min(o.pipe_bytes, std::max<int64_t>(1 << 10, (int64_t{8} << 20) / (n * n) / 64 * 64));
+        return o;
+    }
+};
+
+static_assert(communicator<Mpi>);
+
+}  // namespace accelerate::comm
+
+#endif

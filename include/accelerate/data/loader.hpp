@@ -1,0 +1,71 @@
+#pragma once
+
+#include <accelerate/core/error.hpp>
+#include <accelerate/data/collate.hpp>
+#include <accelerate/data/dataset.hpp>
+#include <accelerate/data/options.hpp>
+#include <accelerate/data/order.hpp>
+#include <utility>
+
+namespace accelerate::data {
+
+/// What to load: a data set, options, and an order of its own if the options' `shuffle` is not enough. `accelerator.prepare` makes
+/// of it what the loop iterates.
+///
+///     data::Loader{dataset, {.batch_size = 16, .shuffle = true, .seed = 42}}
+///
+/// A data set given by name is referenced and must outlive the loader; a temporary is moved in. With an order as third argument
+/// that order alone decides; `shuffle` and `seed` are not looked at. Error E_CONFIG for options that cannot be.
+template <class Dataset, class Order = order::Standard, class Collation = Collate>
+class Loader {
+    static constexpr bool has_samples = indexed_dataset<Dataset>, has_order = order_policy<Order>;
+    static_assert(has_samples, "data::Loader: a data set needs size() and operator[](size_t); see data/dataset.hpp");
+    static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position]; see data/order.hpp");
+
+public:
+    using dataset_type = std::remove_reference_t<Dataset>;
+    using order_type = Order;
+    using collate_type = Collation;
+
+    explicit Loader(Dataset&& dataset, options o = {})
+        requires std::same_as<Order, order::Standard>
+        : Loader(std::forward<Dataset>(dataset), o, order::Standard{o.shuffle, o.seed}) {}
+
+    Loader(Dataset&& dataset, options o, Order order, Collation collate = {})
+        : dataset_(std::forward<Dataset>(dataset)), options_(o), order_(std::move(order)), collate_(std::move(collate)) {
+        check(o.batch_size >= 1, code::config, "data::Loader: batch_size is ", o.batch_size, "; it must be at least 1");
+        check(o.num_workers >= 0, code::config, "data::Loader: num_workers is ", o.num_workers, "; it must be at least 0");
+    }
+
+    /// The same loader with a function that makes a batch of a `std::vector<Sample>`, in place of `Collate`.
+    template <class F>
+    Loader<Dataset, Order, F> collate(F f) && {
+        static_assert(requires(std::vector<sample_t<Dataset>> s) { f(std::move(s)); }, "data::Loader: a collate function takes a std::vector of samples");
+        return {std::forward<Dataset>(dataset_), options_, std::move(order_), std::move(f)};
+    }
+
+    Dataset& dataset() { return dataset_; }
+    data::options const& options() const { return options_; }
+    Order& order() { return order_; }
+    Collation& collation() { return collate_; }
+
+private:
+    Dataset dataset_;
+    data::options options_;
+    Order order_;
+    Collation collate_;
+};
+
+template <class D>
+Loader(D&&, options = {}) -> Loader<D>;
+template <class D, class Order>
+Loader(D&&, options, Order) -> Loader<D, Order>;
+template <class D, class Order, class F>
+Loader(D&&, options, Order, F) -> Loader<D, Order, F>;
+
+template <class T>
+inline constexpr bool is_loader = false;
+template <class D, class Order, class F>
+inline constexpr bool is_loader<Loader<D, Order, F>> = true;
+
+}  // namespace accelerate::data

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <accelerate/data/prepared.hpp>
+#include <ranges>
+#include <vector>
+
+namespace accelerate {
+
+namespace detail {
+using AnyLoader = data::Loader<std::vector<at::Tensor>>;
+template <class P>
+using prepared_by = typename P::template prepared<AnyLoader>;
+}  // namespace detail
+
+/// A loader policy: how samples come to the ranks and how they are replayed.
+///   `prepared<L>`   what `accelerator.prepare` makes of a loader of type L: constructed from (L, data::Context), a range whose
+///                   iteration is one epoch and which tells `context.loops` about its last batch; can be saved and restored
+template <class P>
+concept loader_policy = std::constructible_from<detail::prepared_by<P>, detail::AnyLoader, data::Context> &&
+                        std::ranges::input_range<detail::prepared_by<P>> && stateful<detail::prepared_by<P>>;
+
+namespace loader {
+
+/// What `Stateful` can be told; nothing so far.
+struct stateful {};
+
+/// Every rank reads its own share of each global batch. The state is three numbers and counts what was consumed, never what was
+/// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can index; communicates nothing.
+template <stateful Options = stateful{}>
+struct Stateful {
+    template <class Loader>
+    using prepared = data::Prepared<Loader>;
+};
+
+}  // namespace loader
+}  // namespace accelerate

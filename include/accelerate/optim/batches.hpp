@@ -1,0 +1,61 @@
+#pragma once
+
+#include <accelerate/optim/moments.hpp>
+#include <accelerate/optim/rules.hpp>
+#include <algorithm>
+#include <numeric>
+
+namespace accelerate::optim {
+
+/// One call of a rule: everything of equal hyper-parameters, dtype and device.
+struct Batch {
+    size_t set = 0;
+    Columns columns;
+};
+
+/// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
+/// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
+/// parameter is an entry of its own, in the order of registration.
+inline std::vector<Batch> make_batches(Moments const& moments, Operations operations) {
+    auto const& stretches = moments.stretches();
+    auto const& parts = moments.parts();
+    std::vector<Batch> batches;
+
+    auto add = [&](size_t stretch, size_t set, int64_t begin, int64_t end) {
+        if (begin == end) return;
+        auto const& s = stretches[stretch];
+        auto batch = std::find_if(batches.begin(), batches.end(), [&](Batch const& b) {
+            auto const& other = b.columns.parameters.front();
+            return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
+        });
+        if (batch == batches.end()) {
+            batch = batches.insert(batch, Batch{set, {}});
+            batch->columns.states.resize(s.states.size());
+        }
+        auto& c = batch->columns;
+        c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
+        c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
+        for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+    };
+
+    std::vector<size_t> order(parts.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (operations == Operations::Torch) {
+        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].order, parts[a].from) < std::pair(parts[b].order, parts[b].from); });
+        for (auto i : order) add(parts[i].stretch, parts[i].set, parts[i].offset, parts[i].offset + parts[i].length());
+        return batches;
+    }
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].stretch, parts[a].offset) < std::pair(parts[b].stretch, parts[b].offset); });
+    int64_t begin = 0;
+    for (size_t k = 0; k < order.size(); ++k) {
+        auto const& part = parts[order[k]];
+        auto const* next = k + 1 < order.size() && parts[order[k + 1]].stretch == part.stretch ? &parts[order[k + 1]] : nullptr;
+        if (next && next->set == part.set) continue;
+        auto const end = next ? next->offset : stretches[part.stretch].parameters.numel();
+        add(part.stretch, part.set, begin, end);
+        begin = next ? end : 0;
+    }
+    return batches;
+}
+
+}  // namespace accelerate::optim

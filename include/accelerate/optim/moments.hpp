@@ -1,0 +1,153 @@
+#pragma once
+
+#include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/full.h>
+
+#include <accelerate/core/state_dict.hpp>
+#include <accelerate/sharding/flat.hpp>
+#include <map>
+#include <set>
+
+namespace accelerate::optim {
+
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
+struct Stretch {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<at::Tensor> states;
+};
+
+/// The part [from, to) of one parameter, counted in memory order, that lies in a stretch at `offset`.
+struct Part {
+    std::string key;                ///< the parameter's name; numbered when several models are bound
+    std::vector<int64_t> sizes;
+    std::vector<int64_t> strides;
+    int64_t numel = 0;
+    int64_t from = 0;
+    int64_t to = 0;
+    size_t stretch = 0;
+    int64_t offset = 0;
+    int64_t order = 0;              ///< position in Python's order: model by model, parameters as registered
+    size_t set = 0;                 ///< of hyper-parameters
+
+    int64_t length() const { return to - from; }
+};
+
+/// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load.
+class Moments {
+public:
+    Moments(std::vector<std::string> names, double initial) : names_(std::move(names)), initial_(initial) {}
+
+    std::vector<Stretch> const& stretches() const { return stretches_; }
+    std::vector<Part> const& parts() const { return parts_; }
+
+    /// Takes over a new arrangement; state moves along by name. Parameters not seen before start with the initial value. `keys`
+    /// are those of all parameters, also of those that other ranks update.
+    void arrange(std::vector<Stretch> stretches, std::vector<Part> parts, std::set<std::string> keys) {
+        for (auto& s : stretches)
+            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options()));
+        auto const before = index();
+        for (auto const& part : parts) {
+            auto old = before.find(part.key);
+            if (old == before.end()) continue;
+            int64_t found = 0;
+            for (auto i : old->second) {
+                auto const& source = parts_[i];
+                auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
+                if (from >= to) continue;
+                found += to - from;
+                for (size_t n = 0; n < names_.size(); ++n)
+                    stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
+                        .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
+            }
+            check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
+                  " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
+        }
+        stretches_ = std::move(stretches);
+        parts_ = std::move(parts);
+        keys_ = std::move(keys);
+    }
+
+    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
+    /// its place under "slices".
+    void save(StateDict& state) const {
+        for (auto const& [key, indices] : index())
+            for (size_t n = 0; n < names_.size(); ++n) {
+                auto const name = names_[n] + "." + key;
+                auto const& first = parts_[indices.front()];
+                auto const& last = parts_[indices.back()];
+                int64_t held = 0;
+                for (auto i : indices) held += parts_[i].length();
+                check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
+                auto flat = at::empty({held}, stretches_[first.stretch].parameters.options());
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
+                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
+                else {
+                    state.tensors.insert(name, flat);
+                    state.values["slices"][name] = {first.from, last.to};
+                }
+            }
+    }
+
+    /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
+    /// misshapen tensor; nothing has been changed then.
+    void load(StateDict const& state) {
+        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        for (auto const& part : parts_)
+            for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
+        for (auto const& [name, tensor] : state.tensors)
+            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
+        for (auto& [target, source] : copies) target.copy_(source);
+    }
+
+    /// Back to the value before the first update.
+    void reset() {
+        for (auto& s : stretches_)
+            for (auto& t : s.states) t.fill_(initial_);
+    }
+
+private:
+    /// Parts by parameter, in ascending order within each.
+    std::map<std::string, std::vector<size_t>> index() const {
+        std::map<std::string, std::vector<size_t>> by_key;
+        for (size_t i = 0; i < parts_.size(); ++i) by_key[parts_[i].key].push_back(i);
+        for (auto& [key, indices] : by_key) std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) { return parts_[a].from < parts_[b].from; });
+        return by_key;
+    }
+
+    at::Tensor slice(Part const& part, size_t n) const { return stretches_[part.stretch].states[n].narrow(0, part.offset, part.length()); }
+
+    bool known(std::string const& name) const {
+        auto const dot = name.find('.');  // names of states have none
+        return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
+    }
+
+    static at::Tensor stored(StateDict const& state, std::string const& name, Part const& part) {
+        auto found = state.tensors.find(name);
+        check(found != state.tensors.end(), code::data, "optimizer.load_state_dict: the state has no tensor \"", name, "\"; was it saved for another model?");
+        auto const& tensor = found->second;
+        if (state.values.contains("slices") && state.values["slices"].contains(name)) {
+            auto const range = state.values["slices"][name].get<std::pair<int64_t, int64_t>>();
+            check(range.first <= part.from && part.to <= range.second && tensor.dim() == 1 && tensor.numel() == range.second - range.first, code::data,
+                  "optimizer.load_state_dict: \"", name, "\" holds elements ", range.first, " to ", range.second, ", this rank needs ", part.from, " to ", part.to,
+                  "; join the ranks' states first");
+            return tensor.narrow(0, part.from - range.first, part.length());
+        }
+        check(tensor.sizes() == at::IntArrayRef(part.sizes), code::data, "optimizer.load_state_dict: \"", name, "\" has shape ", tensor.sizes(), ", the parameter ",
+              at::IntArrayRef(part.sizes));
+        auto in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options());
+        in_memory_order.copy_(tensor);
+        return in_memory_order.as_strided({part.numel}, {1}).narrow(0, part.from, part.length());
+    }
+
+    std::vector<std::string> names_;
+    double initial_;
+    std::vector<Stretch> stretches_;
+    std::vector<Part> parts_;
+    std::set<std::string> keys_;
+};
+
+}  // namespace accelerate::optim

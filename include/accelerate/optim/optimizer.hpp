@@ -1,0 +1,183 @@
+#pragma once
+
+#include <ATen/core/grad_mode.h>
+
+#include <accelerate/optim/batches.hpp>
+#include <memory>
+
+namespace accelerate::optim {
+
+/// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
+/// optimizer. One update costs one fused call per set of hyper-parameters over flat buffers and nothing per parameter; memory is
+/// the rule's state in the parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and
+/// `zero_grad` do nothing.
+template <recipe Recipe, sharding::flat_model Model>
+class Optimizer {
+public:
+    using recipe_type = Recipe;
+    using model_type = Model;
+
+    /// Error E_CONFIG when the recipe's values cannot work.
+    Optimizer(Recipe recipe, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(recipe), std::move(models))) {}
+
+    /// Updates all parameters from their gradients. Error E_CALL_ORDER (from the model) when the gradients are not complete.
+    void step() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        at::NoGradGuard const no_grad;
+        if (s.stale()) [[unlikely]]
+            s.bind();
+        s.count(s.steps + 1);
+        for (auto const& batch : s.batches) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+        ++s.updates;
+        s.skipped = false;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// In place of `step`: ends the window without an update, as a gradient scaler must that found a non-finite gradient.
+    void skip() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.skipped = true;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// Clears the gradients; they stay views of the flat buffers.
+    void zero_grad() {
+        if (!window_closed()) return;
+        for (auto& model : shared_->models) model->zero_grad();
+    }
+
+    /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
+    double lr() const { return shared_->grouping.lr(); }
+    void set_lr(double lr) { shared_->grouping.set_lr(lr); }
+
+    int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
+    int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
+    bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
+    Recipe const& recipe() const { return shared_->recipe; }
+    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    /// False inside an unfinished accumulation window of any of its models.
+    bool window_closed() const {
+        for (auto const& model : shared_->models)
+            if (!model->window_closed()) return false;
+        return true;
+    }
+
+    /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
+    StateDict state_dict() const {
+        auto& s = *shared_;
+        StateDict state;
+        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"groups", nlohmann::json::array()}};
+        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
+        if (s.bound) {
+            if (s.stale()) s.bind();
+            s.moments.save(state);
+        }
+        return state;
+    }
+
+    /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
+    /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
+    void load_state_dict(StateDict const& state) {
+        auto& s = *shared_;
+        auto const who = concat("optim::", Rule<Recipe>::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
+        auto const lr = state.value<double>("lr", who);
+        auto const steps = state.value<int64_t>("steps", who);
+        at::NoGradGuard const no_grad;
+        if (s.stale()) s.bind();
+        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        else s.moments.load(state);
+        s.grouping.set_lr(lr);
+        s.count(steps);
+    }
+
+private:
+    struct Shared {
+        Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
+            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
+            check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
+        }
+
+        bool stale() const {
+            for (size_t i = 0; i < models.size(); ++i)
+                if (layouts[i] != models[i]->layout()) return true;
+            return !bound;
+        }
+
+        void count(int64_t n) {
+            steps = n;
+            for (auto& counter : counters) {
+                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n);
+                else counter.fill_(n);
+            }
+        }
+
+        void bind();
+
+        Recipe recipe;
+        std::vector<std::shared_ptr<Model>> models;
+        Grouping grouping;
+        Moments moments;
+        std::vector<Batch> batches;
+        std::vector<at::Tensor> counters;  // one per device, the same tensor in every entry of the lists
+        std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
+        int64_t steps = 0;
+        int64_t updates = 0;
+        bool bound = false;
+        bool skipped = false;
+    };
+
+    std::shared_ptr<Shared> shared_;
+};
+
+// Looks at every parameter: at the first step, and again only when slots have moved.
+template <recipe Recipe, sharding::flat_model Model>
+void Optimizer<Recipe, Model>::Shared::bind() {
+    std::vector<Stretch> stretches;
+    std::vector<Part> parts;
+    std::set<std::string> keys;
+    int64_t first_of_model = 0;
+    for (size_t m = 0; m < models.size(); ++m) {
+        std::span<sharding::Flat const> const flats = models[m]->flats();
+        std::span<sharding::Piece const> const pieces = models[m]->pieces();
+        int64_t slots = 0;
+        auto const first_stretch = stretches.size();
+        for (auto const& piece : pieces)
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}});
+        for (size_t f = 0; f < flats.size(); ++f)
+            for (auto const& slot : flats[f].slots) {
+                ++slots;
+                auto const set = grouping.set_of(slot);
+                auto const key = models.size() > 1 ? concat(m, ".", slot.name) : slot.name;
+                keys.insert(key);
+                for (size_t p = 0; p < pieces.size(); ++p) {
+                    if (pieces[p].flat != static_cast<int64_t>(f)) continue;
+                    auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
+                    if (from > to || (from == to && slot.numel > 0)) continue;
+                    parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
+                                     from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
+                }
+            }
+        first_of_model += slots;
+        layouts[m] = models[m]->layout();
+    }
+    if (!bound) grouping.warn_about_unused();
+    moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
+    batches = make_batches(moments, recipe.operations);
+    counters.clear();
+    for (auto& batch : batches) {
+        auto const device = batch.columns.parameters.front().device();
+        auto counter = std::find_if(counters.begin(), counters.end(), [&](at::Tensor const& c) { return c.device() == device; });
+        if (counter == counters.end()) counter = counters.insert(counter, at::full({}, steps, at::TensorOptions().dtype(at::kFloat).device(device)));
+        batch.columns.steps.assign(batch.columns.parameters.size(), *counter);
+    }
+    bound = true;
+}
+
+}  // namespace accelerate::optim

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <accelerate/optim/groups.hpp>
+#include <accelerate/optim/operations.hpp>
+
+namespace accelerate::optim {
+
+// A recipe says how to update, not what: `accelerator.prepare` binds it to the prepared parameters, so it cannot go stale.
+// Members have Python's names and defaults. Those that every recipe has:
+//   no_decay_on_norms_and_biases  weight_decay 0 for parameters of at most one dimension and for names that end in "bias"
+//   groups                        other hyper-parameters by parameter name; the first match wins
+//   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
+
+/// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
+struct AdamW {
+    double lr = 1e-3;
+    std::pair<double, double> betas = {0.9, 0.999};
+    double eps = 1e-8;
+    double weight_decay = 1e-2;
+    bool amsgrad = false;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
+struct Adam {
+    double lr = 1e-3;
+    std::pair<double, double> betas = {0.9, 0.999};
+    double eps = 1e-8;
+    double weight_decay = 0;
+    bool amsgrad = false;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
+struct Sgd {
+    double lr = 1e-3;
+    double momentum = 0;
+    bool nesterov = false;
+    double weight_decay = 0;
+    double dampening = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
+struct Adagrad {
+    double lr = 1e-2;
+    double lr_decay = 0;
+    double eps = 1e-10;
+    double weight_decay = 0;
+    double initial_accumulator_value = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+}  // namespace accelerate::optim

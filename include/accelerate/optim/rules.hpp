@@ -1,0 +1,122 @@
+#pragma once
+
+#include <ATen/ops/_fused_adagrad.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+
+#include <accelerate/optim/recipes.hpp>
+#include <concepts>
+
+namespace accelerate::optim {
+
+/// What one update reads and writes, column by column: entry i of every list belongs to the same stretch of memory.
+/// Built when the optimizer is bound; a step only passes the lists on.
+struct Columns {
+    std::vector<at::Tensor> parameters;
+    std::vector<at::Tensor> gradients;
+    std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
+    std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+};
+
+/// The arithmetic of a recipe, apart from binding, grouping and the storage of state. To add an optimizer write an aggregate with
+/// the members that all recipes share and specialise this beside it.
+template <class Recipe>
+struct Rule;
+
+/// An aggregate of hyper-parameters with a `Rule`.
+template <class R>
+concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns, bool first) {
+    { r.lr } -> std::convertible_to<double>;
+    { r.weight_decay } -> std::convertible_to<double>;
+    { r.no_decay_on_norms_and_biases } -> std::convertible_to<bool>;
+    { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
+    { r.operations } -> std::convertible_to<Operations>;
+    { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
+    { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
+    { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
+    Rule<R>::validate(r);                                                          // Error E_CONFIG for values that cannot work
+    Rule<R>::update(r, hyper, columns, first);                                     // one update of every entry of the lists
+};
+
+namespace detail {
+
+inline void validate(bool holds, char const* kind, char const* what) { check(holds, code::config, "optim::", kind, ": ", what); }
+
+template <class R>
+void validate_common(R const& r, char const* kind) {
+    validate(r.lr >= 0, kind, "lr must not be negative");
+    validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+}
+
+template <class R>
+struct AdamFamily {
+    static std::vector<std::string> states(R const& r) {
+        std::vector<std::string> names{"exp_avg", "exp_avg_sq"};
+        if (r.amsgrad) names.emplace_back("max_exp_avg_sq");
+        return names;
+    }
+    static double initial(R const&) { return 0; }
+    static void validate(R const& r) {
+        validate_common(r, Rule<R>::kind);
+        detail::validate(r.betas.first >= 0 && r.betas.first < 1 && r.betas.second >= 0 && r.betas.second < 1, Rule<R>::kind, "betas must be in [0, 1)");
+        detail::validate(r.eps >= 0, Rule<R>::kind, "eps must not be negative");
+    }
+    static at::TensorList largest(R const& r, Columns const& c) { return r.amsgrad ? at::TensorList(c.states[2]) : at::TensorList(); }
+};
+
+}  // namespace detail
+
+/// `p *= 1 - lr*wd; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g*g; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)`
+template <>
+struct Rule<AdamW> : detail::AdamFamily<AdamW> {
+    static constexpr char const* kind = "AdamW";
+    static void update(AdamW const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adamw_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
+                          r.amsgrad, r.maximize);
+    }
+};
+
+/// As AdamW's without its first line, and with `g += wd*p` instead.
+template <>
+struct Rule<Adam> : detail::AdamFamily<Adam> {
+    static constexpr char const* kind = "Adam";
+    static void update(Adam const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adam_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
+                         r.amsgrad, r.maximize);
+    }
+};
+
+/// `g += wd*p; b = first ? g : momentum*b + (1-dampening)*g; p -= lr * (nesterov ? g + momentum*b : b)`
+template <>
+struct Rule<Sgd> {
+    static constexpr char const* kind = "Sgd";
+    static std::vector<std::string> states(Sgd const& r) { return r.momentum != 0 ? std::vector<std::string>{"momentum_buffer"} : std::vector<std::string>{}; }
+    static double initial(Sgd const&) { return 0; }
+    static void validate(Sgd const& r) {
+        detail::validate_common(r, kind);
+        detail::validate(r.momentum >= 0, kind, "momentum must not be negative");
+        detail::validate(!r.nesterov || (r.momentum > 0 && r.dampening == 0), kind, "nesterov needs a momentum and no dampening");
+    }
+    static void update(Sgd const& r, Hyper const& h, Columns const& c, bool first) {
+        at::_fused_sgd_(c.parameters, c.gradients, c.states.empty() ? at::TensorList() : at::TensorList(c.states[0]), h.weight_decay, r.momentum, h.lr, r.dampening,
+                        r.nesterov, r.maximize, first);
+    }
+};
+
+/// `g += wd*p; s += g*g; p -= lr/(1 + (t-1)*lr_decay) * g / (sqrt(s) + eps)`
+template <>
+struct Rule<Adagrad> {
+    static constexpr char const* kind = "Adagrad";
+    static std::vector<std::string> states(Adagrad const&) { return {"sum"}; }
+    static double initial(Adagrad const& r) { return r.initial_accumulator_value; }
+    static void validate(Adagrad const& r) {
+        detail::validate_common(r, kind);
+        detail::validate(r.lr_decay >= 0 && r.eps >= 0 && r.initial_accumulator_value >= 0, kind, "lr_decay, eps and initial_accumulator_value must not be negative");
+    }
+    static void update(Adagrad const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adagrad_(c.parameters, c.gradients, c.states[0], c.steps, h.lr, r.lr_decay, h.weight_decay, r.eps, r.maximize);
+    }
+};
+
+}  // namespace accelerate::optim

@@ -1,0 +1,192 @@
+#pragma once
+
+#include <ATen/core/grad_mode.h>
+
+#include <accelerate/core/log.hpp>
+#include <accelerate/optim/torch_state.hpp>
+#include <accelerate/sharding/flat.hpp>
+#include <concepts>
+#include <memory>
+#include <unordered_set>
+
+namespace accelerate::optim {
+
+/// Any torch::optim optimizer over prepared models that every rank holds whole, with the interface of `Optimizer`: its step waits
+/// for the window's end, its gradients stay views of the flat buffers. It runs LibTorch's own loop over parameters, 8 to 30 times
+/// slower than a recipe; use it for optimizers that we have no recipe for. A handle: copies are the same optimizer.
+template <std::derived_from<torch::optim::Optimizer> Held, sharding::flat_model Model>
+class TorchAdapter {
+public:
+    using model_type = Model;
+
+    /// Error E_CONFIG when none of its parameters belongs to the models, or when gradients are not gathered on every rank.
+    TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
+
+    void step() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.held->step();
+        ++s.steps;
+        ++s.updates;
+        s.skipped = false;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// In place of `step`: ends the window without an update.
+    void skip() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.skipped = true;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own
+    /// `zero_grad` does.
+    void zero_grad() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->zero_grad();
+        for (auto& p : s.others) p.mutable_grad().reset();
+    }
+
+    /// Of the first parameter group; the others keep their ratio to it.
+    double lr() const { return shared_->lr; }
+    void set_lr(double lr) {
+        auto& s = *shared_;
+        s.lr = lr;
+        auto& groups = s.held->param_groups();
+        for (size_t i = 0; i < groups.size(); ++i) {
+            auto const own = s.initial_lrs[i], first = s.initial_lrs[0];
+            groups[i].options().set_lr(own == first ? lr : own * (lr / first));
+        }
+    }
+
+    int64_t steps() const { return shared_->steps; }
+    int64_t updates() const { return shared_->updates; }
+    bool step_was_skipped() const { return shared_->skipped; }
+    Held& unwrap() const { return *shared_->held; }  ///< the optimizer itself
+    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    bool window_closed() const {
+        for (auto const& model : shared_->models)
+            if (!model->window_closed()) return false;
+        return true;
+    }
+
+    /// Under the same names as a recipe's. Error E_CONFIG for a class that has no `torch_state`, and for one held by its base.
+    StateDict state_dict() const {
+        [[maybe_unused]] auto& s = *shared_;
+        StateDict state;
+        if constexpr (torch_state<Held>::kind == nullptr) refuse("state_dict");
+        else {
+            state.values = {{"kind", torch_state<Held>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_steps", nlohmann::json::object()}};
+            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+                auto found = s.held->state().find(parameter.unsafeGetTensorImpl());
+                if (found == s.held->state().end()) return;
+                auto& own = static_cast<typename torch_state<Held>::type&>(*found->second);
+                for_each_field(own, [&](char const* name, at::Tensor const& t, auto&&) {
+                    if (t.defined()) state.tensors.insert(concat(name, ".", key), t.detach().clone());
+                });
+                if constexpr (requires { own.step(); }) state.values["parameter_steps"][key] = own.step();
+            });
+        }
+        return state;
+    }
+
+    /// Takes what `state_dict` gave, or the state of a recipe of the same kind.
+    void load_state_dict([[maybe_unused]] StateDict const& state) {
+        [[maybe_unused]] auto& s = *shared_;
+        if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
+        else {
+            auto const who = concat("torch::optim::", torch_state<Held>::kind);
+            auto const kind = state.value<std::string>("kind", who);
+            check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
+            auto const saved_lr = state.value<double>("lr", who);
+            auto const steps = state.value<int64_t>("steps", who);
+            using State = typename torch_state<Held>::type;
+            std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
+            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+                auto own = std::make_unique<State>();
+                bool any = false;
+                for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
+                    auto found = state.tensors.find(concat(name, ".", key));
+                    if (found == state.tensors.end()) return;
+                    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
+                          ", the parameter ", parameter.sizes());
+                    write(found->second.to(parameter.options(), false, true));
+                    any = true;
+                });
+                if constexpr (requires { own->step(); }) {
+                    auto const& each = state.values.contains("parameter_steps") ? state.values["parameter_steps"] : nlohmann::json::object();
+                    own->step(each.value(key, static_cast<decltype(own->step() + 0)>(steps)));
+                }
+                if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
+            });
+            check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+            s.held->state().clear();
+            for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
+            set_lr(saved_lr);
+            s.steps = steps;
+        }
+    }
+
+private:
+    struct Shared {
+        Shared(std::shared_ptr<Held> h, std::vector<std::shared_ptr<Model>> m) : held(std::move(h)), models(std::move(m)) {
+            check(held != nullptr && !models.empty() && !held->param_groups().empty(), code::config, "prepare: a torch::optim optimizer needs parameters and a model");
+            std::unordered_set<at::TensorImpl const*> ours;
+            for (auto const& model : models) {
+                std::span<sharding::Flat const> const flats = model->flats();
+                std::vector<int64_t> covered(flats.size());
+                bool gathered = true;
+                for (auto const& piece : std::span<sharding::Piece const>(model->pieces())) {
+                    auto const f = static_cast<size_t>(piece.flat);
+                    covered[f] += piece.end - piece.begin;
+                    gathered = gathered && (piece.begin == piece.end || piece.gradients.is_alias_of(flats[f].gradients));
+                }
+                for (size_t f = 0; f < flats.size(); ++f) {
+                    gathered = gathered && covered[f] == flats[f].parameters.numel();
+                    for (auto const& slot : flats[f].slots) ours.insert(slot.parameter.unsafeGetTensorImpl());
+                }
+                check(gathered, code::config, "prepare: a torch::optim optimizer reads p.grad(), which this sharding does not complete on every rank; use a recipe such as "
+                      "acc::optim::AdamW{...}, or sharding::Ddp<> with gather_gradients = true");
+            }
+            size_t found = 0;
+            for (auto& group : held->param_groups()) {
+                initial_lrs.push_back(group.options().get_lr());
+                for (auto const& p : group.params())
+                    if (ours.contains(p.unsafeGetTensorImpl())) ++found;
+                    else others.push_back(p);
+            }
+            check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
+            lr = initial_lrs[0];
+        }
+
+        template <class F>
+        void for_each_parameter(F&& f) const {
+            for (size_t m = 0; m < models.size(); ++m)
+                for (auto const& flat : std::span<sharding::Flat const>(models[m]->flats()))
+                    for (auto const& slot : flat.slots) f(models.size() > 1 ? concat(m, ".", slot.name) : slot.name, slot.parameter);
+        }
+
+        std::shared_ptr<Held> held;
+        std::vector<std::shared_ptr<Model>> models;
+        std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
+        std::vector<double> initial_lrs;
+        double lr = 0;
+        int64_t steps = 0;
+        int64_t updates = 0;
+        bool skipped = false;
+    };
+
+    [[noreturn]] static void refuse(char const* call) {
+        throw Error(code::config, concat("optimizer.", call, ": the state of this torch::optim optimizer is not known by its type; hold it as its own class (not as "
+                                         "torch::optim::Optimizer), specialise accelerate::optim::torch_state for a class of your own, or use a recipe such as acc::optim::AdamW{...}"));
+    }
+
+    std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace accelerate::optim

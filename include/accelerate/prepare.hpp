@@ -1,0 +1,101 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include <accelerate/data/loader.hpp>
+#include <accelerate/optim/bind.hpp>
+#include <accelerate/optim/scheduler.hpp>
+#include <accelerate/prepared.hpp>
+#include <accelerate/module/unique_parameters.hpp>
+#include <accelerate/sharding/sync_batch_norm.hpp>
+#include <tuple>
+
+namespace accelerate::detail {
+
+/// What `prepare` takes an argument for.
+enum class Kind { Model, Optimizer, Loader, Schedule, Foreign };
+
+template <class T>
+inline constexpr bool is_module_pointer = false;
+template <std::derived_from<torch::nn::Module> M>
+inline constexpr bool is_module_pointer<std::shared_ptr<M>> = true;
+template <std::derived_from<torch::nn::Module> M>
+inline constexpr bool is_module_pointer<std::unique_ptr<M>> = true;
+
+template <class Argument>
+consteval Kind kind_of() {
+    using T = std::remove_cvref_t<Argument>;
+    if constexpr (std::derived_from<T, torch::nn::Module> || std::is_base_of_v<torch::detail::ModuleHolderIndicator, T> || is_module_pointer<T>) return Kind::Model;
+    else if constexpr (optim::is_optimizer<T>) return Kind::Optimizer;
+    else if constexpr (data::is_loader<T>) return Kind::Loader;
+    else if constexpr (schedule::recipe<T>) return Kind::Schedule;
+    else return Kind::Foreign;
+}
+
+template <Kind K, class... Arguments>
+inline constexpr size_t count_of = ((kind_of<Arguments>() == K ? 1 : 0) + ... + 0);
+
+/// How many arguments of the kind of argument I stand before it.
+template <size_t I, class... Arguments>
+consteval size_t ordinal() {
+    constexpr Kind kinds[] = {kind_of<Arguments>()...};
+    size_t before = 0;
+    for (size_t i = 0; i < I; ++i) before += kinds[i] == kinds[I];
+    return before;
+}
+
+/// The arguments of one kind, each passed through `f(argument, its number among them)`, as a tuple in their order.
+template <Kind K, class... Arguments, class F>
+auto transform_kind(std::tuple<Arguments...>& arguments, F&& f) {
+    return [&]<size_t... I>(std::index_sequence<I...>) {
+        auto one = [&]<size_t J>(std::integral_constant<size_t, J>) {
+            using Argument = std::tuple_element_t<J, std::tuple<Arguments...>>;
+            if constexpr (kind_of<Argument>() == K)
+                return std::tuple(f(static_cast<Argument&&>(std::get<J>(arguments)), std::integral_constant<size_t, ordinal<J, Arguments...>()>()));
+            else return std::tuple<>();
+        };
+        return std::tuple_cat(one(std::integral_constant<size_t, I>())...);
+    }(std::index_sequence_for<Arguments...>());
+}
+
+/// The module behind whatever a user holds it by: a holder, a pointer, an object (moved in) or a reference (which must outlive
+/// what is prepared).
+template <class T>
+auto module_of(T&& model) {
+    using M = std::remove_cvref_t<T>;
+    if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, M>) return model.ptr();
+    else if constexpr (is_module_pointer<M>) return std::shared_ptr<typename M::element_type>(std::forward<T>(model));
+    else if constexpr (std::is_lvalue_reference_v<T>) return std::shared_ptr<M>(std::shared_ptr<void>(), &model);
+    else return std::make_shared<M>(std::forward<T>(model));
+}
+
+/// Modules that talk to the other ranks themselves learn how.
+template <class Comm>
+void connect_modules(torch::nn::Module& module, Comm const& communicator) {
+    for (auto const& m : module.modules())
+        if (auto* norm = m->template as<SyncBatchNormImpl>()) norm->connect(communicator);
+}
+
+/// Trainable parameters in registration order, each once; none may belong to one of `prepared` already.
+template <class Model>
+sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::shared_ptr<Model>> const& prepared) {
+    sharding::NamedParameters found;
+    for (auto const& [name, p] : unique_parameters(module)) {
+        if (!p.requires_grad()) continue;
+        for (auto const& model : prepared)
+            for (auto const& [other, q] : model->parameters())
+                check(!p.is_same(q), code::call_order, "prepare: parameter ", name, " belongs to a prepared model already (as ", other, "); pass each raw model once");
+        found.emplace_back(name, p);
+    }
+    return found;
+}
+
+inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
+    sharding::NamedParameters found;
+    for (auto const& b : module.named_buffers())
+        if (b.value().defined()) found.emplace_back(b.key(), b.value());
+    return found;
+}
+
+}  // namespace accelerate::detail

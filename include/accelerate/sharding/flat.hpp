@@ -1,0 +1,55 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace accelerate::sharding {
+
+/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
+struct Slot {
+    std::string name;
+    at::Tensor parameter;
+    int64_t begin = 0;
+    int64_t numel = 0;
+    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
+
+    int64_t end() const { return begin + numel; }
+};
+
+/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
+/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
+struct Flat {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<Slot> slots;  ///< in ascending order of `begin`
+};
+
+/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
+/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
+struct Piece {
+    int64_t flat = 0;
+    int64_t begin = 0;
+    int64_t end = 0;
+    at::Tensor gradients;
+};
+
+/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
+template <class M>
+concept flat_model = requires(M& m, M const& c) {
+    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
+    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
+    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
+    m.settle();                                                      // after writing gradients: every rank sees what all have written
+    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
+    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
+    m.before_step();                                                 // throws when the gradients are not complete
+    m.after_step();                                                  // everything has been read and written
+    m.zero_grad();
+};
+
+}  // namespace accelerate::sharding

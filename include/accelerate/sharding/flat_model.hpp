@@ -1,0 +1,152 @@
+#pragma once
+
+#include <ATen/ops/zeros.h>
+
+#include <accelerate/sharding/layout.hpp>
+#include <accelerate/sharding/window.hpp>
+#include <numeric>
+#include <span>
+
+namespace accelerate::sharding {
+
+/// The part of a prepared model that every replicated sharding shares: trainable parameters in flats, gradients as views of flat
+/// buffers from the first step on, the accumulation window and the stage of the gradients. Satisfies `flat_model`.
+///
+/// Parameters keep their TensorImpl (`set_data`): handles that the user holds stay valid.
+class FlatModel {
+public:
+    explicit FlatModel(NamedParameters parameters) : parameters_(std::move(parameters)) {
+        for (auto const& [name, p] : parameters_)
+            check(p.is_floating_point() || p.is_complex(), code::config, "prepare: trainable parameter ", name, " has dtype ", p.scalar_type());
+    }
+    FlatModel(FlatModel const&) = delete;
+    FlatModel& operator=(FlatModel const&) = delete;
+
+    std::span<Flat const> flats() const { return flats_; }
+    std::span<Piece const> pieces() const { return pieces_; }
+    int64_t layout() const { return layout_; }
+    NamedParameters const& parameters() const { return parameters_; }
+
+    bool window_closed() const { return window_.closed(); }
+    Window& window() { return window_; }
+    Stage stage() const { return stage_; }
+
+    /// Moves to `stage`; error E_CALL_ORDER naming both states unless the present one is among `allowed`.
+    void advance(char const* call, Stage stage, std::initializer_list<Stage> allowed) {
+        if (std::find(allowed.begin(), allowed.end(), stage_) == allowed.end())
+            throw Error(code::call_order, concat(call, " would take the gradients to ", name(stage), " but they are ", name(stage_), remedy(stage_)));
+        stage_ = stage;
+    }
+
+    /// Gradients that have been unscaled or clipped cannot take more.
+    void expect_backward() const {
+        check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
+              " but they are ", name(stage_), remedy(stage_));
+    }
+
+    void before_step() { advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped}); }
+    void after_step() {}
+
+    /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
+    void zero_grad() {
+        if (!window_.closed()) return;
+        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
+              "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
+              " micro-batches of this window; call it after optimizer.step");
+        for (auto& flat : flats_) flat.gradients.zero_();
+        stage_ = Stage::Accumulating;
+    }
+
+    std::span<Piece const> owned() const { return pieces_; }
+    void settle() {}
+
+protected:
+    /// Moves parameters into flats of the given layout; gradients that exist move along.
+    /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
+    template <class Allocate>
+    void adopt(Layout const& plan, Allocate&& allocate) {
+        at::NoGradGuard no_grad;
+        std::vector<Flat> made;
+        std::vector<std::vector<at::Tensor>> views;
+        for (size_t f = 0; f < plan.flats.size(); ++f) {
+            auto const& part = plan.flats[f];
+            auto const options = parameter(part.places.front().parameter).options().requires_grad(false);
+            Flat flat{at::zeros({part.numel}, options), {}, {}};
+            std::vector<at::Tensor> old_gradients;
+            for (auto const& place : part.places) {
+                auto& p = parameter(place.parameter);
+                auto view = view_like(flat.parameters, place.begin, p);
+                view.copy_(p.detach());
+                old_gradients.push_back(p.grad().defined() ? p.grad().detach().clone() : at::Tensor());
+                p.set_data(view);
+                flat.slots.push_back({parameters_[static_cast<size_t>(place.parameter)].first, p, place.begin, p.numel(), place.parameter});
+            }
+            flat.gradients = allocate(static_cast<int64_t>(f), part.numel, options);
+            auto& slot_views = views.emplace_back();
+            for (size_t s = 0; s < flat.slots.size(); ++s) {
+                auto& p = flat.slots[s].parameter;
+                auto view = view_like(flat.gradients, flat.slots[s].begin, p);
+                if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
+                p.mutable_grad() = view;
+                slot_views.push_back(view);
+            }
+            made.push_back(std::move(flat));
+        }
+        flats_ = std::move(made);
+        views_ = std::move(views);
+        buckets_ = plan.buckets;
+        ++layout_;
+    }
+
+    /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
+    /// or a backward with create_graph.
+    bool aliased(size_t flat, size_t slot) const {
+        return flats_[flat].slots[slot].parameter.grad().unsafeGetTensorImpl() == views_[flat][slot].unsafeGetTensorImpl();
+    }
+
+    /// Puts a gradient that lives elsewhere back into its place in the flat buffer.
+    void repair(size_t flat, size_t slot) {
+        at::NoGradGuard no_grad;
+        auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
+        auto& view = views_[flat][slot];
+        if (gradient.defined()) view.copy_(gradient.detach());
+        else view.zero_();
+        gradient = view;
+    }
+
+    void repair_all() {
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s)
+                if (!aliased(f, s)) [[unlikely]]
+                    repair(f, s);
+    }
+
+    std::vector<int64_t> registration_order() const {
+        std::vector<int64_t> order(parameters_.size());
+        std::iota(order.begin(), order.end(), 0);
+        return order;
+    }
+
+    at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
+
+    NamedParameters parameters_;
+    std::vector<Flat> flats_;
+    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot
+    std::vector<Bucket> buckets_;
+    std::vector<Piece> pieces_;
+    int64_t layout_ = 0;
+    Window window_;
+    Stage stage_ = Stage::Accumulating;
+
+private:
+    static char const* remedy(Stage stage) {
+        switch (stage) {
+            case Stage::Accumulating: return "; call accelerator.backward first";
+            case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
+            case Stage::Clipped: return "; step before going on";
+            default: return "";
+        }
+    }
+};
+
+}  // namespace accelerate::sharding

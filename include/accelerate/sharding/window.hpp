@@ -1,0 +1,54 @@
+#pragma once
+
+#include <accelerate/core/error.hpp>
+#include <cstdint>
+#include <utility>
+
+namespace accelerate {
+
+/// What a short last accumulation window is divided by: the full number of steps, as Python does, or the micro-batches it had.
+enum class ShortWindow { Divide, Rescale };
+
+namespace sharding {
+
+/// Where the gradients of a model are on their way from backward to the optimizer.
+enum class Stage { Accumulating, Reduced, Unscaled, Clipped, Stepped };
+
+constexpr char const* name(Stage stage) {
+    switch (stage) {
+        case Stage::Accumulating: return "Accumulating";
+        case Stage::Reduced: return "Reduced";
+        case Stage::Unscaled: return "Unscaled";
+        case Stage::Clipped: return "Clipped";
+        case Stage::Stepped: return "Stepped";
+    }
+    return "?";
+}
+
+/// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
+/// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
+class Window {
+public:
+    /// Enters the next micro-batch; says whether it closes the window.
+    bool next(int64_t steps, bool last_of_loader) {
+        if (closed_) micro_batches_ = 0;
+        ++micro_batches_;
+        position_ = last_of_loader ? 0 : position_ + 1;
+        return closed_ = last_of_loader || position_ % steps == 0;
+    }
+
+    bool closed() const { return closed_; }
+    /// Micro-batches in the window so far, this one included.
+    int64_t micro_batches() const { return micro_batches_; }
+
+    /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
+    bool set_closed(bool closed) { return std::exchange(closed_, closed); }
+
+private:
+    int64_t position_ = 0;
+    int64_t micro_batches_ = 0;
+    bool closed_ = true;
+};
+
+}  // namespace sharding
+}  // namespace accelerate

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <accelerate/core/error.hpp>
+
+namespace accelerate::code {
+
+// Files as such.
+inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
+inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
+
+// safetensors: the file around the header.
+inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
+inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
+inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
+inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
+
+// safetensors: the header's text.
+inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
+inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
+inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
+inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
+inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
+inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
+inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
+inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
+
+// safetensors: the entry of one tensor.
+inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
+inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
+inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
+inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
+inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
+inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
+inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
+inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
+inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
+inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
+inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
+inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
+
+// safetensors: the data as a whole.
+inline constexpr Code st_hole{"E_ST_HOLE", 65};
+inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
+inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
+inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
+inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
+
+// safetensors: what cannot be written.
+inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
+inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
+
+inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+
+}  // namespace accelerate::code

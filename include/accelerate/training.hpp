@@ -1,0 +1,119 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+
+#include <accelerate/data/loops.hpp>
+#include <accelerate/optim/operations.hpp>
+#include <accelerate/precision/policy.hpp>
+#include <accelerate/sharding/policy.hpp>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace accelerate {
+
+/// Run-time options of an Accelerator; what changes its type is a template argument.
+struct accelerator_options {
+    int64_t gradient_accumulation_steps = 1;        ///< micro-batches a window; the loss is divided by it
+    std::filesystem::path project_dir = {};         ///< where checkpoints, logs and trackers of the run go
+    bool sync_with_dataloader = true;               ///< the last batch of a loader closes the window
+    ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
+    bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
+    int64_t seed = 0;                               ///< of the initial weights that `make` draws
+    double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
+};
+
+/// A model as an accelerator trains it: the sharding policy's model, plus what the loop must remember of it.
+template <class Base, class Precision>
+class TrainedModel : public Base {
+public:
+    using Base::Base;
+
+    void after_step() {
+        Base::after_step();
+        Precision::parameters_changed();
+    }
+
+    bool forwarded = false;     ///< has run a forward under grad mode since the last backward
+    double weight = 0;          ///< of the losses in this window, where they are weighted
+    int64_t weighted = 0;       ///< micro-batches of this window whose loss was weighted
+    at::Tensor last_norm;       ///< what the last clipping of a closed window returned
+    Operations operations = Operations::Fused;
+};
+
+/// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
+/// destruction does not matter.
+template <class Device, class Precision, class Sharding>
+class Training {
+public:
+    using communicator = typename Device::communicator;
+    using model_type = TrainedModel<typename Sharding::template model<Device>, Precision>;
+    using autocast_scope = typename Precision::template scope<Device>;
+    using autocast_pause = typename Precision::template pause<Device>;
+    static constexpr bool autocasts = !std::is_empty_v<autocast_scope>;
+
+    Training(accelerator_options given, communicator c) : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()) {
+        check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+    }
+
+    /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
+    /// that it covers the loss as well, until the next call of this library that is not a forward.
+    void before_forward(model_type& model) {
+        if (at::GradMode::is_enabled()) {
+            model.forwarded = true;
+            model.before_forward();
+        }
+    }
+
+    bool in_window() const { return !window.empty(); }
+
+    /// Ends the autocast scope that a forward outside a window left open. Every entry point but forward begins with it.
+    Training& settled() {
+        if constexpr (autocasts) lingering.reset();
+        return *this;
+    }
+
+    /// The models whose gradients the next backward completes.
+    std::span<model_type* const> armed() {
+        if (in_window()) return window;
+        scratch_.clear();
+        for (auto const& model : models)
+            if (model->forwarded) scratch_.push_back(model.get());
+        if (scratch_.empty())
+            for (auto const& model : models) scratch_.push_back(model.get());
+        return scratch_;
+    }
+
+    /// Keeps the autocast scope of one forward; open afterwards only if the forward succeeded.
+    class Lingering {
+    public:
+        explicit Lingering(Training& training) : training_(training) {
+            if (!training_.lingering) training_.lingering.emplace(), ours_ = true;
+        }
+        ~Lingering() {
+            if (ours_) training_.lingering.reset();
+        }
+        Lingering(Lingering const&) = delete;
+        Lingering& operator=(Lingering const&) = delete;
+        void keep() { ours_ = false; }
+
+    private:
+        Training& training_;
+        bool ours_ = false;
+    };
+
+    accelerator_options options;
+    communicator comm;
+    std::shared_ptr<data::Loops> loops;
+    std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
+    std::vector<model_type*> window;                  ///< the models of the window that is open now
+    std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
+    bool sync_gradients = true;
+
+private:
+    std::vector<model_type*> scratch_;
+};
+
+}  // namespace accelerate

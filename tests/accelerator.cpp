@@ -1,0 +1,250 @@
+// The loop's vocabulary through public names, against formulas and hand-written loops. One process.
+#include "support/catch.hpp"
+
+#include <torch/torch.h>
+
+#include <accelerate.hpp>
+
+namespace acc = accelerate;
+
+namespace {
+
+template <class Precision = acc::precision::Fp32>
+using Run = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, acc::sharding::None, acc::loader::Stateful<>>;
+
+/// y = w x, with w = 0.5 at the start: gradients can be written down.
+struct Scale : torch::nn::Module {
+    torch::Tensor w = register_parameter("w", torch::full({1}, 0.5));
+    torch::Tensor forward(torch::Tensor const& x) { return w * x; }
+};
+
+/// x, and the loss is mean(w x): its gradient is mean(x).
+std::vector<torch::Tensor> numbers(std::initializer_list<float> values) {
+    std::vector<torch::Tensor> out;
+    for (float v : values) out.push_back(torch::full({1}, v));
+    return out;
+}
+
+/// The gradient that each optimizer step saw, for SGD with lr 1.
+template <class Accelerator>
+std::vector<double> gradients_of(Accelerator& accelerator, std::vector<torch::Tensor> const& data, int64_t batch_size, bool weight = false) {
+    auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{data, {.batch_size = batch_size}});
+    std::vector<double> seen;
+    auto before = model->w.template item<double>();
+    for (auto& x : loader) {
+        auto window = accelerator.accumulate(model);
+        auto const y = model(x);
+        if (weight) accelerator.backward(acc::weighted(y.sum(), static_cast<double>(x.numel())));
+        else accelerator.backward(y.mean());
+        optimizer.step();
+        optimizer.zero_grad();
+        auto const after = model->w.template item<double>();
+        if (after != before) seen.push_back(before - after);
+        before = after;
+    }
+    return seen;
+}
+
+}  // namespace
+
+TEST_CASE("prepare gives back what it was given, in any order", "[prepare][accelerator][prepared]") {
+    Run<> accelerator;
+    auto const data = numbers({1, 2, 3, 4});
+    std::string foreign = "untouched";
+    auto [schedule, text, loader, optimizer, model, number] =
+        accelerator.prepare(acc::schedule::Constant{}, foreign, acc::data::Loader{data, {.batch_size = 2}}, acc::optim::AdamW{.lr = 0.25}, Scale(), 7);
+    CHECK(&text == &foreign);
+    CHECK(number == 7);
+    CHECK(loader.size() == 2);
+    CHECK(optimizer.lr() == 0.25);
+    CHECK(schedule.lr() == 0.25);
+    CHECK(model(torch::ones({1})).template item<float>() == 0.5f);
+    auto alone = accelerator.prepare(torch::nn::Linear(2, 2));
+    CHECK(alone->weight.requires_grad());
+    CHECK(accelerator.unwrap_model(alone).get() == &*alone);
+    auto moved = std::move(model);
+    CHECK(moved->w.template item<float>() == 0.5f);
+}
+
+TEST_CASE("preparing one raw model twice is an error at run time", "[prepare]") {
+    Run<> accelerator;
+    auto net = std::make_shared<Scale>();
+    auto first = accelerator.prepare(net);
+    CHECK_THROWS_AS(accelerator.prepare(net), acc::Error);
+}
+
+TEST_CASE("a window averages its micro-batches; the last batch of a loader ends it", "[accumulation][backward][window]") {
+    auto const data = numbers({1, 2, 3, 4, 5, 6, 7});
+    SECTION("a short last window is divided by k, as in Python") {
+        Run<> accelerator({.gradient_accumulation_steps = 3});
+        auto const g = gradients_of(accelerator, data, 1);
+        REQUIRE(g.size() == 3);
+        CHECK(g[0] == Approx((1 + 2 + 3) / 3.0));
+        CHECK(g[1] == Approx((4 + 5 + 6) / 3.0));
+        CHECK(g[2] == Approx(7 / 3.0));
+    }
+    SECTION("or by what it had") {
+        Run<> accelerator({.gradient_accumulation_steps = 3, .short_window = acc::ShortWindow::Rescale});
+        auto const g = gradients_of(accelerator, data, 1);
+        REQUIRE(g.size() == 3);
+        CHECK(g[2] == Approx(7.0));
+    }
+    SECTION("sync_with_dataloader = false lets windows run across epochs") {
+        Run<> accelerator({.gradient_accumulation_steps = 3, .sync_with_dataloader = false});
+        CHECK(gradients_of(accelerator, data, 1).size() == 2);
+    }
+    SECTION("weighted losses give the mean over things, whatever the batches") {
+        Run<> accelerator({.gradient_accumulation_steps = 2});
+        auto const g = gradients_of(accelerator, data, 2, true);  // batches of 2, 2, 2 and 1
+        REQUIRE(g.size() == 2);
+        CHECK(g[0] == Approx((1 + 2 + 3 + 4) / 4.0));
+        CHECK(g[1] == Approx((5 + 6 + 7) / 3.0));
+    }
+    SECTION("weighted without accumulation") {
+        Run<> accelerator;
+        auto const g = gradients_of(accelerator, data, 4, true);
+        REQUIRE(g.size() == 2);
+        CHECK(g[0] == Approx(10 / 4.0));
+        CHECK(g[1] == Approx(18 / 3.0));
+    }
+}
+
+TEST_CASE("a loop without accumulate is a window of one", "[backward][training]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    for (int i = 0; i < 3; ++i) {
+        accelerator.backward(model(torch::ones({1})).sum());
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    CHECK(model->w.template item<double>() == Approx(-2.5));
+    CHECK(accelerator.sync_gradients());
+}
+
+TEST_CASE("in an unfinished window step, schedule, zero_grad and clipping wait", "[accumulation][clipping]") {
+    Run<> accelerator({.gradient_accumulation_steps = 2});
+    auto [model, optimizer, schedule] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::schedule::Linear{.total = acc::OptimizerSteps{4}});
+    std::vector<double> norms, rates;
+    for (int i = 1; i <= 4; ++i) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(model(torch::full({1}, static_cast<float>(i))).sum());
+        norms.push_back(accelerator.clip_grad_norm(model, 100.0).template item<double>());
+        optimizer.step();
+        schedule.step();
+        optimizer.zero_grad();
+        rates.push_back(optimizer.lr());
+        CHECK(accelerator.sync_gradients() == (i % 2 == 0));
+    }
+    CHECK(norms == std::vector<double>{0, 1.5, 1.5, 3.5});
+    CHECK(rates == std::vector<double>{1.0, 0.75, 0.75, 0.5});
+}
+
+TEST_CASE("calls out of order name both states", "[window]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    CHECK_THROWS_WITH(optimizer.step(), Catch::Matchers::Contains("Stepped") && Catch::Matchers::Contains("Accumulating"));
+    accelerator.backward(model(torch::ones({1})).sum());
+    optimizer.step();
+    CHECK_THROWS_WITH(accelerator.clip_grad_norm(model, 1.0), Catch::Matchers::Contains("Clipped") && Catch::Matchers::Contains("Stepped"));
+    optimizer.zero_grad();
+    accelerator.backward(model(torch::ones({1})).sum());
+    accelerator.clip_grad_norm(model, 1.0);
+    CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({1})).sum()), Catch::Matchers::Contains("Clipped"));
+}
+
+TEST_CASE("a loss of several elements is refused", "[backward]") {
+    Run<> accelerator;
+    auto model = accelerator.prepare(std::make_shared<Scale>());
+    CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({3}))), Catch::Matchers::Contains("one element"));
+}
+
+TEST_CASE("module->zero_grad(), which drops the views, does no harm", "[flat_model]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    for (int i = 0; i < 2; ++i) {
+        model->zero_grad();
+        accelerator.backward(model(torch::full({1}, 2.0f)).sum());
+        optimizer.step();
+    }
+    CHECK(model->w.template item<double>() == Approx(0.5 - 4));
+}
+
+TEST_CASE("a torch::optim optimizer is accepted", "[prepare]") {
+    Run<> accelerator;
+    auto net = std::make_shared<Scale>();
+    auto [model, optimizer] = accelerator.prepare(net, torch::optim::SGD(net->parameters(), 1.0));
+    accelerator.backward(model(torch::ones({1})).sum());
+    optimizer.step();
+    optimizer.zero_grad();
+    CHECK(model->w.template item<double>() == Approx(-0.5));
+    CHECK(model->w.grad().template item<double>() == 0);
+}
+
+TEST_CASE("bf16: the scope covers forward and loss; outputs stay bf16, parameters and gradients fp32", "[training][bf16]") {
+    Run<acc::precision::Bf16<>> accelerator;
+    auto [model, optimizer] = accelerator.prepare(torch::nn::Linear(4, 3), acc::optim::Sgd{.lr = 0.1});
+    auto const x = torch::randn({5, 4});
+    auto const target = torch::randint(3, {5});
+    auto check = [&](torch::Tensor const& logits, torch::Tensor const& loss) {
+        CHECK(logits.scalar_type() == torch::kBFloat16);
+        CHECK(loss.scalar_type() == torch::kFloat);
+    };
+    {
+        auto window = accelerator.accumulate(model);
+        auto const logits = model(x);
+        auto const loss = torch::nn::functional::cross_entropy(logits, target);
+        check(logits, loss);
+        accelerator.backward(loss);
+        CHECK(model->weight.grad().scalar_type() == torch::kFloat);
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+    auto const logits = model(x);
+    auto const loss = torch::nn::functional::cross_entropy(logits, target);
+    check(logits, loss);
+    accelerator.backward(loss);
+    CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+    CHECK_THROWS(model(torch::randn({5, 7})));
+    CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+    CHECK(accelerator.mixed_precision() == "bf16");
+}
+
+TEST_CASE("make draws the same weights for the same seed and leaves the global generator alone", "[accelerator]") {
+    auto weights = [](int64_t seed) {
+        Run<> accelerator({.seed = seed});
+        return accelerator.make<torch::nn::LinearImpl>(6, 5)->weight.clone();
+    };
+    torch::manual_seed(3);
+    auto const expected = torch::randn({4});
+    torch::manual_seed(3);
+    auto const a = weights(1);
+    CHECK(torch::equal(torch::randn({4}), expected));
+    CHECK(torch::equal(a, weights(1)));
+    CHECK_FALSE(torch::equal(a, weights(2)));
+}
+
+TEST_CASE("save_model writes what load_file reads", "[accelerator]") {
+    Run<> accelerator;
+    auto model = accelerator.prepare(torch::nn::Linear(3, 2));
+    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_save_model";
+    accelerator.save_model(model, folder);
+    auto const read = acc::load_file(folder / "model.safetensors");
+    CHECK(torch::equal(read.at("weight"), model->weight));
+    CHECK(torch::equal(read.at("bias"), model->bias));
+    std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("ranks as threads rehearse a run", "[debug_launcher]") {
+    std::atomic<int64_t> ranks = 0;
+    acc::debug_launcher(3, [&](acc::comm::Threads communicator) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>> accelerator({}, communicator);
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+        accelerator.backward(model(torch::full({1}, static_cast<float>(accelerator.process_index()))).sum());
+        optimizer.step();
+        ranks += model->w.template item<double>() == -0.5;  // the mean of 0, 1 and 2
+        auto const all = accelerator.gather(torch::full({1}, static_cast<float>(accelerator.process_index())));
+        ranks += all.numel() == 3 ? 10 : 0;
+    });
+    CHECK(ranks == 33);
+}

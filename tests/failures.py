@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""What a job does when one rank misbehaves: everyone is gone in time, the terminal says why, nothing stays behind.
+
+  failures.py MISBEHAVE_BINARY MPIRUN...     (the command line that starts two ranks)
+"""
+import os
+import subprocess
+import sys
+import time
+
+binary, mpirun = sys.argv[1], sys.argv[2:]
+environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+
+# mode: seconds from start to the end of the last process (2 s of them are the start), exit codes, what the terminal must show
+cases = {
+    "throw": (7, None, ["rank 1", "the dog ate batch 20"]),
+    "kill": (7, None, ["rank 1", "signal 9"]),
+    "stuck": (10, None, ["E_DEADLINE", "rank 1"]),
+    "leave": (7, None, ["rank 1"]),
+    "shapes": (7, 76, ["E_COLLECTIVE_MISMATCH", "rank 0", "rank 1"]),
+    "dtypes": (7, 76, ["E_COLLECTIVE_MISMATCH", "rank 0", "rank 1"]),
+    "collective": (7, 76, ["E_COLLECTIVE_MISMATCH", "barrier", "broadcast"]),
+    "empty": (7, 65, ["E_DATA", "empty"]),
+    "text": (7, None, ["/nonexistent/text"]),
+}
+
+
+def processes():
+    """Processes of this very binary, by what the kernel says they execute."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(binary):
+                found.append(int(pid))
+        except OSError:
+            pass
+    return found
+
+
+failed = 0
+for mode, (limit, code, texts) in cases.items():
+    before = set(os.listdir("/dev/shm"))
+    begin = time.monotonic()
+    done = subprocess.run([*mpirun, binary, mode], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    seconds = time.monotonic() - begin
+    output = done.stdout + done.stderr
+    problems = [f"\"{text}\" is not on the terminal" for text in texts if text not in output]
+    if done.returncode == 0:
+        problems.append("exit code 0")
+    if code is not None and done.returncode != code:
+        problems.append(f"exit code {done.returncode}, expected {code}")
+    if seconds > limit:
+        problems.append(f"took {seconds:.1f} s, limit {limit}")
+    if processes():
+        problems.append(f"orphans {processes()}")
+    if set(os.listdir("/dev/shm")) - before:
+        problems.append(f"left in /dev/shm: {set(os.listdir('/dev/shm')) - before}")
+    print(f"{mode:<11} {seconds:5.1f} s  rc {done.returncode:<3}  {'ok' if not problems else '; '.join(problems)}", flush=True)
+    if problems:
+        failed += 1
+        print(output)
+sys.exit(1 if failed else 0)

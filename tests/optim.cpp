@@ -1,0 +1,743 @@
+#include "support/catch.hpp"
+
+#include <ATen/record_function.h>
+#include <torch/torch.h>
+
+#include <accelerate/core/units.hpp>
+#include <accelerate/optim/bind.hpp>
+#include <accelerate/optim/clip.hpp>
+#include <cstring>
+#include <numeric>
+
+namespace acc = accelerate;
+using namespace accelerate::optim;
+using accelerate::sharding::Flat;
+using accelerate::sharding::Piece;
+
+namespace {
+
+// A prepared model as an optimizer sees it, without any sharding room: parameters of named tensors in flats by dtype, in a given
+// order, padded to 64 bytes; optionally only a slice of them, whose gradients are read from memory of their own.
+class FakeModel {
+public:
+    explicit FakeModel(std::vector<std::pair<std::string, at::Tensor>> parameters) : parameters_(std::move(parameters)) {
+        std::vector<size_t> order(parameters_.size());
+        std::iota(order.begin(), order.end(), size_t{0});
+        arrange(order);
+    }
+
+    void arrange(std::vector<size_t> const& order) {
+        torch::NoGradGuard no_grad;
+        std::vector<Flat> made;
+        for (auto dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
+            Flat flat;
+            int64_t numel = 0;
+            for (auto i : order) {
+                auto& [name, p] = parameters_[i];
+                if (p.scalar_type() != dtype) continue;
+                flat.slots.push_back({name, p, numel, p.numel(), static_cast<int64_t>(i)});
+                numel += (p.numel() + 15) / 16 * 16;
+            }
+            if (flat.slots.empty()) continue;
+            flat.parameters = torch::zeros({numel}, dtype);
+            flat.gradients = torch::zeros({numel}, dtype);
+            for (auto& slot : flat.slots) {
+                auto& p = slot.parameter;
+                auto view = flat.parameters.as_strided(p.sizes(), p.strides(), slot.begin), grad = flat.gradients.as_strided(p.sizes(), p.strides(), slot.begin);
+                view.copy_(p);
+                if (p.grad().defined()) grad.copy_(p.grad());
+                p.set_data(view);
+                p.mutable_grad() = grad;
+            }
+            made.push_back(std::move(flat));
+        }
+        flats_ = std::move(made);
+        pieces_.clear();
+        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].parameters.numel(), flats_[f].gradients});
+        owned_ = pieces_;
+        ++layout_;
+    }
+
+    // This rank steps on [begin, end) of the first flat only.
+    void own_slice(int64_t begin, int64_t end) {
+        pieces_ = owned_ = {{0, begin, end, torch::zeros({end - begin}, flats_[0].parameters.options())}};
+        ++layout_;
+    }
+    // All of the first flat in pieces, each with gradients of its own.
+    void cut(std::vector<int64_t> const& borders) {
+        pieces_.clear();
+        for (size_t i = 0; i + 1 < borders.size(); ++i) pieces_.push_back({0, borders[i], borders[i + 1], torch::zeros({borders[i + 1] - borders[i]}, flats_[0].parameters.options())});
+        owned_ = pieces_;
+        ++layout_;
+    }
+    void scatter_gradients() {
+        for (auto& piece : pieces_) piece.gradients.copy_(flats_[static_cast<size_t>(piece.flat)].gradients.narrow(0, piece.begin, piece.end - piece.begin));
+    }
+
+    std::span<Flat const> flats() const { return flats_; }
+    std::span<Piece const> pieces() const { return pieces_; }
+    std::span<Piece const> owned() const { return owned_; }
+    int64_t layout() const { return layout_; }
+    bool window_closed() const { return closed; }
+    void before_step() { ++before; }
+    void after_step() { ++after; }
+    void settle() { ++settled; }
+    void zero_grad() {
+        for (auto& flat : flats_) flat.gradients.zero_();
+    }
+
+    at::Tensor const& operator[](std::string const& name) const {
+        for (auto const& [n, p] : parameters_)
+            if (n == name) return p;
+        throw std::out_of_range(name);
+    }
+    std::vector<std::pair<std::string, at::Tensor>> const& parameters() const { return parameters_; }
+
+    bool closed = true;
+    int before = 0, after = 0, settled = 0;
+
+private:
+    std::vector<std::pair<std::string, at::Tensor>> parameters_;
+    std::vector<Flat> flats_;
+    std::vector<Piece> pieces_, owned_;
+    int64_t layout_ = 0;
+};
+static_assert(accelerate::sharding::flat_model<FakeModel>);
+
+using Parameters = std::vector<std::pair<std::string, at::Tensor>>;
+
+at::Tensor leaf(at::Tensor t) { return t.detach().clone(at::MemoryFormat::Preserve).requires_grad_(); }
+
+Parameters some_parameters(int64_t seed = 1) {
+    torch::manual_seed(static_cast<uint64_t>(seed));
+    return {{"wte.weight", leaf(torch::randn({7, 5}))},
+            {"conv.weight", leaf(torch::randn({4, 3, 2, 2}).contiguous(at::MemoryFormat::ChannelsLast))},
+            {"ln.weight", leaf(torch::ones({5}))},
+            {"ln.bias", leaf(torch::zeros({5}))},
+            {"up.weight", leaf(torch::randn({33, 5}))},
+            {"up.bias", leaf(torch::randn({33}))}};
+}
+
+Parameters copy(Parameters const& from) {
+    Parameters to;
+    for (auto const& [name, p] : from) to.emplace_back(name, leaf(p));
+    return to;
+}
+
+// The same pseudo-random gradients for the same step on every copy.
+void give_gradients(Parameters const& parameters, int64_t step, double scale = 1) {
+    torch::NoGradGuard no_grad;
+    auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(1000 + step));
+    for (auto const& [name, p] : parameters) {
+        auto g = at::randn(p.sizes(), generator, p.options().requires_grad(false)) * scale;
+        if (!p.grad().defined()) p.mutable_grad() = at::empty_like(p).requires_grad_(false);  // in the parameter's memory order, as autograd does
+        p.grad().copy_(g);
+    }
+}
+
+std::vector<at::Tensor> tensors(Parameters const& parameters) {
+    std::vector<at::Tensor> list;
+    for (auto const& [name, p] : parameters) list.push_back(p);
+    return list;
+}
+
+double difference(Parameters const& a, Parameters const& b) {
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); ++i) largest = std::max(largest, (a[i].second - b[i].second).abs().max().item<double>());
+    return largest;
+}
+
+// Runs a recipe and a torch::optim optimizer side by side on copies of the same parameters.
+template <class Torch, class Recipe>
+double distance_after(Recipe recipe, typename std::type_identity_t<std::function<Torch(std::vector<at::Tensor>)>> make, int64_t steps = 15) {
+    auto ours = some_parameters(), theirs = copy(ours);
+    auto model = std::make_shared<FakeModel>(ours);
+    auto optimizer = bind(recipe, std::vector{model});
+    auto reference = make(tensors(theirs));
+    for (int64_t i = 0; i < steps; ++i) {
+        give_gradients(ours, i);
+        give_gradients(theirs, i);
+        optimizer.step();
+        reference.step();
+    }
+    CHECK(optimizer.steps() == steps);
+    return difference(ours, theirs);
+}
+
+// Names of the ATen operations that a call makes, without those that they make in turn.
+template <class F>
+std::vector<std::string> operations_of(F&& f) {
+    static std::vector<std::string>* log;
+    static int depth;
+    std::vector<std::string> names;
+    log = &names;
+    depth = 0;
+    struct Call : at::ObserverContext {};
+    auto begin = [](at::RecordFunction const& fn) -> std::unique_ptr<at::ObserverContext> {
+        if (depth++ == 0) log->emplace_back(fn.name());
+        return std::make_unique<Call>();
+    };
+    auto end = [](at::RecordFunction const&, at::ObserverContext*) { --depth; };
+    auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(begin, end).scopes({at::RecordScope::FUNCTION}));
+    f();
+    at::removeCallback(handle);
+    return names;
+}
+
+template <class F>
+acc::Code code_of(F&& f) {
+    try {
+        f();
+    } catch (acc::Error const& e) {
+        return e.code();
+    }
+    return {"nothing was thrown"};
+}
+
+template <class... Models>
+auto span_of(std::vector<FakeModel*> const& models) {
+    return std::span<FakeModel* const>(models);
+}
+
+}  // namespace
+
+TEST_CASE("recipes update as LibTorch's own optimizers do", "[recipes][rules][optimizer]") {
+    using namespace torch::optim;
+    CHECK(distance_after<torch::optim::AdamW>(acc::optim::AdamW{.lr = 1e-2, .betas = {0.9, 0.95}, .weight_decay = 0.1},
+                                              [](auto p) { return torch::optim::AdamW(p, AdamWOptions(1e-2).betas({0.9, 0.95}).weight_decay(0.1)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::AdamW>(acc::optim::AdamW{.lr = 1e-2, .amsgrad = true},
+                                              [](auto p) { return torch::optim::AdamW(p, AdamWOptions(1e-2).amsgrad(true)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::Adam>(acc::optim::Adam{.lr = 1e-2, .weight_decay = 0.1}, [](auto p) { return torch::optim::Adam(p, AdamOptions(1e-2).weight_decay(0.1)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::SGD>(Sgd{.lr = 0.1}, [](auto p) { return torch::optim::SGD(p, SGDOptions(0.1)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::SGD>(Sgd{.lr = 0.1, .momentum = 0.9, .nesterov = true, .weight_decay = 0.01},
+                                            [](auto p) { return torch::optim::SGD(p, SGDOptions(0.1).momentum(0.9).nesterov(true).weight_decay(0.01)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::SGD>(Sgd{.lr = 0.1, .momentum = 0.8, .dampening = 0.3}, [](auto p) { return torch::optim::SGD(p, SGDOptions(0.1).momentum(0.8).dampening(0.3)); }) < 2e-6);
+    CHECK(distance_after<torch::optim::Adagrad>(acc::optim::Adagrad{.lr = 0.1, .lr_decay = 0.01, .weight_decay = 0.02, .initial_accumulator_value = 0.5}, [](auto p) {
+              return torch::optim::Adagrad(p, AdagradOptions(0.1).lr_decay(0.01).weight_decay(0.02).initial_accumulator_value(0.5));
+          }) < 2e-6);
+}
+
+TEST_CASE("AdamW follows its formula in double precision", "[rules]") {
+    Parameters ours{{"w", leaf(torch::randn({100}, at::kDouble))}};
+    auto p = ours[0].second.detach().clone(), m = torch::zeros_like(p), v = torch::zeros_like(p);
+    auto model = std::make_shared<FakeModel>(ours);
+    auto optimizer = bind(acc::optim::AdamW{.lr = 1e-2, .betas = {0.8, 0.9}, .weight_decay = 0.3}, std::vector{model});
+    for (int t = 1; t <= 10; ++t) {
+        give_gradients(ours, t);
+        auto const g = model->flats()[0].gradients.narrow(0, 0, 100).clone();
+        optimizer.step();
+        p = p * (1 - 1e-2 * 0.3);
+        m = 0.8 * m + 0.2 * g;
+        v = 0.9 * v + 0.1 * g * g;
+        p = p - 1e-2 / (1 - std::pow(0.8, t)) * m / (v.sqrt() / std::sqrt(1 - std::pow(0.9, t)) + 1e-8);
+        CHECK((ours[0].second - p).abs().max().item<double>() < 1e-14);
+    }
+}
+
+TEST_CASE("maximize climbs where the same recipe would descend", "[rules]") {
+    auto up = some_parameters(), down = copy(up);
+    auto climber = std::make_shared<FakeModel>(up), descender = std::make_shared<FakeModel>(down);
+    auto a = bind(acc::optim::Adam{.lr = 0.1, .maximize = true}, std::vector{climber});
+    auto b = bind(acc::optim::Adam{.lr = 0.1}, std::vector{descender});
+    for (int64_t i = 0; i < 3; ++i) {
+        give_gradients(up, i, 1);
+        give_gradients(down, i, -1);
+        a.step();
+        b.step();
+    }
+    CHECK(difference(up, down) == 0);
+}
+
+TEST_CASE("recipes with impossible values are refused by name", "[recipes][rules]") {
+    auto model = std::make_shared<FakeModel>(some_parameters());
+    auto refused = [&](auto recipe) { return code_of([&] { bind(recipe, std::vector{model}); }); };
+    CHECK(refused(acc::optim::AdamW{.lr = -1}) == acc::code::config);
+    CHECK(refused(acc::optim::AdamW{.betas = {0.9, 1.0}}) == acc::code::config);
+    CHECK(refused(acc::optim::Adam{.eps = -1}) == acc::code::config);
+    CHECK(refused(Sgd{.nesterov = true}) == acc::code::config);
+    CHECK(refused(acc::optim::Adagrad{.lr_decay = -1}) == acc::code::config);
+    CHECK(refused(acc::optim::AdamW{.lr = 0, .groups = {{.lr = 1e-3}}}) == acc::code::config);
+    CHECK(code_of([] { Optimizer<Sgd, FakeModel>({}, {}); }) == acc::code::config);
+}
+
+TEST_CASE("a step is one fused call, and nothing else reaches the dispatcher", "[optimizer][batches]") {
+    auto parameters = some_parameters();
+    auto model = std::make_shared<FakeModel>(parameters);
+    auto optimizer = bind(acc::optim::AdamW{.lr = 1e-2}, std::vector{model});
+    give_gradients(parameters, 0);
+    optimizer.step();
+    CHECK(operations_of([&] { optimizer.step(); }) == std::vector<std::string>{"aten::_fused_adamw_"});
+    CHECK(operations_of([&] { optimizer.zero_grad(); }) == std::vector<std::string>{"aten::zero_"});
+
+    auto grouped = bind(acc::optim::AdamW{.no_decay_on_norms_and_biases = true}, std::vector{model});
+    grouped.step();
+    CHECK(operations_of([&] { grouped.step(); }) == (std::vector<std::string>{"aten::_fused_adamw_", "aten::_fused_adamw_"}));
+    auto plain = bind(Sgd{}, std::vector{model});
+    plain.step();
+    CHECK(operations_of([&] { plain.step(); }) == std::vector<std::string>{"aten::_fused_sgd_"});
+}
+
+TEST_CASE("neighbours of one set are one list entry, padding stays zero", "[batches][moments]") {
+    auto parameters = some_parameters();
+    FakeModel model(parameters);
+    auto const& flat = model.flats()[0];
+    auto batches_of = [&](std::vector<size_t> sets, acc::Operations operations) {
+        Moments moments({"m"}, 0);
+        std::vector<Part> parts;
+        for (size_t i = 0; i < flat.slots.size(); ++i) {
+            auto const& s = flat.slots[i];
+            parts.push_back({s.name, s.parameter.sizes().vec(), s.parameter.strides().vec(), s.numel, 0, s.numel, 0, s.begin, static_cast<int64_t>(flat.slots.size() - i), sets[i]});
+        }
+        moments.arrange({{flat.parameters, flat.gradients, {}}}, parts, {});
+        return make_batches(moments, operations);
+    };
+    auto const one = batches_of({0, 0, 0, 0, 0, 0}, acc::Operations::Fused);
+    REQUIRE(one.size() == 1);
+    REQUIRE(one[0].columns.parameters.size() == 1);
+    CHECK(one[0].columns.parameters[0].numel() == flat.parameters.numel());
+    auto const two = batches_of({0, 0, 1, 1, 0, 1}, acc::Operations::Fused);
+    REQUIRE(two.size() == 2);
+    CHECK(two[0].columns.parameters.size() == 2);
+    CHECK(two[1].columns.parameters.size() == 2);
+    CHECK(two[1].columns.states[0][0].numel() == two[1].columns.gradients[0].numel());
+    auto const each = batches_of({0, 0, 0, 0, 0, 0}, acc::Operations::Torch);
+    REQUIRE(each.size() == 1);
+    CHECK(each[0].columns.parameters.size() == 6);
+    CHECK(each[0].columns.parameters[0].data_ptr() == parameters[5].second.data_ptr());  // by registration, here reversed
+
+    auto shared = std::make_shared<FakeModel>(some_parameters(2));
+    auto optimizer = bind(acc::optim::AdamW{.lr = 0.1, .weight_decay = 0.5}, std::vector{shared});
+    for (int64_t i = 0; i < 5; ++i) give_gradients(shared->parameters(), i), optimizer.step();
+    auto const& slots = shared->flats()[0].slots;
+    for (size_t i = 0; i + 1 < slots.size(); ++i)
+        if (slots[i].end() < slots[i + 1].begin) CHECK(shared->flats()[0].parameters.narrow(0, slots[i].end(), slots[i + 1].begin - slots[i].end()).abs().max().item<float>() == 0);
+}
+
+TEST_CASE("parameter groups: first match, no decay on norms and biases, ratios under set_lr", "[groups]") {
+    auto parameters = some_parameters();
+    auto reference = copy(parameters);
+    auto model = std::make_shared<FakeModel>(parameters);
+    auto starts = [](std::string prefix) { return [prefix](std::string const& name) { return name.starts_with(prefix); }; };
+    auto optimizer = bind(acc::optim::AdamW{.lr = 1e-2, .weight_decay = 0.1, .no_decay_on_norms_and_biases = true,
+                                            .groups = {{.match = starts("up"), .lr = 3e-3}, {.match = starts("up.bias"), .lr = 1}, {.match = starts("ln.weight"), .weight_decay = 0.7}}},
+                          std::vector{model});
+    auto options = [](double lr, double decay) { return std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(lr).weight_decay(decay)); };
+    auto p = [&](size_t i) { return std::vector<at::Tensor>{reference[i].second}; };
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    groups.emplace_back(p(0), options(1e-2, 0.1));
+    groups.emplace_back(p(1), options(1e-2, 0.1));
+    groups.emplace_back(p(2), options(1e-2, 0.7));  // explicit decay wins over the no-decay option
+    groups.emplace_back(p(3), options(1e-2, 0));
+    groups.emplace_back(p(4), options(3e-3, 0.1));
+    groups.emplace_back(p(5), options(3e-3, 0));  // the first match, and a bias
+    torch::optim::AdamW expected(groups, torch::optim::AdamWOptions(1e-2));
+    auto step = [&](int64_t i) {
+        give_gradients(parameters, i);
+        give_gradients(reference, i);
+        optimizer.step();
+        expected.step();
+    };
+    for (int64_t i = 0; i < 5; ++i) step(i);
+    CHECK(difference(parameters, reference) < 2e-6);
+
+    optimizer.set_lr(5e-3);
+    CHECK(optimizer.lr() == 5e-3);
+    for (auto& group : expected.param_groups()) group.options().set_lr(group.options().get_lr() / 2);
+    for (int64_t i = 5; i < 10; ++i) step(i);
+    CHECK(difference(parameters, reference) < 2e-6);
+    auto const values = optimizer.state_dict().values;
+    CHECK(values["groups"].size() == 5);
+    CHECK(values["groups"][0]["lr"] == 5e-3);
+}
+
+TEST_CASE("an unfinished window: step and zero_grad do nothing; skip makes no update", "[optimizer]") {
+    auto parameters = some_parameters();
+    auto const before = copy(parameters);
+    auto model = std::make_shared<FakeModel>(parameters), other = std::make_shared<FakeModel>(some_parameters(3));
+    auto optimizer = bind(Sgd{.lr = 0.1}, std::vector{model, other});
+    give_gradients(parameters, 0);
+    other->closed = false;  // one open window is enough
+    optimizer.step();
+    optimizer.zero_grad();
+    CHECK((optimizer.steps() == 0 && optimizer.updates() == 0 && model->before == 0 && !optimizer.window_closed()));
+    CHECK(difference(parameters, before) == 0);
+    CHECK(parameters[0].second.grad().abs().max().item<float>() > 0);
+
+    other->closed = true;
+    optimizer.skip();
+    CHECK((optimizer.step_was_skipped() && optimizer.steps() == 0 && model->before == 1 && model->after == 1));
+    CHECK(difference(parameters, before) == 0);
+
+    auto handle = optimizer;  // copies and moved-to handles are the same optimizer
+    auto moved = std::move(optimizer);
+    moved.step();
+    CHECK((handle.steps() == 1 && handle.updates() == 1 && !handle.step_was_skipped() && model->after == 2 && other->after == 2));
+    CHECK(difference(parameters, before) > 0);
+    moved.zero_grad();
+    CHECK(parameters[0].second.grad().abs().max().item<float>() == 0);
+    CHECK(moved.recipe().lr == 0.1);
+    CHECK(moved.models().size() == 2);
+}
+
+TEST_CASE("state follows its parameters into a new arrangement", "[moments][optimizer]") {
+    auto a = some_parameters(), b = copy(a);
+    auto fixed = std::make_shared<FakeModel>(a), moving = std::make_shared<FakeModel>(b);
+    acc::optim::AdamW const recipe{.lr = 1e-2, .amsgrad = true, .no_decay_on_norms_and_biases = true};
+    auto x = bind(recipe, std::vector{fixed}), y = bind(recipe, std::vector{moving});
+    auto step = [&](int64_t i) {
+        give_gradients(a, i);
+        give_gradients(b, i);
+        moving->scatter_gradients();
+        x.step();
+        y.step();
+    };
+    step(0);
+    moving->arrange({5, 3, 1, 0, 2, 4});
+    for (int64_t i = 1; i < 4; ++i) step(i);
+    CHECK(difference(a, b) < 1e-7);
+    moving->cut({0, 40, 41, 200, moving->flats()[0].parameters.numel()});  // slices through parameters, gradients read elsewhere
+    for (int64_t i = 4; i < 8; ++i) step(i);
+    CHECK(difference(a, b) < 1e-7);
+
+    auto const left = x.state_dict(), right = y.state_dict();
+    CHECK(left.tensors.size() == 18);
+    for (auto const& [name, tensor] : left.tensors) CHECK(at::allclose(tensor, right.tensors.at(name), 1e-5, 1e-9));
+    CHECK(left.tensors.at("exp_avg.conv.weight").sizes() == a[1].second.sizes());
+}
+
+TEST_CASE("a rank may step on a slice only; its state loads from whole parameters", "[moments][optimizer]") {
+    auto a = some_parameters(), b = copy(a);
+    auto whole = std::make_shared<FakeModel>(a), sliced = std::make_shared<FakeModel>(b);
+    auto const begin = sliced->flats()[0].slots[1].begin + 3, end = sliced->flats()[0].slots[4].begin + 50;
+    sliced->own_slice(begin, end);
+    acc::optim::AdamW const recipe{.lr = 1e-2};
+    auto x = bind(recipe, std::vector{whole}), y = bind(recipe, std::vector{sliced});
+    auto step = [&](int64_t i) {
+        give_gradients(a, i);
+        give_gradients(b, i);
+        sliced->scatter_gradients();
+        x.step();
+        y.step();
+    };
+    auto distance = [&] { return (whole->flats()[0].parameters - sliced->flats()[0].parameters).narrow(0, begin, end - begin).abs().max().item<double>(); };
+    for (int64_t i = 0; i < 3; ++i) step(i);
+    CHECK(distance() < 1e-7);
+    CHECK((whole->flats()[0].parameters - sliced->flats()[0].parameters).narrow(0, 0, begin).abs().max().item<double>() > 1e-3);
+
+    auto const part = y.state_dict();
+    CHECK(part.tensors.at("exp_avg.ln.bias").sizes() == at::IntArrayRef{5});
+    CHECK(part.values["slices"]["exp_avg.up.weight"] == (std::vector<int64_t>{0, 50}));
+    CHECK(part.tensors.at("exp_avg.up.weight").numel() == 50);
+    CHECK_FALSE(part.tensors.contains("exp_avg.wte.weight"));
+
+    auto const saved = x.state_dict();
+    y = bind(recipe, std::vector{sliced});
+    y.load_state_dict(saved);  // what a slice does not need belongs to another rank
+    for (int64_t i = 3; i < 6; ++i) step(i);
+    CHECK(distance() < 1e-7);
+    y.load_state_dict(y.state_dict());
+    auto broken = part;
+    broken.values["slices"]["exp_avg.up.weight"] = {10, 60};
+    CHECK(code_of([&] { y.load_state_dict(broken); }) == acc::code::data);
+}
+
+TEST_CASE("resume equals never having stopped, bit for bit", "[optimizer][moments]") {
+    auto check = [](auto recipe) {
+        auto a = some_parameters();
+        auto model = std::make_shared<FakeModel>(a);
+        auto optimizer = bind(recipe, std::vector{model});
+        for (int64_t i = 0; i < 3; ++i) give_gradients(a, i), optimizer.step();
+        optimizer.set_lr(optimizer.lr() / 3);
+        auto const saved = optimizer.state_dict();
+        auto b = copy(a);
+        for (int64_t i = 3; i < 6; ++i) give_gradients(a, i), optimizer.step();  // the state dict is a copy: this leaves it alone
+
+        auto again = bind(recipe, std::vector{std::make_shared<FakeModel>(b)});
+        again.load_state_dict(saved);
+        CHECK(again.steps() == 3);
+        CHECK(again.updates() == 0);
+        for (int64_t i = 3; i < 6; ++i) give_gradients(b, i), again.step();
+        CHECK(again.lr() == optimizer.lr());
+        return difference(a, b);
+    };
+    CHECK(check(acc::optim::AdamW{.amsgrad = true}) == 0);
+    CHECK(check(acc::optim::Adam{.operations = acc::Operations::Torch}) == 0);
+    CHECK(check(Sgd{.momentum = 0.9, .dampening = 0.5}) == 0);
+    CHECK(check(Sgd{}) == 0);
+    CHECK(check(acc::optim::Adagrad{.initial_accumulator_value = 0.1}) == 0);
+}
+
+TEST_CASE("a state that does not fit is refused and changes nothing", "[moments][optimizer]") {
+    auto a = some_parameters();
+    auto model = std::make_shared<FakeModel>(a);
+    auto optimizer = bind(acc::optim::AdamW{}, std::vector{model});
+    give_gradients(a, 0);
+    optimizer.step();
+    auto const good = optimizer.state_dict();
+    auto refused = [&](auto change) {
+        auto bad = good;
+        change(bad);
+        return code_of([&] { optimizer.load_state_dict(bad); });
+    };
+    CHECK(refused([](auto& s) { s.values["kind"] = "Sgd"; }) == acc::code::data);
+    CHECK(refused([](auto& s) { s.values.erase("steps"); }) == acc::code::data);
+    CHECK(refused([](auto& s) { s.values["lr"] = "fast"; }) == acc::code::data);
+    CHECK(refused([](auto& s) { s.tensors.at("exp_avg.up.bias") = torch::zeros({32}); }) == acc::code::data);
+    CHECK(refused([](auto& s) { s.tensors.insert("exp_avg.nobody", torch::zeros({1})); }) == acc::code::data);
+    CHECK(refused([](auto& s) { s.tensors = acc::TensorMap(); }) == acc::code::data);
+    auto const after = optimizer.state_dict();
+    for (auto const& [name, tensor] : good.tensors) CHECK(at::equal(tensor, after.tensors.at(name)));
+
+    auto fresh = bind(acc::optim::AdamW{}, std::vector{model});  // saved before the first step: nothing but values
+    auto const empty = fresh.state_dict();
+    CHECK(empty.tensors.empty());
+    optimizer.load_state_dict(empty);
+    CHECK(optimizer.steps() == 0);
+    CHECK(optimizer.state_dict().tensors.at("exp_avg_sq.up.bias").abs().max().item<float>() == 0);
+}
+
+TEST_CASE("two models of one optimizer keep equal names apart, dtypes go their own calls", "[optimizer][moments]") {
+    Parameters a{{"w", leaf(torch::randn({20}))}, {"half", leaf(torch::randn({8, 4}).to(at::kBFloat16))}}, b{{"w", leaf(torch::randn({3}))}};
+    auto optimizer = bind(acc::optim::Adam{.lr = 0.1}, std::vector{std::make_shared<FakeModel>(a), std::make_shared<FakeModel>(b)});
+    give_gradients(a, 0);
+    give_gradients(b, 0);
+    optimizer.step();
+    CHECK(operations_of([&] { optimizer.step(); }).size() == 2);
+    auto const state = optimizer.state_dict();
+    CHECK(state.tensors.at("exp_avg.0.w").numel() == 20);
+    CHECK(state.tensors.at("exp_avg.1.w").numel() == 3);
+    CHECK(state.tensors.at("exp_avg.0.half").scalar_type() == at::kBFloat16);
+}
+
+TEST_CASE("Operations::Torch makes Python's calls on Python's lists", "[operations][clip][optimizer]") {
+    auto ours = some_parameters(), theirs = copy(ours);
+    auto model = std::make_shared<FakeModel>(ours);
+    model->arrange({5, 4, 3, 2, 1, 0});  // as for speed: last first
+    auto optimizer = bind(acc::optim::AdamW{.lr = 1e-2, .weight_decay = 0.1, .operations = acc::Operations::Torch}, std::vector{model});
+    auto list = tensors(theirs);
+    std::vector<at::Tensor> m, v, steps;
+    for (auto const& p : list) m.push_back(torch::zeros_like(p)), v.push_back(torch::zeros_like(p)), steps.push_back(torch::zeros({}));
+    for (int64_t i = 0; i < 10; ++i) {
+        give_gradients(ours, i, 0.02);
+        give_gradients(theirs, i, 0.02);
+        std::vector<FakeModel*> const models{model.get()};
+        auto const norm = clip_grad_norm(span_of(models), 0.25, 2, acc::Operations::Torch);
+        optimizer.step();
+
+        torch::NoGradGuard no_grad;
+        std::vector<at::Tensor> grads;
+        for (auto const& p : list) grads.push_back(p.grad());
+        auto const total = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2.0)), 2.0);
+        at::_foreach_mul_(grads, at::clamp(0.25 / (total + 1e-6), std::nullopt, 1.0));
+        at::_foreach_add_(steps, 1);
+        at::_fused_adamw_(list, grads, m, v, {}, steps, 1e-2, 0.9, 0.999, 0.1, 1e-8, false, false);
+        CHECK(norm.item<float>() == total.item<float>());
+        CHECK(difference(ours, theirs) == 0);
+    }
+    CHECK(operations_of([&] { optimizer.step(); }) == std::vector<std::string>{"aten::_fused_adamw_"});
+}
+
+TEST_CASE("norms of flat buffers are those of fp64", "[norm][reductions]") {
+    torch::manual_seed(3);
+    auto const big = torch::randn({25'000'000});
+    auto const exact = big.to(at::kDouble).norm().item<double>();
+    CHECK(std::abs(total_norm(std::vector{big}).item<double>() / exact - 1) < 1e-6);
+    CHECK(std::abs(std::sqrt(kernel::sum_of_squares(big.data_ptr<float>(), big.numel())) / exact - 1) < 1e-10);
+    CHECK(std::abs(std::sqrt(kernel::sum_of_squares_portable(big.data_ptr<float>(), big.numel())) / exact - 1) < 1e-10);
+    Norm const two(2);
+    CHECK(std::abs(two.finish(two.partial_tensor(std::vector{big})).item<double>() / exact - 1) < 1e-6);  // as on a device
+
+    auto const infinity = std::numeric_limits<double>::infinity();
+    for (auto dtype : {at::kFloat, at::kDouble, at::kBFloat16})
+        for (double p : {1.0, 2.0, 3.0, 0.5, 0.0, infinity, -infinity}) {
+            std::vector<at::Tensor> const buffers{torch::randn({9001}).to(dtype), torch::randn({5}).to(dtype), torch::empty({0}, dtype), torch::randn({4096}).to(dtype)};
+            auto const expected = at::linalg_vector_norm(torch::cat(buffers).to(at::kDouble), p).item<double>();
+            Norm const norm(p);
+            CHECK(total_norm(buffers, p).item<double>() == Approx(expected).epsilon(1e-6));
+            CHECK(norm.finish(norm.partial_tensor(buffers)).item<double>() == Approx(expected).epsilon(1e-6));
+        }
+    CHECK(total_norm(std::vector<at::Tensor>{}).item<float>() == 0);
+}
+
+TEST_CASE("kernels agree at every length and on special values", "[reductions]") {
+    torch::manual_seed(4);
+    auto const x = torch::randn({200}) * 1e25;  // squares overflow fp32
+    auto const* data = x.data_ptr<float>();
+    for (int64_t n = 0; n <= 200; ++n) {
+        auto const plain = kernel::sum_of_squares_portable(data, n);
+        CHECK(kernel::sum_of_squares(data, n) == Approx(plain).epsilon(1e-13));
+        CHECK(kernel::largest_magnitude(data, n) == kernel::largest_magnitude_portable(data, n));
+        if (n > 0) CHECK(kernel::largest_magnitude(data, n) == x.narrow(0, 0, n).abs().max().item<float>());
+    }
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) CHECK(kernel::sum_of_squares_avx2(data, 199) == Approx(kernel::sum_of_squares_portable(data, 199)).epsilon(1e-13));
+    if (__builtin_cpu_supports("avx512f")) CHECK(kernel::sum_of_squares_avx512(data, 199) == Approx(kernel::sum_of_squares_portable(data, 199)).epsilon(1e-13));
+#endif
+    for (int64_t at : {0, 50, 199})
+        for (float special : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+            auto y = torch::randn({200});
+            y[at] = special;
+            CHECK(std::isnan(kernel::sum_of_squares(y.data_ptr<float>(), 200)) == std::isnan(special));
+            CHECK(std::isnan(kernel::largest_magnitude(y.data_ptr<float>(), 200)) == std::isnan(special));
+            CHECK_FALSE(std::isfinite(kernel::largest_magnitude(y.data_ptr<float>(), 200)));
+        }
+}
+
+TEST_CASE("clip_grad_norm scales as LibTorch's, over several models", "[clip]") {
+    for (double p : {2.0, 1.0, std::numeric_limits<double>::infinity()})
+        for (double max_norm : {0.5, 1e6}) {
+            auto a = some_parameters(), b = some_parameters(2);
+            auto reference = copy(a);
+            for (auto& entry : copy(b)) reference.push_back(entry);
+            FakeModel first(a), second(b);
+            std::vector<FakeModel*> const models{&first, &second};
+            for (int64_t i = 0; i < 2; ++i) {
+                give_gradients(i == 0 ? a : b, i);
+                give_gradients(i == 0 ? Parameters(reference.begin(), reference.begin() + 6) : Parameters(reference.begin() + 6, reference.end()), i);
+            }
+            auto const expected = torch::nn::utils::clip_grad_norm_(tensors(reference), max_norm, p);
+            auto const norm = clip_grad_norm(span_of(models), max_norm, p);
+            CHECK(norm.dim() == 0);
+            CHECK(norm.scalar_type() == at::kFloat);
+            CHECK(norm.item<double>() == Approx(expected).epsilon(1e-6));
+            CHECK(first.settled == (max_norm < 1 ? 1 : 0));  // written, so others must be told
+            auto all = a;
+            all.insert(all.end(), b.begin(), b.end());
+            for (size_t i = 0; i < all.size(); ++i) CHECK(at::allclose(all[i].second.grad(), reference[i].second.grad(), 1e-5, 1e-8));
+        }
+}
+
+TEST_CASE("clipping: NaN spreads, values are clamped, ranks fold their parts", "[clip]") {
+    auto a = some_parameters();
+    FakeModel model(a);
+    std::vector<FakeModel*> const models{&model};
+    give_gradients(a, 0);
+    clip_grad_value(span_of(models), 0.3);
+    CHECK(model.flats()[0].gradients.abs().max().item<float>() == 0.3f);
+
+    // Two ranks, each the owner of half: the partial results are added (or the largest taken), then both scale by the same.
+    auto const full = total_norm(std::vector{model.flats()[0].gradients}).item<double>();
+    auto const half = model.flats()[0].parameters.numel() / 2;
+    auto b = copy(a);
+    FakeModel left(b);
+    left.cut({0, half});
+    left.pieces()[0].gradients.copy_(model.flats()[0].gradients.narrow(0, 0, half));
+    std::vector<FakeModel*> const lefts{&left};
+    auto const other = model.flats()[0].gradients.narrow(0, half, half);
+    auto const norm = clip_grad_norm(span_of(lefts), 0.1, 2, acc::Operations::Fused, [&](at::Tensor& partial, Fold how) {
+        CHECK(how == Fold::Sum);
+        partial.add_(other.to(at::kDouble).square().sum());
+    });
+    CHECK(norm.item<double>() == Approx(full).epsilon(1e-6));
+    CHECK(left.pieces()[0].gradients.norm().item<double>() == Approx(0.1 * model.flats()[0].gradients.narrow(0, 0, half).norm().item<double>() / full).epsilon(1e-4));
+
+    model.flats()[0].gradients[3] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(std::isnan(clip_grad_norm(span_of(models), 1).item<float>()));
+    CHECK(model.flats()[0].gradients.isnan().all().item<bool>());
+}
+
+TEST_CASE("a torch::optim optimizer behind the same interface", "[torch_adapter][bind]") {
+    auto ours = some_parameters(), theirs = copy(ours);
+    auto model = std::make_shared<FakeModel>(ours);
+    auto held = std::make_unique<torch::optim::RMSprop>(tensors(ours), torch::optim::RMSpropOptions(1e-2));
+    torch::optim::RMSprop reference(tensors(theirs), torch::optim::RMSpropOptions(1e-2));
+    auto optimizer = bind(std::move(held), std::vector{model});
+    auto const* gradients = ours[0].second.grad().data_ptr();
+    for (int64_t i = 0; i < 4; ++i) {
+        give_gradients(ours, i);
+        give_gradients(theirs, i);
+        model->closed = false;
+        optimizer.step();
+        optimizer.zero_grad();
+        model->closed = true;
+        optimizer.step();
+        optimizer.zero_grad();
+        reference.step();
+        CHECK(ours[0].second.grad().data_ptr() == gradients);  // still a view
+        CHECK(ours[0].second.grad().abs().max().item<float>() == 0);
+    }
+    CHECK(difference(ours, theirs) == 0);
+    CHECK((optimizer.steps() == 4 && optimizer.updates() == 4 && model->before == 4 && model->after == 4));
+    optimizer.skip();
+    CHECK((optimizer.step_was_skipped() && optimizer.updates() == 4));
+    optimizer.set_lr(5e-3);
+    CHECK(optimizer.lr() == 5e-3);
+    CHECK(optimizer.unwrap().param_groups()[0].options().get_lr() == 5e-3);
+    CHECK(optimizer.models().size() == 1);
+}
+
+TEST_CASE("torch::optim by value, by reference and by either pointer; strangers are refused", "[torch_adapter][bind]") {
+    auto a = some_parameters();
+    auto model = std::make_shared<FakeModel>(a);
+    torch::optim::SGD mine(tensors(a), 0.1);
+    auto by_reference = bind(mine, std::vector{model});
+    CHECK(&by_reference.unwrap() == &mine);
+    auto by_value = bind(torch::optim::SGD(tensors(a), 0.2), std::vector{model});
+    auto by_shared = bind(std::make_shared<torch::optim::AdamW>(tensors(a), 0.3), std::vector{model});
+    auto by_base = bind(std::unique_ptr<torch::optim::Optimizer>(std::make_unique<torch::optim::Adagrad>(tensors(a), 0.4)), std::vector{model});
+    CHECK((by_reference.lr() == 0.1 && by_value.lr() == 0.2 && by_shared.lr() == 0.3 && by_base.lr() == 0.4));
+    CHECK(code_of([&] { (void)by_base.state_dict(); }) == acc::code::config);
+    CHECK(code_of([&] { by_base.load_state_dict({}); }) == acc::code::config);
+
+    auto stray = leaf(torch::ones({2}));  // trained beside the model, as a temperature is
+    auto with_stray = bind(torch::optim::SGD({a[0].second, stray}, 0.1), std::vector{model});
+    stray.mutable_grad() = torch::ones({2});
+    give_gradients(a, 0);
+    with_stray.step();
+    with_stray.zero_grad();
+    CHECK(stray[0].item<float>() == Approx(0.9));
+    CHECK_FALSE(stray.grad().defined());
+    CHECK(code_of([&] { bind(torch::optim::SGD({stray}, 0.1), std::vector{model}); }) == acc::code::config);
+    model->cut({0, 64, model->flats()[0].parameters.numel()});
+    CHECK(code_of([&] { bind(torch::optim::SGD(tensors(a), 0.1), std::vector{model}); }) == acc::code::config);
+}
+
+TEST_CASE("torch::optim state by parameter name, exchangeable with a recipe's", "[torch_state][torch_adapter]") {
+    auto round_trip = [](auto make, auto... recipe) {
+        auto a = some_parameters();
+        auto first = bind(make(tensors(a)), std::vector{std::make_shared<FakeModel>(a)});
+        for (int64_t i = 0; i < 3; ++i) give_gradients(a, i), first.step();
+        first.set_lr(first.lr() / 2);
+        auto const saved = first.state_dict();
+        auto b = copy(a), c = copy(a);
+        auto second = bind(make(tensors(b)), std::vector{std::make_shared<FakeModel>(b)});
+        second.load_state_dict(saved);
+        auto step = [&](auto& optimizer, auto& parameters) {
+            for (int64_t i = 3; i < 6; ++i) give_gradients(parameters, i), optimizer.step();
+        };
+        step(first, a);
+        step(second, b);
+        CHECK(second.steps() == 6);
+        CHECK(difference(a, b) == 0);
+        ((void)[&](auto r) {
+            auto third = bind(r, std::vector{std::make_shared<FakeModel>(c)});
+            third.load_state_dict(saved);
+            step(third, c);
+            CHECK(difference(a, c) < 2e-6);
+            second.load_state_dict(third.state_dict());
+            CHECK(second.steps() == 6);
+        }(recipe), ...);
+        auto bad = saved;
+        bad.values["kind"] = "another";
+        CHECK(code_of([&] { second.load_state_dict(bad); }) == acc::code::data);
+    };
+    using P = std::vector<at::Tensor>;
+    round_trip([](P p) { return torch::optim::AdamW(p, torch::optim::AdamWOptions(1e-2)); }, acc::optim::AdamW{.lr = 1e-2});
+    round_trip([](P p) { return torch::optim::Adam(p, torch::optim::AdamOptions(1e-2).amsgrad(true)); }, acc::optim::Adam{.lr = 1e-2, .amsgrad = true});
+    round_trip([](P p) { return torch::optim::SGD(p, torch::optim::SGDOptions(1e-2).momentum(0.9)); }, Sgd{.lr = 1e-2, .momentum = 0.9});
+    round_trip([](P p) { return torch::optim::Adagrad(p, torch::optim::AdagradOptions(1e-2)); }, acc::optim::Adagrad{.lr = 1e-2});
+    round_trip([](P p) { return torch::optim::RMSprop(p, torch::optim::RMSpropOptions(1e-2).momentum(0.5)); });
+}
+
+TEST_CASE("a callable option is shared, const and knows when it is empty", "[callable]") {
+    Callable<bool(std::string const&)> empty;
+    CHECK_FALSE(bool(empty));
+    auto counter = std::make_shared<int>(0);
+    Callable<bool(std::string const&)> match = [counter](std::string_view name) { return ++*counter, name.ends_with("bias"); };
+    auto again = match;
+    CHECK(counter.use_count() == 2);
+    CHECK((match("a.bias") && !again("a.weight")));
+    CHECK(*counter == 2);
+    Callable<double(int64_t)> half = +[](int64_t n) { return static_cast<double>(n) / 2; };
+    CHECK(half(3) == 1.5);
+}

@@ -1,0 +1,254 @@
+// In which precision things are computed, and that it ends where it should.
+#include <torch/torch.h>
+
+#include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
+
+#include <accelerate/device/cpu.hpp>
+#include <accelerate/module/intercept.hpp>
+#include <accelerate/module/linear.hpp>
+#include <accelerate/precision/autocast.hpp>
+#include <accelerate/precision/bf16.hpp>
+#include <accelerate/precision/fp32.hpp>
+#include <accelerate/precision/tf32.hpp>
+#include <latch>
+#include <thread>
+
+namespace acc = accelerate;
+namespace nn = torch::nn;
+
+namespace {
+
+using Cpu = acc::device::BasicCpu<acc::comm::Self>;
+using Bf16 = acc::precision::Bf16<>;
+using Scope = Bf16::scope<Cpu>;
+using Pause = Bf16::pause<Cpu>;
+using Linear = acc::Linear<acc::Strategy<acc::place::Resident, Bf16>>;
+
+struct State {
+    bool enabled = at::autocast::is_autocast_enabled(at::kCPU);
+    at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kCPU);
+    bool cache = at::autocast::is_autocast_cache_enabled();
+    bool operator==(State const&) const = default;
+};
+
+/// Counts the casts of tensors of one shape, wherever they are made.
+struct Casts : acc::module::Interceptor {
+    explicit Casts(at::IntArrayRef s) : Interceptor(&look), shape(s.vec()) {}
+    std::vector<int64_t> shape;
+    int found = 0;
+
+private:
+    static void look(Interceptor& self, c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack& stack) {
+        auto& casts = static_cast<Casts&>(self);
+        if (op.schema().name() == "aten::_to_copy") casts.found += (stack.end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()))->toTensor().sizes() == at::IntArrayRef(casts.shape);
+        op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, acc::module::intercept_key), &stack);
+    }
+};
+
+template <class F>
+int casts(at::IntArrayRef shape, F&& f) {
+    Casts counter(shape);
+    acc::module::Interception const intercepted(counter);
+    f();
+    return counter.found;
+}
+
+at::Tensor through_bf16(at::Tensor const& t) { return t.to(at::kBFloat16).to(at::kDouble); }
+
+}  // namespace
+
+TEST_CASE("precisions say what they are", "[policy][fp32][bf16][tf32]") {
+    STATIC_REQUIRE(acc::precision_policy<acc::precision::Fp32>);
+    STATIC_REQUIRE(acc::precision_policy<acc::precision::Tf32>);
+    STATIC_REQUIRE(acc::precision_policy<acc::precision::Bf16<>>);
+    STATIC_REQUIRE(acc::precision_policy<acc::precision::Bf16<acc::bf16{.cache_enabled = false}>, Cpu>);
+    STATIC_REQUIRE_FALSE(acc::precision_policy<int>);
+    STATIC_REQUIRE_FALSE(acc::precision_policy<Cpu>);
+    CHECK(acc::precision::Fp32::name == std::string("no"));
+    CHECK(acc::precision::Tf32::name == std::string("tf32"));
+    CHECK(Bf16::name == std::string("bf16"));
+    STATIC_REQUIRE(acc::precision::Fp32::compute == at::kFloat);
+    STATIC_REQUIRE(Bf16::parameter == at::kFloat);
+    STATIC_REQUIRE(Bf16::compute == at::kBFloat16);
+    STATIC_REQUIRE(Bf16::reduction == at::kFloat);
+    STATIC_REQUIRE(Bf16::master == at::kFloat);
+    STATIC_REQUIRE(std::is_empty_v<acc::precision::Fp32::scope<Cpu>>);
+    STATIC_REQUIRE(std::is_empty_v<acc::precision::Fp32::pause<Cpu>>);
+    STATIC_REQUIRE(std::is_empty_v<acc::precision::Tf32::scope<Cpu>>);
+    STATIC_REQUIRE_FALSE(std::is_empty_v<Scope>);
+}
+
+TEST_CASE("the CPU is a device", "[policy][cpu]") {
+    STATIC_REQUIRE(acc::device_policy<Cpu>);
+    STATIC_REQUIRE(acc::device_policy<acc::device::Cpu>);
+    STATIC_REQUIRE_FALSE(acc::device_policy<Bf16>);
+    STATIC_REQUIRE(std::same_as<Cpu::communicator, acc::comm::Self>);
+    CHECK(Cpu::current() == at::Device(at::kCPU));
+    CHECK(Cpu::name == std::string("cpu"));
+    Cpu::synchronize();
+}
+
+TEST_CASE("autocast ends as it was found", "[autocast]") {
+    State const before;
+    CHECK_FALSE(before.enabled);
+    SECTION("nested") {
+        Scope outer;
+        State const inside;
+        CHECK(inside == State{true, at::kBFloat16, true});
+        {
+            acc::precision::Autocast const half(at::kCPU, at::kHalf, true, false);
+            CHECK(State() == State{true, at::kHalf, false});
+            {
+                Scope island(false);
+                CHECK_FALSE(State().enabled);
+            }
+            CHECK(State() == State{true, at::kHalf, false});
+        }
+        CHECK(State() == inside);
+    }
+    SECTION("by an exception") {
+        CHECK_THROWS_AS(
+            [] {
+                Scope scope;
+                Pause pause;
+                torch::matmul(torch::ones({2, 3}), torch::ones({2, 3}));
+            }(),
+            c10::Error);
+    }
+    SECTION("in any order") {
+        std::optional<Scope> first, second, third;
+        first.emplace();
+        second.emplace(false);
+        third.emplace();
+        first.reset();
+        CHECK(State().enabled);
+        third.reset();
+        CHECK_FALSE(State().enabled);
+        CHECK(State().dtype == at::kBFloat16);
+        first.emplace();
+        second.reset();
+        CHECK(State().enabled);
+        first.reset();
+    }
+    SECTION("for one thread") {
+        Scope scope;
+        std::thread([] { CHECK_FALSE(State().enabled); }).join();
+    }
+    CHECK(State() == before);
+}
+
+TEST_CASE("each operation has the precision that it needs", "[autocast][bf16]") {
+    auto const x = torch::rand({4, 8}), w = torch::rand({5, 8}, torch::requires_grad());
+    Scope scope;
+    auto const y = at::linear(x, w);
+    CHECK(y.scalar_type() == at::kBFloat16);  // not copied back
+    auto const expected = torch::matmul(through_bf16(x), through_bf16(w).t());
+    CHECK(torch::allclose(y.to(at::kDouble), expected, 8e-3, 0));
+    CHECK(y.relu().scalar_type() == at::kBFloat16);
+    auto const loss = torch::mse_loss(y, torch::zeros({4, 5}));
+    CHECK(loss.scalar_type() == at::kFloat);
+    CHECK(loss.item<double>() == Approx(y.detach().to(at::kDouble).pow(2).mean().item<double>()).epsilon(1e-6));
+
+    Pause pause;
+    CHECK(at::linear(x, w).scalar_type() == at::kFloat);
+    loss.backward();
+    CHECK(w.grad().scalar_type() == at::kFloat);
+    CHECK(torch::allclose(w.grad(), torch::matmul((y.detach().to(at::kFloat) / 10).t(), x), 2e-2, 0));
+}
+
+TEST_CASE("a weight is cast once in a scope", "[bf16][autocast][cast_once_linear][linear]") {
+    Linear linear(6, 3);
+    nn::Linear theirs(6, 3);
+    auto const x = torch::rand({4, 6});
+    auto const twice = [&](auto& layer) {
+        layer(x);
+        layer(x);
+    };
+    auto const scoped = [&](auto& layer) {
+        Scope scope;
+        twice(layer);
+    };
+    SECTION("LibTorch's linear casts it at every use") {
+        CHECK(casts({3, 6}, [&] { scoped(linear); }) == 1);
+        CHECK(casts({6, 3}, [&] { scoped(theirs); }) == 2);
+        CHECK(casts({3, 6}, [&] { scoped(linear), scoped(linear); }) == 2);
+    }
+    SECTION("unless asked not to keep it") {
+        CHECK(casts({3, 6}, [&] {
+                  acc::precision::Bf16<acc::bf16{.cache_enabled = false}>::scope<Cpu> scope;
+                  twice(linear);
+              }) == 2);
+    }
+    SECTION("through a pause and an inner scope") {
+        CHECK(casts({3, 6}, [&] {
+                  Scope scope;
+                  linear(x);
+                  { Pause pause; }
+                  { Scope inner; }
+                  linear(x);
+              }) == 1);
+    }
+    SECTION("until it changes") {
+        Scope scope;
+        auto const before = linear(x);
+        {
+            torch::NoGradGuard no_grad;
+            linear->weight.mul_(2);
+            linear->bias.mul_(2);
+        }
+        Bf16::parameters_changed();
+        CHECK(torch::allclose(linear(x), before * 2));
+    }
+    SECTION("an evaluation in the scope takes nothing from the training after it") {
+        Scope scope;
+        {
+            torch::NoGradGuard no_grad;
+            linear(x);
+        }
+        linear(x).sum().backward();
+        CHECK(linear->weight.grad().abs().sum().item<double>() > 0);
+        CHECK(linear->bias.grad().sum().item<double>() == Approx(12));
+    }
+    SECTION("and micro-batches of one scope add up") {
+        Scope scope;
+        for (int i = 0; i < 2; ++i) {
+            auto const y = linear(x).sum();
+            Pause pause;
+            y.backward();
+        }
+        CHECK(torch::allclose(linear->weight.grad(), (2 * x.to(at::kBFloat16).sum(0).to(at::kFloat)).expand({3, 6}), 1e-2));
+    }
+}
+
+TEST_CASE("TF32 is allowed where somebody allows it", "[tf32]") {
+    auto& context = at::globalContext();
+    auto const before = context.allowTF32CuBLAS();
+    using acc::precision::AllowTf32;
+    {
+        AllowTf32 outer;
+        CHECK(context.allowTF32CuBLAS());
+        {
+            AllowTf32 island(false);
+            CHECK_FALSE(context.allowTF32CuBLAS());
+            AllowTf32 inner;
+            CHECK_FALSE(context.allowTF32CuBLAS());
+        }
+        CHECK(context.allowTF32CuBLAS());
+    }
+    CHECK(context.allowTF32CuBLAS() == before);
+
+    // Ranks that are threads, whose scopes overlap.
+    std::optional<AllowTf32> mine(std::in_place);
+    std::latch opened(1), ended(1);
+    std::thread other([&] {
+        AllowTf32 theirs;
+        opened.count_down();
+        ended.wait();
+    });
+    opened.wait();
+    mine.reset();
+    CHECK(context.allowTF32CuBLAS());
+    ended.count_down();
+    other.join();
+    CHECK(context.allowTF32CuBLAS() == before);
+}

@@ -1,0 +1,227 @@
+// N ranks under DDP equal one process on the concatenated batch. Run under mpirun -n 1, 2, 4; the one process is part of each rank.
+#include "support/catch.hpp"
+
+#include <torch/torch.h>
+
+#include <accelerate.hpp>
+#include <cstdio>
+
+namespace acc = accelerate;
+
+namespace {
+
+using Alone = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>>;
+template <acc::ddp O = acc::ddp{}>
+using Replicated = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<O>, acc::loader::Stateful<>>;
+
+constexpr acc::ddp overlapped{.bucket_cap_mb = 1, .first_bucket_kb = 1, .overlap = acc::Overlap::On};
+constexpr acc::ddp sliced{.gather_gradients = false, .overlap = acc::Overlap::Off};
+constexpr acc::ddp sliced_overlapped{.first_bucket_kb = 1, .gather_gradients = false, .overlap = acc::Overlap::On};
+
+torch::Tensor uniform(std::initializer_list<int64_t> shape, int64_t seed) {
+    auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(seed));
+    return torch::empty(shape).uniform_(-1, 1, generator);
+}
+
+/// Weights that do not depend on the global generator.
+template <class Module>
+void fill(Module& module) {
+    torch::NoGradGuard no_grad;
+    int64_t seed = 1;
+    for (auto& p : module.parameters()) p.copy_(uniform({p.numel()}, ++seed).view(p.sizes()) * 0.3);
+}
+
+struct Mlp : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(6, 32))}, b{register_module("b", torch::nn::Linear(32, 3))};
+    torch::Tensor forward(torch::Tensor const& x) { return b(torch::tanh(a(x))); }
+    static torch::Tensor input(int64_t step, int64_t n) { return uniform({n, 6}, 100 + step); }
+};
+
+struct Conv : torch::nn::Module {
+    torch::nn::Conv2d conv{register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 8, 3)))};
+    acc::SyncBatchNorm norm{register_module("norm", acc::SyncBatchNorm(torch::nn::BatchNormOptions(8)))};
+    torch::nn::Linear head{register_module("head", torch::nn::Linear(8, 3))};
+    torch::Tensor forward(torch::Tensor const& x) { return head(torch::relu(norm(conv(x))).mean({2, 3})); }
+    static torch::Tensor input(int64_t step, int64_t n) { return uniform({n, 2, 6, 6}, 200 + step); }
+};
+
+struct Words : torch::nn::Module {
+    torch::nn::Embedding words{register_module("words", torch::nn::Embedding(17, 8))};
+    torch::nn::Linear head{register_module("head", torch::nn::Linear(8, 3))};
+    torch::Tensor forward(torch::Tensor const& x) { return head(words(x).mean(1)); }
+    static torch::Tensor input(int64_t step, int64_t n) { return (uniform({n, 5}, 300 + step) * 8 + 8).to(torch::kLong); }
+};
+
+struct Tied : torch::nn::Module {
+    torch::nn::Embedding words{register_module("words", torch::nn::Embedding(17, 8))};
+    torch::nn::Linear head{register_module("head", torch::nn::Linear(torch::nn::LinearOptions(8, 17).bias(false)))};
+    torch::nn::Linear last{register_module("last", torch::nn::Linear(17, 3))};
+    Tied() { acc::tie_weights(*head, "weight", head->weight, words->weight); }
+    torch::Tensor forward(torch::Tensor const& x) { return last(head(words(x).mean(1))); }
+    static torch::Tensor input(int64_t step, int64_t n) { return Words::input(step, n); }
+};
+
+struct Branch : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(6, 8))}, never{register_module("never", torch::nn::Linear(6, 8))}, b{register_module("b", torch::nn::Linear(8, 3))};
+    torch::Tensor forward(torch::Tensor const& x) { return b(torch::relu(a(x))); }
+    static torch::Tensor input(int64_t step, int64_t n) { return Mlp::input(step, n); }
+};
+
+struct Twice : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(6, 6))}, b{register_module("b", torch::nn::Linear(6, 3))};
+    torch::Tensor forward(torch::Tensor const& x) { return b(torch::tanh(a(torch::tanh(a(x))))); }
+    static torch::Tensor input(int64_t step, int64_t n) { return Mlp::input(step, n); }
+};
+
+struct Result {
+    std::vector<double> losses;
+    acc::TensorMap weights;
+};
+
+constexpr int64_t global_batch = 8, steps = 10;
+
+/// Each rank takes its rows of the same global batch.
+template <class Run, class Model, class Recipe>
+Result train(Recipe const& recipe, bool evaluate = false) {
+    Run accelerator;
+    auto net = std::make_shared<Model>();
+    fill(*net);
+    auto [model, optimizer] = accelerator.prepare(net, recipe);
+    auto const n = accelerator.num_processes(), rows = global_batch / n, first = rows * accelerator.process_index();
+    Result result;
+    for (int64_t step = 0; step < steps; ++step) {
+        auto window = accelerator.accumulate(model);
+        auto const x = Model::input(step, global_batch).slice(0, first, first + rows);
+        auto const y = uniform({global_batch, 3}, 400 + step).slice(0, first, first + rows);
+        auto const loss = torch::mse_loss(model(x), y);
+        if (evaluate) {
+            torch::NoGradGuard no_grad;
+            model(Model::input(step + 50, global_batch).slice(0, first, first + rows));
+        }
+        accelerator.backward(loss);
+        accelerator.clip_grad_norm(model, 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        result.losses.push_back(accelerator.reduce(loss.detach(), "mean").template item<double>());
+    }
+    for (auto const& p : model->named_parameters()) result.weights.insert(p.key(), p.value().detach().clone());
+    return result;
+}
+
+void compare(Result const& ours, Result const& one, double loss_tolerance, double weight_tolerance) {
+    REQUIRE(ours.losses.size() == one.losses.size());
+    for (size_t i = 0; i < one.losses.size(); ++i) CHECK(std::abs(ours.losses[i] - one.losses[i]) <= loss_tolerance * std::abs(one.losses[i]));
+    for (auto const& [name, w] : one.weights) CHECK((ours.weights.at(name) - w).abs().max().item<double>() <= weight_tolerance);
+}
+
+template <class Model, acc::ddp O>
+void both_optimizers(bool evaluate = false) {
+    acc::optim::Sgd const sgd{.lr = 0.1, .momentum = 0.9};
+    compare(train<Replicated<O>, Model>(sgd, evaluate), train<Alone, Model>(sgd), 1e-6, 1e-5);
+    acc::optim::AdamW const adamw{.lr = 1e-2};
+    compare(train<Replicated<O>, Model>(adamw, evaluate), train<Alone, Model>(adamw), 5e-6, 2e-4);
+}
+
+template <class Model>
+void every_mode() {
+    both_optimizers<Model, acc::ddp{}>();
+    both_optimizers<Model, overlapped>();
+    both_optimizers<Model, sliced>();
+    both_optimizers<Model, sliced_overlapped>();
+}
+
+}  // namespace
+
+TEST_CASE("MLP: N ranks equal one", "[ddp][none][flat][flat_model][layout]") { every_mode<Mlp>(); }
+TEST_CASE("convolution with SyncBatchNorm: N ranks equal one", "[sync_batch_norm]") { every_mode<Conv>(); }
+TEST_CASE("embedding: N ranks equal one", "[ddp]") { every_mode<Words>(); }
+TEST_CASE("tied weights: N ranks equal one", "[ddp]") { every_mode<Tied>(); }
+TEST_CASE("a module used twice: N ranks equal one", "[ready_hook]") { every_mode<Twice>(); }
+TEST_CASE("evaluation in the middle of a window changes nothing", "[window]") { both_optimizers<Mlp, overlapped>(true); }
+
+TEST_CASE("an unused branch is found, or named", "[unused]") {
+    both_optimizers<Branch, acc::ddp{.find_unused_parameters = true}>();
+    both_optimizers<Branch, acc::ddp{.first_bucket_kb = 1, .find_unused_parameters = true, .overlap = acc::Overlap::On}>();
+    both_optimizers<Branch, acc::ddp{.static_graph = true}>();
+    if (Replicated<>().num_processes() == 1) return;
+    try {
+        train<Replicated<>, Branch>(acc::optim::Sgd{.lr = 0.1});
+        FAIL("the unused branch was not noticed");
+    } catch (acc::Error const& e) {
+        CHECK(e.code() == acc::code::unused_parameters);
+        CHECK(std::string(e.what()).find("never.weight") != std::string::npos);
+    }
+}
+
+TEST_CASE("ranks with different models are told which parameter differs", "[replicate]") {
+    Replicated<> accelerator;
+    if (accelerator.num_processes() == 1) return;
+    try {
+        accelerator.prepare(torch::nn::Linear(4, accelerator.process_index() == 1 ? 3 : 2));
+        FAIL("different shapes were accepted");
+    } catch (acc::Error const& e) {
+        CHECK(e.code() == acc::code::replica_mismatch);
+        CHECK(std::string(e.what()).find("weight [3, 4]") != std::string::npos);
+    }
+}
+
+TEST_CASE("two models in one window, each with its optimizer", "[window]") {
+    auto run = [](auto&& accelerator) {
+        auto first = std::make_shared<Mlp>();
+        auto second = std::make_shared<Twice>();
+        fill(*first), fill(*second);
+        auto [a, b, opt_a, opt_b] = accelerator.prepare(first, second, acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.05});
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        std::vector<double> losses;
+        for (int64_t step = 0; step < steps; ++step) {
+            auto window = accelerator.accumulate(a, b);
+            auto const x = Mlp::input(step, global_batch).slice(0, begin, begin + rows);
+            auto const loss = (a(x) - b(x)).pow(2).mean() + a(x).abs().mean();
+            accelerator.backward(loss);
+            opt_a.step(), opt_b.step();
+            opt_a.zero_grad(), opt_b.zero_grad();
+            losses.push_back(accelerator.reduce(loss.detach(), "mean").template item<double>());
+        }
+        return losses;
+    };
+    auto const ours = run(Replicated<overlapped>()), one = run(Alone());
+    for (size_t i = 0; i < one.size(); ++i) CHECK(std::abs(ours[i] - one[i]) <= 2e-6 * std::abs(one[i]));
+}
+
+TEST_CASE("exactly one reduction of every gradient for each optimizer step", "[ddp]") {
+    acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<overlapped>, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 4});
+    auto net = std::make_shared<Mlp>();
+    auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.1});
+    if (accelerator.num_processes() == 1) return;
+    int64_t reduced = 0;
+    for (int64_t step = 0; step < 8; ++step) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(model(Mlp::input(step, 4)).pow(2).mean());
+        if (accelerator.sync_gradients())
+            for (auto const& bucket : model.state().timeline()) reduced += bucket.bytes;
+        else CHECK(model.state().stage() == acc::sharding::Stage::Accumulating);
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    int64_t bytes = 0;
+    for (auto const& flat : model.state().flats()) bytes += static_cast<int64_t>(flat.gradients.nbytes());
+    CHECK(reduced == 2 * bytes);
+}
+
+TEST_CASE("no_sync keeps gradients local until the next reducing backward", "[ddp]") {
+    Replicated<overlapped> accelerator;
+    auto net = std::make_shared<Mlp>();
+    fill(*net);
+    auto model = accelerator.prepare(net);
+    auto const rank = accelerator.process_index(), n = accelerator.num_processes();
+    auto loss = [&](int64_t step) { return model(Mlp::input(step, 4 * n).slice(0, 4 * rank, 4 * rank + 4)).pow(2).mean(); };
+    {
+        auto local = accelerator.no_sync(model);
+        accelerator.backward(loss(0));
+    }
+    auto const mine = model->a->bias.grad().clone();
+    if (n > 1) CHECK_FALSE(torch::equal(accelerator.reduce(mine, "mean"), mine));
+    accelerator.backward(loss(1));
+    auto const all = model->a->bias.grad().clone();
+    CHECK(torch::allclose(accelerator.reduce(all, "mean"), all, 1e-6, 1e-8));
+}

@@ -1,0 +1,628 @@
+// Files of tensors: safetensors as Python writes and reads it, and everything that must be refused.
+#include "support/catch.hpp"
+
+#include <torch/torch.h>
+
+#include <accelerate/state/load_model.hpp>
+#include <accelerate/state/safetensors.hpp>
+#include <accelerate/state/save_model.hpp>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "hostile/safetensors.hpp"
+
+namespace acc = accelerate;
+namespace state = accelerate::state;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// A folder that is gone at the end of the test.
+struct Folder {
+    Folder() : path(fs::temp_directory_path() / ("accelerate_state_" + std::to_string(::getpid()) + "_" + std::to_string(next++))) { fs::create_directories(path); }
+    ~Folder() { fs::remove_all(path); }
+    Folder(Folder const&) = delete;
+    Folder& operator=(Folder const&) = delete;
+    fs::path operator/(std::string const& name) const { return path / name; }
+    size_t files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(path), fs::directory_iterator())); }
+    fs::path path;
+    static inline int next = 0;
+};
+
+std::string slurp(fs::path const& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void spill(fs::path const& path, std::string const& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+
+/// The code of what `f` throws, "" when it throws nothing; the message is left in `message`.
+template <class F>
+std::string code_of(F f, std::string* message = nullptr) {
+    try {
+        f();
+    } catch (acc::Error const& e) {
+        if (message != nullptr) *message = e.what();
+        return std::string(e.code().name);
+    }
+    return "";
+}
+
+bool same_bits(at::Tensor const& a, at::Tensor const& b) {
+    return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(), a.nbytes()) == 0;
+}
+
+/// The tensors of tests/data/python_safetensors.py.
+at::Tensor patterned(at::ScalarType type, std::vector<int64_t> const& shape) {
+    auto out = at::empty(shape, type);
+    auto* bytes = static_cast<unsigned char*>(out.mutable_data_ptr());
+    for (size_t i = 0; i < out.nbytes(); ++i) bytes[i] = static_cast<unsigned char>((37 * i + 11) % (type == at::kBool ? 2 : 251));
+    return out;
+}
+
+acc::TensorMap python_tensors() {
+    using T = at::ScalarType;
+    return {{"z", patterned(T::Float, {3, 5})},
+            {"a", patterned(T::Float, {2})},
+            {"scalar", patterned(T::Float, {})},
+            {"empty", patterned(T::Float, {0, 4})},
+            {"half", patterned(T::Half, {7})},
+            {"brain", patterned(T::BFloat16, {3})},
+            {"double", patterned(T::Double, {2, 2})},
+            {"complex", patterned(T::ComplexFloat, {3})},
+            {"mask", patterned(T::Bool, {5})},
+            {"u8", patterned(T::Byte, {3})},
+            {"u16", patterned(T::UInt16, {3})},
+            {"u32", patterned(T::UInt32, {3})},
+            {"u64", patterned(T::UInt64, {3})},
+            {"i8", patterned(T::Char, {3})},
+            {"i16", patterned(T::Short, {3})},
+            {"i32", patterned(T::Int, {3})},
+            {"i64", patterned(T::Long, {3})},
+            {"e4m3", patterned(T::Float8_e4m3fn, {3})},
+            {"e5m2", patterned(T::Float8_e5m2, {3})},
+            {"e4m3fnuz", patterned(T::Float8_e4m3fnuz, {3})},
+            {"e5m2fnuz", patterned(T::Float8_e5m2fnuz, {3})},
+            {"e8m0", patterned(T::Float8_e8m0fnu, {3})},
+            {"packed", patterned(T::Float4_e2m1fn_x2, {2, 3})},
+            {"gr\u00fc\u00dfe \"quoted\" \\ \u4f60\u597d", patterned(T::Float, {1, 1, 1, 1})}};
+}
+
+std::map<std::string, std::string> python_metadata() {
+    return {{"no\u0001te", "tab\t newline\n quote\" slash/ bell\u0007 delete\u007f gr\u00fc\u00dfe"}};
+}
+
+fs::path data() { return ACCELERATE_TEST_DATA; }
+
+}  // namespace
+
+// ---- against Python --------------------------------------------------------------------------------------------------------
+
+TEST_CASE("what Python wrote is read, every dtype, to the bit", "[load_file][safetensors][dtype]") {
+    auto const loaded = acc::load_file(data() / "python.safetensors");
+    auto const expected = python_tensors();
+    REQUIRE(loaded.size() == expected.size());
+    for (auto const& item : expected) {
+        INFO(item.first);
+        CHECK(same_bits(loaded.at(item.first), item.second));
+    }
+    CHECK(state::SafetensorsReader(data() / "python.safetensors").metadata() == python_metadata());
+}
+
+TEST_CASE("the same tensors give the bytes that Python writes, in whatever order they come", "[save_file][safetensors]") {
+    Folder folder;
+    auto const tensors = python_tensors();
+    acc::save_file(tensors, folder / "a.safetensors", python_metadata());
+    CHECK(slurp(folder / "a.safetensors") == slurp(data() / "python.safetensors"));
+    acc::TensorMap backwards;
+    for (auto it = tensors.end(); it != tensors.begin();) backwards.insert(*--it);
+    acc::save_file(backwards, folder / "b.safetensors", python_metadata());
+    CHECK(slurp(folder / "b.safetensors") == slurp(data() / "python.safetensors"));
+    for (auto const& entry : fs::directory_iterator(data() / "golden")) {
+        if (entry.path().extension() != ".safetensors") continue;
+        acc::save_file(acc::load_file(entry.path()), folder / "c.safetensors");
+        CHECK(slurp(folder / "c.safetensors") == slurp(entry.path()));
+    }
+}
+
+TEST_CASE("every dtype of the table has LibTorch's size, and the table is in Python's order", "[dtype]") {
+    for (size_t i = 0; i < state::dtypes.size(); ++i) {
+        auto const& d = state::dtypes[i];
+        CHECK(state::find_dtype(d.name) == static_cast<int64_t>(i));
+        if (d.type == at::ScalarType::Undefined) continue;
+        CHECK(state::find_dtype(d.type) == static_cast<int64_t>(i));
+        CHECK(d.bits * (d.bits == 4 ? 2 : 1) == static_cast<int64_t>(8 * c10::elementSize(d.type)));
+    }
+    CHECK(state::find_dtype(at::ScalarType::ComplexDouble) == -1);
+    CHECK(state::find_dtype(at::ScalarType::Undefined) == -1);
+    CHECK(std::ranges::is_sorted(std::span(state::dtypes).subspan(4), {}, &state::Dtype::bits));
+}
+
+// ---- writing ---------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("tensors come back by dtype and name, whatever they were", "[save_file][load_file]") {
+    Folder folder;
+    auto const base = torch::arange(24, torch::kFloat).view({4, 6});
+    auto const weight = torch::randn({3, 3}, torch::requires_grad());
+    auto const conjugate = torch::conj(torch::complex(torch::randn({3}), torch::randn({3})));
+    std::map<std::string, torch::Tensor> const given{{"transposed", base.t().clone(at::MemoryFormat::Preserve)}, {"step", torch::arange(20).slice(0, 0, 20, 3)}, {"expanded", torch::ones({1}).expand({5})},
+                                                     {"weight", weight}, {"conjugate", conjugate}, {"negative", torch::_neg_view(torch::ones({2}))},
+                                                     {"scalar", torch::tensor(3.5)}, {"none", torch::empty({2, 0, 3})}, {"nhwc", torch::randn({2, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast)}};
+    REQUIRE_FALSE(given.at("transposed").is_contiguous());
+    acc::save_file(given, folder / "deep" / "er" / "x.safetensors", {{"k", "v"}});
+    auto const back = acc::load_file(folder / "deep" / "er" / "x.safetensors");
+    std::vector<std::string> order;
+    for (auto const& item : back) order.push_back(item.first);
+    CHECK(order == std::vector<std::string>{"step", "conjugate", "expanded", "negative", "nhwc", "none", "scalar", "transposed", "weight"});
+    for (auto const& item : given) {
+        INFO(item.first);
+        CHECK(torch::equal(back.at(item.first), item.second));
+        CHECK(back.at(item.first).is_contiguous());
+        CHECK_FALSE(back.at(item.first).requires_grad());
+    }
+    acc::save_file({}, folder / "empty.safetensors");
+    CHECK(acc::load_file(folder / "empty.safetensors").empty());
+    CHECK(slurp(folder / "empty.safetensors") == hostile::file("{}      "));
+}
+
+TEST_CASE("larger than every buffer, and many small ones", "[output_file][save_file]") {
+    Folder folder;
+    acc::TensorMap tensors;
+    tensors.insert("big", torch::randn({1 << 20}));
+    for (int i = 0; i < 3000; ++i) tensors.insert("t" + std::to_string(i), torch::full({i % 70}, i));
+    acc::save_file(tensors, folder / "x");
+    auto const back = acc::load_file(folder / "x");
+    REQUIRE(back.size() == tensors.size());
+    for (auto const& item : tensors) CHECK(same_bits(back.at(item.first), item.second));
+    CHECK(folder.files() == 1);
+}
+
+TEST_CASE("what the format cannot hold is refused before anything is written", "[save_file]") {
+    Folder folder;
+    auto const save = [&](acc::TensorMap const& t, std::map<std::string, std::string> const& metadata = {}) { return code_of([&] { acc::save_file(t, folder / "x", metadata); }); };
+    auto const t = torch::ones({4});
+    CHECK(save({{"__metadata__", t}}) == "E_ST_RESERVED_NAME");  // row 26
+    CHECK(save({{"w\n", t}}) == "E_ST_BAD_NAME");
+    CHECK(save({{std::string(5000, 'w'), t}}) == "E_ST_BAD_NAME");
+    CHECK(save({{"w\xFF", t}}) == "E_ST_NOT_UTF8");
+    CHECK(save({{"w", t}}, {{"k\xFF", "v"}}) == "E_ST_NOT_UTF8");
+    CHECK(save({{"w", t}}, {{"k", "\xC0\xAF"}}) == "E_ST_NOT_UTF8");
+    CHECK(save({{"w", torch::Tensor()}}) == "E_ST_BAD_TENSOR");
+    CHECK(save({{"w", torch::ones({2}, torch::kMeta)}}) == "E_ST_BAD_TENSOR");
+    CHECK(save({{"w", t.to_sparse()}}) == "E_ST_BAD_TENSOR");
+    CHECK(save({{"w", torch::quantize_per_tensor(t, 0.1, 0, torch::kQInt8)}}) == "E_ST_BAD_TENSOR");
+    CHECK(save({{"w", torch::zeros({2}, torch::kComplexDouble)}}) == "E_ST_UNSUPPORTED_DTYPE");
+    CHECK(save({{"a", t}, {"b", t}}) == "E_ST_SHARED_MEMORY");
+    CHECK(save({{"a", t.slice(0, 0, 3)}, {"b", t.slice(0, 2, 4)}}) == "E_ST_SHARED_MEMORY");
+    CHECK(save({{"a", t.view({2, 2}).t()}, {"b", t.slice(0, 3, 4)}}) == "E_ST_SHARED_MEMORY");
+    CHECK(folder.files() == 0);
+    CHECK(save({{"a", t.slice(0, 0, 2)}, {"b", t.slice(0, 2, 4)}, {"c", t.slice(0, 2, 2)}}) == "");  // side by side in one buffer
+    std::string message;
+    code_of([&] { acc::save_file({{"first", t}, {"second", t}}, folder / "x"); }, &message);
+    CHECK(message.find("\"first\" and \"second\"") != std::string::npos);
+}
+
+TEST_CASE("a file appears whole or not at all", "[output_file][save_file]") {
+    Folder folder;
+    acc::save_file({{"w", torch::ones({2})}}, folder / "x");
+    auto const before = slurp(folder / "x");
+
+    SECTION("a limit on file sizes, met before and while writing") {
+        auto const pid = ::fork();
+        if (pid == 0) {
+            // A child, so that the limit is its own. Its verdict is the exit code.
+            ::signal(SIGXFSZ, SIG_IGN);
+            rlimit const limit{100'000, 100'000};
+            ::setrlimit(RLIMIT_FSIZE, &limit);
+            bool good = true;
+            try {
+                acc::save_file({{"w", torch::ones({1'000'000})}}, folder / "x");
+                good = false;
+            } catch (acc::Error const& e) {
+                good = e.code() == acc::code::no_space && e.exit_code() == 74 && std::string(e.what()).find((folder / "x").string()) != std::string::npos;
+            }
+            try {
+                state::OutputFile file(folder / "x", 0);  // nothing reserved: the write itself fails
+                std::string const half(60'000, 'a');
+                for (int i = 0; i < 10; ++i) file.write(half);
+                file.commit();
+                good = false;
+            } catch (acc::Error const& e) {
+                good = good && e.code() == acc::code::no_space;
+            }
+            ::_exit(good ? 0 : 1);
+        }
+        int status = 1;
+        ::waitpid(pid, &status, 0);
+        CHECK(status == 0);
+    }
+    SECTION("an exception in the middle") {
+        try {
+            state::OutputFile file(folder / "x", 100);
+            file.write("half");
+            throw std::runtime_error("no");
+        } catch (std::runtime_error const&) {
+        }
+    }
+    SECTION("no permission, no folder, a name that is none") {
+        spill(folder / "file", "");
+        CHECK(code_of([&] { acc::save_file({}, folder / "file" / "x"); }) == "E_IO");
+        CHECK(code_of([&] { acc::save_file({}, folder / "x/"); }) == "E_IO");
+        CHECK(code_of([&] { acc::save_file({}, ""); }) == "E_IO");
+        CHECK(code_of([&] { acc::save_file({}, "/proc/accelerate/x"); }) == "E_IO");
+        fs::create_directory(folder / "folder");
+        CHECK(code_of([&] { acc::save_file({}, folder / "folder"); }) == "E_NOT_REGULAR");
+        CHECK(code_of([&] { acc::save_file({}, "/dev/null"); }) == "E_NOT_REGULAR");
+        CHECK(::mkfifo((folder / "fifo").c_str(), 0600) == 0);
+        CHECK(code_of([&] { acc::save_file({}, folder / "fifo"); }) == "E_NOT_REGULAR");
+        for (auto const* name : {"file", "folder", "fifo"}) fs::remove(folder / name);
+    }
+    CHECK(slurp(folder / "x") == before);
+    CHECK(folder.files() == 1);
+}
+
+TEST_CASE("a link under the name is replaced, not followed", "[output_file]") {
+    Folder folder;
+    spill(folder / "target", "mine");
+    fs::create_symlink("target", folder / "x");
+    acc::save_file({{"w", torch::ones({2})}}, folder / "x");
+    CHECK(slurp(folder / "target") == "mine");
+    CHECK(fs::is_regular_file(fs::symlink_status(folder / "x")));
+    CHECK(acc::load_file(folder / "x").size() == 1);
+}
+
+TEST_CASE("a kill at any moment leaves the old file or the new one", "[output_file]") {
+    Folder folder;
+    std::mt19937 random(7);
+    auto tensors = std::vector<acc::TensorMap>();
+    for (int i = 0; i < 2; ++i) tensors.push_back({{"a", torch::full({20'000}, i)}, {"b", torch::full({30'000}, i)}});
+    acc::save_file(tensors[0], folder / "x");
+    for (int trial = 0; trial < 30; ++trial) {
+        auto const pid = ::fork();
+        if (pid == 0)
+            for (size_t i = 0;; ++i) acc::save_file(tensors[i % 2], folder / "x");
+        std::this_thread::sleep_for(std::chrono::microseconds(500 + random() % 8000));
+        ::kill(pid, SIGKILL);
+        ::waitpid(pid, nullptr, 0);
+        auto const back = acc::load_file(folder / "x");
+        auto const value = back.at("a")[0].item<float>();
+        CHECK((value == 0 || value == 1));
+        CHECK((back.at("a").eq(value).all().item<bool>() && back.at("b").eq(value).all().item<bool>()));
+    }
+}
+
+// ---- reading what is hostile -----------------------------------------------------------------------------------------------
+
+TEST_CASE("every malformed file gives its code and names itself", "[safetensors_header][reader][codes]") {
+    Folder folder;
+    std::map<int, int> rows;
+    for (auto const& c : hostile::corpus()) {
+        INFO("row " << c.row << ": " << c.what.substr(0, 100));
+        auto const path = folder / "hostile file.safetensors";
+        spill(path, c.bytes);
+        if (c.sparse > 0) fs::resize_file(path, static_cast<uintmax_t>(c.sparse));
+        std::string message;
+        CHECK(code_of([&] { acc::load_file(path); }, &message) == c.code);
+        if (!c.code.empty()) CHECK(message.find("hostile file.safetensors\"") != std::string::npos);
+        CHECK(state::utf8_end(message) == message.size());
+        ++rows[c.row];
+    }
+    for (int row = 1; row <= 61; ++row) CHECK((rows.contains(row) || row == 26));  // 26 is about writing
+}
+
+TEST_CASE("messages name byte or tensor, and exit codes are those of data errors", "[safetensors_header][codes]") {
+    Folder folder;
+    std::string message;
+    auto const load = [&](std::string const& bytes) {
+        spill(folder / "x", bytes);
+        return code_of([&] { acc::load_file(folder / "x"); }, &message);
+    };
+    CHECK(load(hostile::file("{\"w\"; 1}")) == "E_ST_BAD_JSON");
+    CHECK(message.find("byte 12") != std::string::npos);  // 8 + the semicolon's place
+    CHECK(load(hostile::one("U8", "[-1]", "[0,4]", 4)) == "E_ST_BAD_SHAPE");
+    CHECK(message.find("tensor \"w\"") != std::string::npos);
+    CHECK(load(hostile::file("{" + hostile::entry("a\xE2\x80\xAE\\\"", "U8", "[3]", "[0,4]") + "}", "1234")) == "E_ST_SIZE_MISMATCH");
+    CHECK(message.find("\"a\\xe2\\x80\\xae\\\"\"") != std::string::npos);
+    CHECK(load(hostile::file("{" + hostile::entry("w", "BOOL", "[4]", "[0,4]") + "}", std::string("\0\1\7\1", 4))) == "E_ST_BAD_BOOL");
+    CHECK(message.find("element 2") != std::string::npos);
+    try {
+        acc::load_file(folder / "x");
+    } catch (acc::Error const& e) {
+        CHECK(e.exit_code() == 65);
+    }
+    CHECK(code_of([&] { acc::load_file(folder / "absent"); }, &message) == "E_IO");
+    CHECK(message.find("absent") != std::string::npos);
+}
+
+TEST_CASE("a million tensors are read; a header at its limit is", "[safetensors_header]") {
+    auto const bytes = hostile::many(1'000'000, "U8", "[0]", "[0,0]", 0);
+    auto const header = state::parse_safetensors_header(std::string_view(bytes).substr(8), 0, "x");
+    CHECK(header.tensors.size() == 1'000'000);
+}
+
+TEST_CASE("not a number, where it is not wanted", "[load_file]") {
+    Folder folder;
+    for (auto const type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kFloat8_e4m3fn, at::kFloat8_e5m2, at::kComplexFloat}) {
+        auto t = torch::ones({600'000}).to(type);
+        acc::save_file({{"good", torch::ones({3})}, {"w", t}}, folder / "x");
+        CHECK(code_of([&] { acc::load_file(folder / "x", {.check_finite = true}); }) == "");
+        t = torch::cat({torch::ones({599'999}), torch::tensor({NAN})}).to(type);
+        acc::save_file({{"good", torch::ones({3})}, {"w", t}}, folder / "x");
+        CHECK(code_of([&] { acc::load_file(folder / "x"); }) == "");
+        CHECK(code_of([&] { acc::load_file(folder / "x", {.check_finite = true}); }) == "E_NONFINITE");
+    }
+}
+
+TEST_CASE("a file that changes while it is read is noticed", "[input_file][reader]") {
+    Folder folder;
+    auto const path = folder / "x";
+    auto const save = [&] { acc::save_file({{"a", torch::ones({5000})}, {"b", torch::ones({5000})}}, path); };
+    save();
+    {
+        state::SafetensorsReader const reader(path);
+        fs::resize_file(path, 30'000);
+        CHECK(code_of([&] { reader.read("b"); }) == "E_ST_CHANGED");
+    }
+    save();
+    {
+        state::SafetensorsReader const reader(path);
+        reader.read("a");
+        std::ofstream(path, std::ios::app) << "more";
+        CHECK(code_of([&] { reader.read("a"); }) == "E_ST_CHANGED");
+    }
+    save();
+    {
+        state::SafetensorsReader const reader(path);
+        save();  // a new file under the old name: the reader still has the old one, whole
+        CHECK(reader.read("b").eq(1).all().item<bool>());
+    }
+    // A writer that shrinks and grows the file meanwhile: either outcome, never a signal, never half a tensor.
+    std::atomic<bool> stop = false;
+    std::thread writer([&] {
+        while (!stop) {
+            std::error_code ignored;
+            fs::resize_file(path, 20'000, ignored);
+            fs::resize_file(path, 41'000, ignored);
+        }
+    });
+    for (int i = 0; i < 300; ++i) {
+        auto const code = code_of([&] { acc::load_file(path); });
+        CHECK((code == "E_ST_CHANGED" || code == "E_ST_TRUNCATED" || code == "E_ST_TRAILING"));
+    }
+    stop = true;
+    writer.join();
+}
+
+TEST_CASE("only regular files are opened, and nothing blocks", "[input_file]") {
+    Folder folder;
+    CHECK(code_of([&] { acc::load_file(folder.path); }) == "E_NOT_REGULAR");
+    REQUIRE(::mkfifo((folder / "fifo").c_str(), 0600) == 0);
+    CHECK(code_of([&] { acc::load_file(folder / "fifo"); }) == "E_NOT_REGULAR");
+    auto const fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, (folder / "s").c_str(), sizeof address.sun_path - 1);
+    REQUIRE(::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+    CHECK(code_of([&] { acc::load_file(folder / "s"); }) == "E_NOT_REGULAR");
+    ::close(fd);
+    for (auto const* path : {"/dev/null", "/dev/zero", "/dev/tty", "/proc/self/mem", "/proc/self/maps", "/sys/kernel/mm/transparent_hugepage/enabled"})
+        if (fs::exists(path)) CHECK(code_of([&] { acc::load_file(path); }) == "E_NOT_REGULAR");
+    acc::save_file({{"w", torch::ones({2})}}, folder / "x");
+    fs::create_symlink("x", folder / "link");  // the user's own path may be a link
+    CHECK(acc::load_file(folder / "link").size() == 1);
+}
+
+TEST_CASE("a reader lists and reads one tensor at a time", "[reader]") {
+    Folder folder;
+    acc::save_file({{"b", torch::arange(6.).view({2, 3})}, {"a", torch::arange(3)}}, folder / "x", {{"k", "v"}});
+    state::SafetensorsReader const reader(folder / "x");
+    REQUIRE(reader.tensors().size() == 2);
+    CHECK(reader.tensors()[0].name == "a");
+    CHECK(reader.tensors()[0].type() == at::kLong);
+    CHECK(reader.tensors()[1].shape == std::vector<int64_t>{2, 3});
+    CHECK(reader.metadata().at("k") == "v");
+    CHECK(reader.find("c") == nullptr);
+    CHECK(torch::equal(reader.read("b"), torch::arange(6.).view({2, 3})));
+    CHECK(code_of([&] { reader.read("c"); }) == "E_DATA");
+}
+
+// ---- small parts -----------------------------------------------------------------------------------------------------------
+
+TEST_CASE("UTF-8 is what the standard says", "[utf8]") {
+    std::string const good = "a\x7F \u0080 \u07FF \u0800 \uD7FF \uE000 \uFFFF \U00010000 \U0010FFFF";
+    CHECK(state::utf8_end(good) == good.size());
+    for (size_t cut = 0; cut < good.size(); ++cut) {
+        auto const end = state::utf8_end(std::string_view(good).substr(0, cut));
+        CHECK((end == cut || (end < cut && (static_cast<unsigned char>(good[end]) & 0x80u) != 0)));
+    }
+    CHECK(state::utf8_end("12345678\xFF") == 8);
+    // Every code point and every surrogate, encoded by hand.
+    int64_t wrong = 0;
+    for (uint32_t p = 0x80; p < 0x120000; ++p) {
+        std::string s;
+        auto const add = [&](uint32_t byte) { s += static_cast<char>(byte); };
+        if (p < 0x800) add(0xC0 | (p >> 6));
+        else if (p < 0x10000) add(0xE0 | (p >> 12)), add(0x80 | ((p >> 6) & 63));
+        else add(0xF0 | (p >> 18)), add(0x80 | ((p >> 12) & 63)), add(0x80 | ((p >> 6) & 63));
+        add(0x80 | (p & 63));
+        bool const valid = (p < 0xD800 || p > 0xDFFF) && p < 0x110000;
+        wrong += (state::utf8_sequence(s) == s.size()) != valid;
+    }
+    CHECK(wrong == 0);
+}
+
+TEST_CASE("names from files are quoted for a terminal", "[quote]") {
+    CHECK(state::quote("layers.0.weight") == "\"layers.0.weight\"");
+    CHECK(state::quote("a\"b\\c\n\x1B[31m\x7F") == "\"a\\\"b\\\\c\\x0a\\x1b[31m\\x7f\"");
+    CHECK(state::quote("gr\u00fc\u00df \u4f60 \U0001F600") == "\"gr\u00fc\u00df \u4f60 \U0001F600\"");
+    CHECK(state::quote("\u0085\u202E\u2028\uFEFF") == "\"\\xc2\\x85\\xe2\\x80\\xae\\xe2\\x80\\xa8\\xef\\xbb\\xbf\"");
+    CHECK(state::quote("\xFF\xC3") == "\"\\xff\\xc3\"");
+    CHECK(state::quote(std::string(1000, 'x')).size() == 105);
+}
+
+TEST_CASE("JSON is cut into tokens exactly", "[json_lexer]") {
+    using Token = state::JsonLexer::Token;
+    state::Source const source{R"( {"a\u00e9\ud83d\ude00\/\b\f\n\r\t":[0,18446744073709551615,18446744073709551616,-1,1.5e3],"t":true,"f":false,"n":null} )", "x"};
+    state::JsonLexer lexer(source);
+    std::vector<Token> tokens;
+    std::vector<std::string> strings;
+    std::vector<uint64_t> numbers;
+    for (;;) {
+        tokens.push_back(lexer.next());
+        if (tokens.back() == Token::String) strings.push_back(lexer.string_value());
+        if (tokens.back() == Token::Unsigned) numbers.push_back(lexer.unsigned_value());
+        if (tokens.back() == Token::End) break;
+    }
+    CHECK(strings == std::vector<std::string>{"a\u00e9\U0001F600/\b\f\n\r\t", "t", "f", "n"});
+    CHECK(numbers == std::vector<uint64_t>{0, ~uint64_t{0}});
+    CHECK(std::ranges::count(tokens, Token::Number) == 3);
+    CHECK(std::ranges::count(tokens, Token::Literal) == 3);
+    CHECK(tokens.size() == 27);
+    CHECK(lexer.start() == source.text.size());
+}
+
+// ---- models ----------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Weight : torch::nn::Module {
+    explicit Weight(torch::Tensor const& w) : weight(register_parameter("weight", w)) {}
+    torch::Tensor weight;
+};
+
+/// Two names for one weight, a view of part of it, and buffers.
+struct Tied : torch::nn::Module {
+    Tied() {
+        embedding = register_module("embedding", torch::nn::Embedding(5, 3));
+        head = register_module("head", std::make_shared<Weight>(embedding->weight));
+        norm = register_module("norm", torch::nn::BatchNorm1d(3));
+        part = register_buffer("part", embedding->weight.detach().slice(0, 1, 3));
+    }
+    torch::nn::Embedding embedding{nullptr};
+    std::shared_ptr<Weight> head;
+    torch::nn::BatchNorm1d norm{nullptr};
+    torch::Tensor part;
+};
+
+/// The same names, nothing tied.
+struct Loose : torch::nn::Module {
+    Loose() {
+        embedding = register_module("embedding", torch::nn::Embedding(5, 3));
+        head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(3, 5).bias(false)));
+        norm = register_module("norm", torch::nn::BatchNorm1d(3));
+        part = register_buffer("part", torch::zeros({2, 3}));
+    }
+    torch::nn::Embedding embedding{nullptr};
+    torch::nn::Linear head{nullptr};
+    torch::nn::BatchNorm1d norm{nullptr};
+    torch::Tensor part;
+};
+
+}  // namespace
+
+TEST_CASE("tied tensors are told by their memory", "[memory_span][aliases]") {
+    auto const t = torch::arange(12.).view({3, 4});
+    state::MemorySpan const whole(t), row(t[1]), column(t.select(1, 1)), other(torch::ones({3})), none(torch::empty({0}));
+    CHECK((whole.begin == 0 && whole.end == 48));
+    CHECK((row.begin == 16 && row.end == 32));
+    CHECK((whole.covers(row) && whole.covers(column) && whole.covers(state::MemorySpan(t.t())) && state::MemorySpan(t.t()).covers(whole)));
+    CHECK_FALSE((row.covers(whole) || column.covers(row) || whole.covers(other) || whole.covers(none)));
+    CHECK((whole.overlaps(column) && !whole.overlaps(other) && none.empty()));
+    CHECK(column.covers(column) == true);
+
+    auto const unaliased = acc::drop_aliases({{"c", t}, {"b", t.t()}, {"a", t[1]}, {"free", torch::ones({2})}, {"x", t.detach()}});
+    CHECK(unaliased.aliases == std::map<std::string, std::string>{{"a", "b"}, {"c", "b"}, {"x", "b"}});
+    CHECK((unaliased.tensors.size() == 2 && unaliased.tensors.contains("b") && unaliased.tensors.contains("free")));
+    auto const flat = torch::ones({10});
+    CHECK(acc::drop_aliases({{"a", flat.slice(0, 0, 5)}, {"b", flat.slice(0, 5, 10)}}).aliases.empty());
+    CHECK(acc::drop_aliases({}).tensors.empty());
+}
+
+TEST_CASE("a model's tensors, through whatever holds it", "[model_tensors]") {
+    auto const module = std::make_shared<Tied>();
+    auto const tensors = acc::model_tensors(module);
+    std::vector<std::string> names;
+    for (auto const& item : tensors) names.push_back(item.first);
+    CHECK(names == std::vector<std::string>{"embedding.weight", "head.weight", "norm.weight", "norm.bias", "part", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"});
+    CHECK(acc::model_tensors(*module).size() == tensors.size());
+    CHECK(acc::model_tensors(torch::nn::Linear(2, 2)).size() == 2);
+}
+
+TEST_CASE("a model is saved with its ties and comes back with them", "[save_model][load_model]") {
+    Folder folder;
+    torch::manual_seed(1);
+    Tied model;
+    acc::save_model(model, folder / "out", {{"by", "test"}});
+    auto const file = acc::load_file(folder / "out" / "model.safetensors");
+    CHECK(file.size() == 6);
+    CHECK(state::SafetensorsReader(folder / "out" / "model.safetensors").metadata() ==
+          std::map<std::string, std::string>{{"by", "test"}, {"format", "pt"}, {"head.weight", "embedding.weight"}, {"part", "embedding.weight"}});
+
+    Tied other;
+    auto const* const parameter = other.embedding->weight.unsafeGetTensorImpl();
+    auto const version = other.embedding->weight._version();
+    auto const report = acc::load_model(other, folder / "out");
+    CHECK(report.complete());
+    CHECK(torch::equal(other.embedding->weight, model.embedding->weight));
+    CHECK(torch::equal(other.part, model.part));
+    CHECK(other.embedding->weight.unsafeGetTensorImpl() == parameter);
+    CHECK(other.head->weight.is_same(other.embedding->weight));
+    CHECK(other.embedding->weight.requires_grad());
+    CHECK(other.embedding->weight._version() > version);
+
+    // A model in which the names are not tied gets the values all the same.
+    Loose loose;
+    CHECK(acc::load_model(loose, folder / "out").complete());
+    CHECK(torch::equal(loose.head->weight, model.embedding->weight));
+}
+
+TEST_CASE("all differences are told at once and nothing is loaded", "[load_model]") {
+    Folder folder;
+    torch::nn::Linear model(3, 4);
+    auto const weight = model->weight.detach().clone();
+    std::string message;
+    acc::TensorMap const wrong{{"weight", torch::ones({4, 2})}, {"extra", torch::ones({1})}, {"extra2", torch::ones({1})}};
+    CHECK(code_of([&] { acc::load_into(model, wrong); }, &message) == "E_CK_KEYS");
+    for (auto const* part : {"1 missing: \"bias\"", "2 unexpected: \"extra\", \"extra2\"", "1 mismatched: \"weight\"", "[4, 2]", "[4, 3]"}) CHECK(message.find(part) != std::string::npos);
+    CHECK(code_of([&] { acc::load_into(model, wrong, false); }) == "E_CK_KEYS");  // a shape is never loaded around
+    CHECK(code_of([&] { acc::load_into(model, {{"weight", torch::ones({4, 3}, torch::kLong)}, {"bias", torch::ones({4})}}); }) == "E_CK_KEYS");
+    CHECK(torch::equal(model->weight, weight));
+
+    auto const report = acc::load_into(model, {{"weight", torch::ones({4, 3}, torch::kDouble)}, {"extra", torch::ones({1})}}, false);
+    CHECK(report.missing == std::vector<std::string>{"\"bias\""});
+    CHECK(report.unexpected == std::vector<std::string>{"\"extra\""});
+    CHECK_FALSE(report.complete());
+    CHECK(torch::equal(model->weight, torch::ones({4, 3})));
+    CHECK(model->weight.scalar_type() == at::kFloat);
+
+    acc::save_file(wrong, folder / "model.safetensors");
+    CHECK(code_of([&] { acc::load_model(model, folder.path); }, &message) == "E_CK_KEYS");
+    CHECK(message.find("model.safetensors") != std::string::npos);
+    CHECK(code_of([&] { acc::load_model(model, folder / "absent"); }) == "E_IO");
+
+    acc::TensorMap many;
+    for (int i = 0; i < 100; ++i) many.insert("k" + std::to_string(i), torch::ones({1}));
+    code_of([&] { acc::load_into(model, many); }, &message);
+    CHECK((message.find("100 unexpected") != std::string::npos && message.find("\"k19\", ...") != std::string::npos));
+
+    Tied tied;
+    auto tensors = acc::model_tensors(tied);
+    for (auto& item : tensors) item.second = item.second.detach().clone();
+    CHECK(acc::load_into(tied, tensors).complete());
+    tensors["head.weight"] += 1;
+    CHECK(code_of([&] { acc::load_into(tied, tensors); }, &message) == "E_CK_KEYS");
+    CHECK(message.find("tied in the model") != std::string::npos);
+
+    CHECK(code_of([&] { acc::load_into(Weight(torch::empty({4, 3}, torch::kMeta)), {{"weight", torch::ones({4, 3})}}); }) == "E_CONFIG");
+}
