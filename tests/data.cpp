@@ -317,35 +317,16 @@ struct WithConstructor {
 
 }  // namespace
 
-TEST_CASE("plain structs are taken apart without registration", "[aggregate]") {
-    static_assert(data::decomposable<One> && data::decomposable<Everything> && data::decomposable<Sixteen> && data::decomposable<Labelled>);
-    static_assert(!data::decomposable<WithConstructor> && !data::decomposable<torch::Tensor> && !data::decomposable<int> && !data::decomposable<std::string>);
-    static_assert(std::tuple_size_v<decltype(data::fields(std::declval<Everything&>()))> == 7);
-    static_assert(std::is_same_v<decltype(data::fields(std::declval<Pair const&>())), std::tuple<torch::Tensor const&, torch::Tensor const&>>);
-    Pair p{torch::ones(2), torch::zeros(3)};
-    auto [input, target] = data::fields(p);
-    CHECK((&input == &p.input && &target == &p.target));
-    Sixteen s;
-    auto all = data::fields(s);
-    CHECK(&std::get<15>(all) == &s.p);
-}
-
-TEST_CASE("every tensor of a nested value is found", "[nested]") {
-    Everything value{true, 1, "x", {1, 2}, torch::ones(1), nullptr,
-                     {{torch::ones(2), torch::ones(3)}, {torch::ones(4), torch::ones(5)}, {{"k", torch::ones(6)}}}};
-    std::vector<int64_t> sizes;
-    data::visit_tensors(value, [&](torch::Tensor& t) { sizes.push_back(t.numel()); });
-    CHECK(sizes == std::vector<int64_t>{1, 2, 3, 4, 5, 6});
-    sizes.clear();
-    auto const tuple = std::tuple(torch::ones(1), std::vector{torch::ones(2), torch::ones(3)}, 7, std::pair(std::string("s"), torch::ones(4)));
-    data::visit_tensors(tuple, [&](torch::Tensor const& t) { sizes.push_back(t.numel()); });
-    CHECK(sizes == std::vector<int64_t>{1, 2, 3, 4});
+TEST_CASE("tensors of a batch go to the device; what is there already is not touched", "[move_to]") {
     auto pair = std::pair(torch::ones(2), torch::Tensor());
     auto const* before = pair.first.unsafeGetTensorImpl();
     data::move_to(pair, at::kCPU);
     CHECK(pair.first.unsafeGetTensorImpl() == before);
     data::move_to(pair, at::kMeta);
     CHECK((pair.first.is_meta() && !pair.second.defined()));
+    Labelled::batch batch{torch::ones(2), torch::ones(3), {"a", "b"}};
+    data::move_to(batch, at::kMeta);
+    CHECK((batch.input.is_meta() && batch.label.is_meta()));
 }
 
 TEST_CASE("collation keeps the shape of a sample and adds dimension 0", "[collate]") {

@@ -6,7 +6,6 @@
 #include <accelerate/module/boxed.hpp>
 #include <accelerate/module/chain.hpp>
 #include <accelerate/module/construct.hpp>
-#include <accelerate/module/for_each_tensor.hpp>
 #include <accelerate/module/init_empty_weights.hpp>
 #include <accelerate/module/layers.hpp>
 #include <accelerate/module/linear.hpp>
@@ -371,46 +370,6 @@ TEST_CASE("a linear layer is LibTorch's unless the precision has its own", "[lin
     CHECK(copy->forward(x).equal(both(x)));
     CHECK_FALSE(copy->weight.is_same(both->weight));
     CHECK(copy->weight.is_same(copy->named_parameters()["weight"]));
-}
-
-// ---- values --------------------------------------------------------------------------------------------------------------------
-
-namespace other {
-struct Output {
-    torch::Tensor logits;
-    std::vector<torch::Tensor> states;
-};
-void for_each_tensor(Output& o, auto&& f) {
-    acc::for_each_tensor(o.logits, f);
-    acc::for_each_tensor(o.states, f);
-}
-}  // namespace other
-
-TEST_CASE("tensors are found in values", "[for_each_tensor]") {
-    auto const one = torch::ones({1});
-    auto const count = [](auto value) {
-        int n = 0;
-        acc::for_each_tensor(value, [&](at::Tensor& t) { n += t.item<int>(); });
-        return n;
-    };
-    CHECK(count(one) == 1);
-    CHECK(count(torch::Tensor()) == 0);
-    CHECK(count(3) == 0);
-    CHECK(count(std::string("text")) == 0);
-    CHECK(count(std::vector<torch::Tensor>{one, one, {}}) == 2);
-    CHECK(count(std::array{one, one}) == 2);
-    CHECK(count(std::optional(one)) == 1);
-    CHECK(count(std::optional<torch::Tensor>()) == 0);
-    CHECK(count(std::tuple(one, std::pair(2, std::vector{one, one}), std::optional(std::tuple(one)))) == 4);
-    CHECK(count(std::map<std::string, torch::Tensor>{{"a", one}, {"b", one}}) == 2);
-    CHECK(count(other::Output{one, {one, one}}) == 3);
-    CHECK(count(std::vector<other::Output>{{one, {one}}, {one, {}}}) == 3);
-
-    std::pair<torch::Tensor, int> value(one, 1);
-    acc::for_each_tensor(value, [](at::Tensor& t) { t = t * 5; });
-    CHECK(value.first.item<int>() == 5);
-    auto const& constant = value;
-    acc::for_each_tensor(constant, [](at::Tensor const& t) { CHECK(t.item<int>() == 5); });
 }
 
 // ---- construction --------------------------------------------------------------------------------------------------------------

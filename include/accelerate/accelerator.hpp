@@ -6,8 +6,10 @@
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/units.hpp>
 #include <accelerate/data/policy.hpp>
+#include <accelerate/device/policy.hpp>
 #include <accelerate/module/construct.hpp>
 #include <accelerate/module/strategy.hpp>
+#include <accelerate/module/unit.hpp>
 #include <accelerate/clipping.hpp>
 #include <accelerate/prepare.hpp>
 #include <accelerate/state/save_model.hpp>

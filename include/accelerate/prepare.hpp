@@ -8,6 +8,7 @@
 #include <accelerate/optim/scheduler.hpp>
 #include <accelerate/prepared.hpp>
 #include <accelerate/module/unique_parameters.hpp>
+#include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/sync_batch_norm.hpp>
 #include <tuple>
 

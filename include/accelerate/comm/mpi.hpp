@@ -1,14 +1,13 @@
 #pragma once
 
-#include <accelerate/comm/mpi_bridge.hpp>
-
-#if ACCELERATE_WITH_MPI
-
 #include <accelerate/comm/communicator.hpp>
+#include <accelerate/comm/mpi_bridge.hpp>
 #include <accelerate/comm/operations.hpp>
 #include <accelerate/comm/process_memory.hpp>
 #include <accelerate/comm/solo.hpp>
 #include <accelerate/core/run.hpp>
+
+#if ACCELERATE_WITH_MPI
 
 namespace accelerate::comm {
 
@@ -70,7 +69,7 @@ private:
         int rank = 0, size = 1;
         MPI_Comm_rank(comm.get(), &rank);
         MPI_Comm_size(comm.get(), &size);
-        Exchange const exchange = [&](std::string_view mine) { return all_gather(comm.get(), size, mine); };
+        Exchange const exchange = [&](std::string_view mine) { return exchange_over(comm.get(), size, mine); };
 
         auto const hosts = hosts_of(comm.get(), rank, exchange);
         auto source = std::make_shared<ProcessMemory>(options.memory, options.directory);
@@ -103,7 +102,7 @@ private:
         return std::make_shared<Group>(std::move(parts));
     }
 
-    static std::vector<std::string> all_gather(MPI_Comm comm, int size, std::string_view mine) {
+    static std::vector<std::string> exchange_over(MPI_Comm comm, int size, std::string_view mine) {
         auto const n = static_cast<size_t>(size);
         int const length = static_cast<int>(mine.size());
         std::vector<int> lengths(n), at(n);

@@ -1,14 +1,14 @@
 #pragma once
 
+#include <accelerate/comm/bridge.hpp>
 #include <accelerate/comm/mpi_session.hpp>
+#include <accelerate/comm/reduce.hpp>
+#include <accelerate/comm/wait.hpp>
 
 #if ACCELERATE_WITH_MPI
 
 #include <ATen/ops/from_blob.h>
 
-#include <accelerate/comm/bridge.hpp>
-#include <accelerate/comm/reduce.hpp>
-#include <accelerate/comm/wait.hpp>
 #include <numeric>
 
 namespace accelerate::comm {

@@ -1,13 +1,20 @@
 #pragma once
 
 #include <accelerate/core/config.hpp>
+#include <accelerate/core/error.hpp>
+#include <accelerate/core/session.hpp>
 
 #if ACCELERATE_WITH_MPI
 
+// Without MPI-2's C++ bindings, which Open MPI 4 offers by default and which want a library of their own.
+#ifndef OMPI_SKIP_MPICXX
+#define OMPI_SKIP_MPICXX 1
+#endif
+#ifndef MPICH_SKIP_MPICXX
+#define MPICH_SKIP_MPICXX 1
+#endif
 #include <mpi.h>
 
-#include <accelerate/core/error.hpp>
-#include <accelerate/core/session.hpp>
 #include <cstdlib>
 #include <string>
 

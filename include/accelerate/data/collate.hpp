@@ -5,7 +5,7 @@
 #include <ATen/ops/stack.h>
 
 #include <accelerate/core/tensor_map.hpp>
-#include <accelerate/data/aggregate.hpp>
+#include <accelerate/core/aggregate.hpp>
 #include <array>
 #include <map>
 #include <string>
@@ -169,7 +169,7 @@ auto collate(std::vector<T>&& items) {
     else if constexpr (is_tuple<T>) return collate_tuple(items, std::make_index_sequence<std::tuple_size_v<T>>());
     else if constexpr (is_array<T> || is_vector<T>) return collate_sequence(items);
     else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return collate_map(items);
-    else if constexpr (decomposable<T>) return collate_struct(items, std::make_index_sequence<count_fields<T>()>());
+    else if constexpr (decomposable<T>) return collate_struct(items, std::make_index_sequence<std::tuple_size_v<decltype(fields(std::declval<T&>()))>>());
     else {
         constexpr bool supported = decomposable<T>;
         static_assert(supported,

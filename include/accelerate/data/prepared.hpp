@@ -5,7 +5,7 @@
 #include <accelerate/data/context.hpp>
 #include <accelerate/data/fetch.hpp>
 #include <accelerate/data/loader.hpp>
-#include <accelerate/data/nested.hpp>
+#include <accelerate/data/move_to.hpp>
 #include <accelerate/data/shard.hpp>
 #include <iterator>
 #include <optional>

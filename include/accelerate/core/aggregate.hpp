@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace accelerate::data {
+namespace accelerate {
 
 namespace detail {
 
@@ -60,4 +60,4 @@ constexpr auto fields(T& s) {
     else { auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q] = s; return std::tie(a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q); }
 }
 
-}  // namespace accelerate::data
+}  // namespace accelerate
