@@ -4974,7 +4974,7 @@ namespace accelerate::state {
 
 /// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
 struct MemorySpan {
-    explicit MemorySpan(at::Tensor const& t) : tensor(t.unsafeGetTensorImpl()), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()), dense(t.is_non_overlapping_and_dense()) {
+    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
         if (t.numel() == 0) return;
         int64_t last = 0;
         for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
@@ -4983,14 +4983,17 @@ struct MemorySpan {
     }
 
     bool empty() const { return begin == end; }
+    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
     bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
     /// Whoever has this has the other's values too.
-    bool covers(MemorySpan const& o) const { return !o.empty() && (tensor == o.tensor || (storage == o.storage && dense && begin <= o.begin && o.end <= end)); }
+    bool covers(MemorySpan const& o) const {
+        if (o.empty() || storage != o.storage) return false;
+        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
+    }
 
-    void const* tensor = nullptr;
+    at::Tensor tensor;
     void const* storage = nullptr;
-    int64_t begin = 0, end = 0;
-    bool dense = false;
+    int64_t begin = 0, end = 0;  ///< bytes
 };
 
 }  // namespace accelerate::state
@@ -5023,7 +5026,7 @@ inline Unaliased drop_aliases(TensorMap const& tensors) {
         // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
         std::ranges::sort(group, [](Named const& a, Named const& b) {
             auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
-            return size_a != size_b ? size_a > size_b : a.span.dense != b.span.dense ? a.span.dense : *a.name < *b.name;
+            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
         });
         std::vector<Named const*> kept;
         for (auto const& candidate : group) {
@@ -5685,6 +5688,13 @@ private:
 
     Token next() { return lexer_.next(); }
 
+    /// The first token of a value.
+    Token value() { return begins_value(next()); }
+    Token begins_value(Token token) const {
+        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
+        return token;
+    }
+
     template <class... Parts>
     [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
         source_.fail(code, lexer_.start(), parts...);
@@ -5727,12 +5737,10 @@ private:
     /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
     void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
         out.clear();
-        if (next() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
+        if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
         auto token = next();
         if (token == Token::ArrayEnd) return;
-        for (;; token = next()) {
-            if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd)
-                fail(code::st_bad_json, where(), "a number was expected in ", what);
+        for (begins_value(token);; token = value()) {
             if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
             if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
             out.push_back(lexer_.unsigned_value());
@@ -5743,9 +5751,9 @@ private:
     }
 
     void read_metadata() {
-        if (next() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
+        if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
         members("__metadata__", [&](std::string const& key) {
-            if (next() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
+            if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
             if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
         });
     }
@@ -5756,7 +5764,7 @@ private:
         info_ = {};
         info_.name = name;
         if (!valid_tensor_name(name)) fail(code::st_bad_name, where(), "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (next() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
+        if (value() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
         bool dtype = false, shape = false, offsets = false;
         auto const once = [&](bool& seen, char const* field) {
             if (std::exchange(seen, true)) fail(code::st_dup_key, where(), "a second ", field);
@@ -5773,7 +5781,7 @@ private:
     }
 
     void read_dtype() {
-        if (next() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
+        if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
         info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
         if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
     }
@@ -10415,13 +10423,14 @@ public:
         file_.read_at(head, 8, 0);
         uint64_t length = 0;
         std::memcpy(&length, head, 8);
+        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
+        if (too_long) refuse_pickle(std::string_view(head, 8));
         if (length > safetensors_header_limit) {
-            refuse_pickle(std::string_view(head, 8));
             throw Error(code::st_header_too_large,
                         concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
         }
         data_ = 8 + static_cast<int64_t>(length);
-        check(data_ <= size, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
+        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
         std::string text(length, '\0');
         file_.read_at(text.data(), static_cast<int64_t>(length), 8);
         header_ = parse_safetensors_header(text, size - data_, file_.path().string());

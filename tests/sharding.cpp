@@ -37,8 +37,9 @@ struct Mlp : torch::nn::Module {
     static torch::Tensor input(int64_t step, int64_t n) { return uniform({n, 6}, 100 + step); }
 };
 
+/// The convolution has no bias: in front of a normalisation its gradient is zero up to rounding, and AdamW would divide that by itself.
 struct Conv : torch::nn::Module {
-    torch::nn::Conv2d conv{register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 8, 3)))};
+    torch::nn::Conv2d conv{register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 8, 3).bias(false)))};
     acc::SyncBatchNorm norm{register_module("norm", acc::SyncBatchNorm(torch::nn::BatchNormOptions(8)))};
     torch::nn::Linear head{register_module("head", torch::nn::Linear(8, 3))};
     torch::Tensor forward(torch::Tensor const& x) { return head(torch::relu(norm(conv(x))).mean({2, 3})); }

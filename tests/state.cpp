@@ -388,14 +388,16 @@ TEST_CASE("a file that changes while it is read is noticed", "[input_file][reade
         CHECK(reader.read("b").eq(1).all().item<bool>());
     }
     // A writer that shrinks and grows the file meanwhile: either outcome, never a signal, never half a tensor.
-    std::atomic<bool> stop = false;
+    std::atomic<bool> begun = false, stop = false;
     std::thread writer([&] {
         while (!stop) {
             std::error_code ignored;
             fs::resize_file(path, 20'000, ignored);
+            begun = true;
             fs::resize_file(path, 41'000, ignored);
         }
     });
+    while (!begun) std::this_thread::yield();
     for (int i = 0; i < 300; ++i) {
         auto const code = code_of([&] { acc::load_file(path); });
         CHECK((code == "E_ST_CHANGED" || code == "E_ST_TRUNCATED" || code == "E_ST_TRAILING"));
@@ -488,7 +490,7 @@ TEST_CASE("JSON is cut into tokens exactly", "[json_lexer]") {
     CHECK(numbers == std::vector<uint64_t>{0, ~uint64_t{0}});
     CHECK(std::ranges::count(tokens, Token::Number) == 3);
     CHECK(std::ranges::count(tokens, Token::Literal) == 3);
-    CHECK(tokens.size() == 27);
+    CHECK(tokens.size() == 28);
     CHECK(lexer.start() == source.text.size());
 }
 
@@ -515,18 +517,16 @@ struct Tied : torch::nn::Module {
     torch::Tensor part;
 };
 
-/// The same names, nothing tied.
+/// The same weights under the same names, not tied.
 struct Loose : torch::nn::Module {
     Loose() {
         embedding = register_module("embedding", torch::nn::Embedding(5, 3));
         head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(3, 5).bias(false)));
         norm = register_module("norm", torch::nn::BatchNorm1d(3));
-        part = register_buffer("part", torch::zeros({2, 3}));
     }
     torch::nn::Embedding embedding{nullptr};
     torch::nn::Linear head{nullptr};
     torch::nn::BatchNorm1d norm{nullptr};
-    torch::Tensor part;
 };
 
 }  // namespace
@@ -585,6 +585,9 @@ TEST_CASE("a model is saved with its ties and comes back with them", "[save_mode
     Loose loose;
     CHECK(acc::load_model(loose, folder / "out").complete());
     CHECK(torch::equal(loose.head->weight, model.embedding->weight));
+    // Where it was a part of another tensor, the file does not say which: an error, as in Python.
+    loose.register_buffer("part", torch::zeros({2, 3}));
+    CHECK(code_of([&] { acc::load_model(loose, folder / "out"); }) == "E_CK_KEYS");
 }
 
 TEST_CASE("all differences are told at once and nothing is loaded", "[load_model]") {

@@ -34,7 +34,7 @@ inline Unaliased drop_aliases(TensorMap const& tensors) {
         // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
         std::ranges::sort(group, [](Named const& a, Named const& b) {
             auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
-            return size_a != size_b ? size_a > size_b : a.span.dense != b.span.dense ? a.span.dense : *a.name < *b.name;
+            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
         });
         std::vector<Named const*> kept;
         for (auto const& candidate : group) {

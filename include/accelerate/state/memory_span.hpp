@@ -8,7 +8,7 @@ namespace accelerate::state {
 
 /// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
 struct MemorySpan {
-    explicit MemorySpan(at::Tensor const& t) : tensor(t.unsafeGetTensorImpl()), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()), dense(t.is_non_overlapping_and_dense()) {
+    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
         if (t.numel() == 0) return;
         int64_t last = 0;
         for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
@@ -17,14 +17,17 @@ struct MemorySpan {
     }
 
     bool empty() const { return begin == end; }
+    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
     bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
     /// Whoever has this has the other's values too.
-    bool covers(MemorySpan const& o) const { return !o.empty() && (tensor == o.tensor || (storage == o.storage && dense && begin <= o.begin && o.end <= end)); }
+    bool covers(MemorySpan const& o) const {
+        if (o.empty() || storage != o.storage) return false;
+        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
+    }
 
-    void const* tensor = nullptr;
+    at::Tensor tensor;
     void const* storage = nullptr;
-    int64_t begin = 0, end = 0;
-    bool dense = false;
+    int64_t begin = 0, end = 0;  ///< bytes
 };
 
 }  // namespace accelerate::state

@@ -28,13 +28,14 @@ public:
         file_.read_at(head, 8, 0);
         uint64_t length = 0;
         std::memcpy(&length, head, 8);
+        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
+        if (too_long) refuse_pickle(std::string_view(head, 8));
         if (length > safetensors_header_limit) {
-            refuse_pickle(std::string_view(head, 8));
             throw Error(code::st_header_too_large,
                         concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
         }
         data_ = 8 + static_cast<int64_t>(length);
-        check(data_ <= size, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
+        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
         std::string text(length, '\0');
         file_.read_at(text.data(), static_cast<int64_t>(length), 8);
         header_ = parse_safetensors_header(text, size - data_, file_.path().string());

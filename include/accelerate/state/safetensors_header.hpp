@@ -79,6 +79,13 @@ private:
 
     Token next() { return lexer_.next(); }
 
+    /// The first token of a value.
+    Token value() { return begins_value(next()); }
+    Token begins_value(Token token) const {
+        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
+        return token;
+    }
+
     template <class... Parts>
     [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
         source_.fail(code, lexer_.start(), parts...);
@@ -121,12 +128,10 @@ private:
     /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
     void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
         out.clear();
-        if (next() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
+        if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
         auto token = next();
         if (token == Token::ArrayEnd) return;
-        for (;; token = next()) {
-            if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd)
-                fail(code::st_bad_json, where(), "a number was expected in ", what);
+        for (begins_value(token);; token = value()) {
             if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
             if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
             out.push_back(lexer_.unsigned_value());
@@ -137,9 +142,9 @@ private:
     }
 
     void read_metadata() {
-        if (next() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
+        if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
         members("__metadata__", [&](std::string const& key) {
-            if (next() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
+            if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
             if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
         });
     }
@@ -150,7 +155,7 @@ private:
         info_ = {};
         info_.name = name;
         if (!valid_tensor_name(name)) fail(code::st_bad_name, where(), "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (next() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
+        if (value() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
         bool dtype = false, shape = false, offsets = false;
         auto const once = [&](bool& seen, char const* field) {
             if (std::exchange(seen, true)) fail(code::st_dup_key, where(), "a second ", field);
@@ -167,7 +172,7 @@ private:
     }
 
     void read_dtype() {
-        if (next() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
+        if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
         info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
         if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
     }
