@@ -6296,6 +6296,8 @@ int run(Body&& body) {
         return exit_code;
     } catch (Error const& e) {
         return failed(e.what(), e.exit_code());
+    } catch (c10::Error const& e) {
+        return failed(e.what_without_backtrace(), code::internal.exit);
     } catch (std::exception const& e) {
         return failed(e.what(), code::internal.exit);
     } catch (...) {

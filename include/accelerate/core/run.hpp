@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <accelerate/core/log.hpp>
 #include <concepts>
@@ -31,6 +32,8 @@ int run(Body&& body) {
         return exit_code;
     } catch (Error const& e) {
         return failed(e.what(), e.exit_code());
+    } catch (c10::Error const& e) {
+        return failed(e.what_without_backtrace(), code::internal.exit);
     } catch (std::exception const& e) {
         return failed(e.what(), code::internal.exit);
     } catch (...) {
