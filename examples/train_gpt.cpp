@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <map>
 #include <string>
+#include <unistd.h>
 
 namespace acc = accelerate;
 namespace nn = torch::nn;
@@ -20,7 +21,7 @@ namespace nn = torch::nn;
 
 struct Settings {
     std::string text = TRAIN_GPT_TEXT, out = "train_gpt_out";
-    int64_t steps = 260, batch = 16, context = 128, width = 128, depth = 4, heads = 4, seed = 1337, accumulate = 1, megabytes = 12;
+    int64_t steps = 450, batch = 16, context = 128, width = 128, depth = 4, heads = 4, seed = 1337, accumulate = 1, megabytes = 12;
     double lr = 2e-3, temperature = 0.8;
     int64_t sample = 200;
 };
@@ -106,8 +107,9 @@ double evaluate(Run& accelerator, Model& model, Loader& held_out) {
 template <class Model>
 std::string generate(Model& model, acc::data::Vocabulary const& vocabulary, Settings const& settings) {
     torch::NoGradGuard no_grad;
-    auto ids = vocabulary.encode("#include <");
-    while (ids.size(0) < settings.sample) {
+    model.eval();
+    auto ids = vocabulary.encode("\n");
+    while (ids.size(0) <= settings.sample) {
         auto const window = ids.slice(0, std::max<int64_t>(0, ids.size(0) - settings.context));
         auto const logits = model.forward(window.unsqueeze(0))[0][-1].to(torch::kFloat);
         ids = torch::cat({ids, torch::multinomial(torch::softmax(logits / settings.temperature, -1), 1)});
@@ -115,21 +117,22 @@ std::string generate(Model& model, acc::data::Vocabulary const& vocabulary, Sett
     return vocabulary.decode(ids);
 }
 
+/// A line that is written over on a terminal; twenty lines where stderr goes into a file.
 class Progress {
 public:
     Progress(bool shown, int64_t steps) : shown_(shown), steps_(steps) {}
     void show(int64_t step, double loss, int64_t tokens) {
-        if (!shown_) return;
+        if (!shown_ || (!terminal_ && step != steps_ && step % std::max<int64_t>(1, steps_ / 20) != 0)) return;
         auto const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
         auto const filled = static_cast<int>(30 * step / steps_);
-        std::fprintf(stderr, "\r[%s%s] %ld/%ld  loss %.3f  %.0f tokens/s  %.0f s left   %s", std::string(static_cast<size_t>(filled), '=').c_str(),
+        std::fprintf(stderr, "%s[%s%s] %ld/%ld  loss %.3f  %.0f tokens/s  %.0f s left   %s", terminal_ ? "\r" : "", std::string(static_cast<size_t>(filled), '=').c_str(),
                      std::string(static_cast<size_t>(30 - filled), ' ').c_str(), step, steps_, loss, static_cast<double>(tokens) / seconds,
-                     seconds / static_cast<double>(step) * static_cast<double>(steps_ - step), step == steps_ ? "\n" : "");
+                     seconds / static_cast<double>(step) * static_cast<double>(steps_ - step), step == steps_ || !terminal_ ? "\n" : "");
         std::fflush(stderr);
     }
 
 private:
-    bool shown_;
+    bool shown_, terminal_ = ::isatty(2) != 0;
     int64_t steps_;
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
@@ -148,8 +151,11 @@ int train(Settings const& settings) {
     auto [model, optimizer, train, held_out, schedule] = accelerator.prepare(
         net, acc::optim::AdamW{.lr = settings.lr, .betas = {0.9, 0.95}, .weight_decay = 0.1, .no_decay_on_norms_and_biases = true},
         acc::data::Loader{text, {.batch_size = settings.batch, .shuffle = true, .seed = settings.seed, .drop_last = true}},
-        acc::data::Loader{unseen, {.batch_size = settings.batch, .drop_last = true}},
-        acc::schedule::Cosine{.warmup = acc::OptimizerSteps{20}, .total = acc::OptimizerSteps{settings.steps}});
+        acc::data::Loader{unseen, {.batch_size = settings.batch, .even_batches = false}},
+        acc::schedule::Cosine{.warmup = acc::OptimizerSteps{std::min<int64_t>(20, settings.steps / 10)}, .total = acc::OptimizerSteps{settings.steps}});
+
+    acc::check(train.size() > 0, acc::code::data, "train_gpt: the text has ", text.size(), " windows of ", settings.context, " characters and one batch on every rank takes ",
+               train.total_batch_size(), "; use more text, or a smaller --batch or --context");
 
     Progress progress(accelerator.is_main_process(), settings.steps);
     auto const tokens_a_step = settings.batch * settings.context * settings.accumulate * accelerator.num_processes();
@@ -186,7 +192,7 @@ char const* const help = R"(train_gpt: trains a character-level GPT on text, on 
 
   --text PATH        a text file or a folder of .h .hpp .cpp .md .txt files  (default: LibTorch's headers)
   --out FOLDER       where model.safetensors goes                            (train_gpt_out)
-  --steps N          optimizer steps                                         (260)
+  --steps N          optimizer steps                                         (450)
   --batch N          windows a rank and micro-batch                          (16)
   --accumulate N     micro-batches an optimizer step                         (1)
   --context N        characters a window                                     (128)
@@ -208,13 +214,13 @@ Settings parse(int argc, char** argv) {
                                                 {"--depth", &s.depth}, {"--heads", &s.heads}, {"--megabytes", &s.megabytes}, {"--seed", &s.seed}, {"--sample", &s.sample}};
     for (int i = 1; i < argc; i += 2) {
         std::string const name = argv[i];
+        acc::check(texts.contains(name) || reals.contains(name) || whole.contains(name), acc::code::config, "train_gpt: unknown option ", name, "; see --help");
         acc::check(i + 1 < argc, acc::code::config, "train_gpt: ", name, " needs a value; see --help");
         std::string const value = argv[i + 1];
         try {
             if (auto text = texts.find(name); text != texts.end()) *text->second = value;
             else if (auto real = reals.find(name); real != reals.end()) *real->second = std::stod(value);
-            else if (auto number = whole.find(name); number != whole.end()) *number->second = std::stoll(value);
-            else throw acc::Error(acc::code::config, "train_gpt: unknown option " + name + "; see --help");
+            else *whole.at(name) = std::stoll(value);
         } catch (std::logic_error const&) {
             throw acc::Error(acc::code::config, "train_gpt: " + name + " " + value + " is not a number");
         }

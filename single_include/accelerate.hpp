@@ -6285,6 +6285,8 @@ int run(Body&& body) {
         auto const line = concat("[accelerate rank ", session.rank(), "] ", text, "\n");
         std::fwrite(line.data(), 1, line.size(), stderr);
         std::fflush(stderr);
+        // Peers that failed as this rank did, or wait for it and now hear that it has gone, get to say so before they are ended.
+        if (session.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
         session.abort(exit_code);
         return exit_code;
     };
