@@ -117,6 +117,7 @@ def peer(case):
         everyone = [losses]
     if accelerator.is_main_process:
         print("RESULT " + json.dumps({"losses": everyone, "norms": norms, "lr": rates}))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
@@ -139,7 +140,7 @@ def main():
             print(f"{name:<44} left out: no MPI")
             continue
         text = json.dumps(case)
-        start = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if case["ranks"] > 1 else []
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if case["ranks"] > 1 else []
         results = []
         for command in ([python, *start, __file__, "--peer", text], [*(mpirun if case["ranks"] > 1 else []), binary, text]):
             done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
