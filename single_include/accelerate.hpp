@@ -2067,10 +2067,10 @@ inline constexpr auto intercept_key = c10::DispatchKey::DeferredInit;
 
 // The interceptor of this thread is kept in a slot of LibTorch's own, because only one shared object of a program can register the
 // fallback: it must find what another one, with hidden symbols, has set.
-inline constexpr auto intercept_slot = c10::DebugInfoKind::TEST_INFO_2;
+inline c10::DebugInfoKind intercept_slot() { return c10::DebugInfoKind::TEST_INFO_2; }
 
 /// The interceptor in force on this thread; none gives nullptr.
-inline Interceptor* interceptor() { return static_cast<Interceptor*>(c10::ThreadLocalDebugInfo::get(intercept_slot)); }
+inline Interceptor* interceptor() { return static_cast<Interceptor*>(c10::ThreadLocalDebugInfo::get(intercept_slot())); }
 
 namespace detail {
 
@@ -2095,7 +2095,7 @@ class [[nodiscard]] Interception {
 public:
     explicit Interception(Interceptor& interceptor)
         : before_((detail::register_interceptor(), c10::impl::tls_is_dispatch_key_included(intercept_key))),
-          slot_(intercept_slot, std::shared_ptr<c10::DebugInfoBase>(std::shared_ptr<void>(), &interceptor)) {
+          slot_(intercept_slot(), std::shared_ptr<c10::DebugInfoBase>(std::shared_ptr<void>(), &interceptor)) {
         c10::impl::tls_set_dispatch_key_included(intercept_key, true);
     }
     ~Interception() { c10::impl::tls_set_dispatch_key_included(intercept_key, before_); }

@@ -114,8 +114,8 @@ TEST_CASE("Operations::Torch gives Python's losses to the last bit", "[golden]")
     auto const ours = train<Single>(record, acc::Operations::Torch).losses;
     auto const hand = by_hand(record);
     CHECK(ours == hand);
-    // The recorded bits are those of an AVX2 CPU; on another class Python itself gives others (tests/golden_python.py compares
-    // with Python on the machine at hand).
+    // The recorded bits are those of an AVX2 CPU; on another class Python itself gives others. ctest holds the kernels to AVX2;
+    // tests/golden_python.py compares with Python on the machine at hand.
     auto const reproducible = equal_to(hand, record);
     std::printf("%ld of 40 losses bit-equal to the recorded run, %ld to a hand-written loop%s\n", equal_to(ours, record), static_cast<int64_t>(ours == hand ? 40 : 0),
                 reproducible == 40 ? "" : "; this CPU class gives other bits than the recording's");

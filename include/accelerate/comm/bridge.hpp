@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/comm/call.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <functional>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace accelerate::comm {
@@ -25,6 +27,13 @@ struct Message {
     std::vector<std::byte> payload;
 };
 
+/// The error with that `what()`, which is how errors travel between ranks.
+inline Error error_from(std::string_view what) {
+    for (auto const& c : {code::collective_mismatch, code::deadline, code::peer_lost, code::config, code::call_order, code::io, code::internal})
+        if (what.starts_with(c.name)) return Error(c, std::string(what.substr(std::min(what.size(), c.name.size() + 2))));
+    return Error(code::internal, std::string(what));
+}
+
 /// The way between nodes, for a communicator whose ranks do not all see the same memory. Every wait has a deadline and throws
 /// E_DEADLINE or E_PEER_LOST. Members marked "leaders" are called by one rank of each node only, the others by every rank.
 class Bridge {
@@ -33,8 +42,14 @@ public:
 
     virtual ~Bridge() = default;
 
-    /// Leaders: tells every other node's leader `mine` and gives what they told, by node. Says who is missing.
+    /// Why the calling thread cannot use the bridge; empty where it can.
+    virtual std::string_view barred() const { return {}; }
+
+    /// Leaders: tells every other node's leader `mine` (as long as theirs) and gives what they told, by node. Says who is missing;
+    /// throws what one of them said in its farewell.
     virtual std::vector<std::string> exchange(std::string const& mine, Deadline deadline) = 0;
+    /// Leaders: this node comes no more, and why (the `what()` of an error). Does not wait.
+    virtual void farewell(std::string_view why) noexcept = 0;
     /// Leaders: reduces `n` elements in place over the nodes; `Mean` has been prepared by a factor and is a sum here.
     virtual void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline deadline) = 0;
 

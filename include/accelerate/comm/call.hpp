@@ -3,8 +3,10 @@
 #include <c10/core/ScalarType.h>
 
 #include <accelerate/comm/reduction.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 namespace accelerate::comm {
@@ -27,7 +29,15 @@ constexpr bool ragged(Operation o) {
 }
 /// Only the root knows dtype and amount.
 constexpr bool from_root(Operation o) { return o == Operation::Scatter || o == Operation::BroadcastBytes; }
+/// Needs a rank to come from or to go to.
+constexpr bool rooted(Operation o) {
+    return o == Operation::Broadcast || o == Operation::Gather || o == Operation::Scatter || o == Operation::GatherBytes || o == Operation::BroadcastBytes || o == Operation::Send ||
+           o == Operation::Recv;
+}
 constexpr bool reduces(Operation o) { return o == Operation::AllReduce || o == Operation::ReduceScatter || o == Operation::ReduceBuffer; }
+
+/// A rank (or the number of a buffer) as calls carry it; what does not fit is no rank.
+constexpr int32_t as_root(int64_t rank) { return rank < 0 || rank > std::numeric_limits<int32_t>::max() ? -1 : static_cast<int32_t>(rank); }
 
 /// What one rank calls: all that its peers must agree with, and what is said about it in messages and in the flight recorder.
 struct Call {
@@ -51,7 +61,7 @@ inline std::string describe(Call const& c) {
     if (c.operation == Operation::Send) text += concat(" to ", c.root);
     else if (c.operation == Operation::Recv) text += concat(" from ", c.root);
     else if (c.operation == Operation::ReduceBuffer || c.operation == Operation::Release) text += concat(" ", c.root);
-    else if (c.root >= 0) text += concat("(root ", c.root, ")");
+    else if (rooted(c.operation)) text += concat("(root ", c.root, ")");
     if (c.dtype != at::ScalarType::Undefined) text += concat(" of ", c10::toString(c.dtype));
     if (c.operation == Operation::ReduceBuffer) {
         text += concat(" [", c.shape[0], ", ", c.shape[1], ")", c.flag ? "" : " without gather");
@@ -59,9 +69,9 @@ inline std::string describe(Call const& c) {
         if (c.dims < 0) return text + concat(" (", c.count, " elements)");
         text += " [";
         for (int64_t d = 0; d < std::min(c.dims, Call::max_dims); ++d) text += concat(d ? ", " : "", c.shape[static_cast<size_t>(d)]);
-        text += c.dims > Call::max_dims ? ", ...]" : "]";
-    } else if (c.count > 0) {
-        text += concat(" of ", c.count, c.operation == Operation::Split ? " (color)" : " bytes");
+        text += c.dims > Call::max_dims ? concat(", ...] (", c.count, " elements)") : "]";
+    } else if (c.count > 0 && c.operation != Operation::Split) {
+        text += concat(" of ", c.count, " bytes");
     }
     return text + (c.refused ? " (which that rank refused: see its own message)" : "");
 }

@@ -66,17 +66,30 @@ public:
 
     /// Waits until every member has come this far. What a member wrote before is visible after; what was exposed for this arrival
     /// must have been read before the next one.
-    void arrive() {
+    /// `extra`: on top of the deadline, where somebody else will know better who is missing and should speak first.
+    void arrive(std::chrono::milliseconds extra = {}) {
         mine().phase.store(++phase_, std::memory_order_release);
-        for (int64_t p = 0; p < size(); ++p)
-            if (p != me_) await(p);
+        int64_t next = 0;
+        auto const all = [&] {
+            while (next < size() && !missing(next)) ++next;
+            return next == size();
+        };
+        if (all()) return;
+        Clock::duration looked{0};
+        wait_until(all, [&](Clock::duration elapsed) {
+            bool const look = elapsed - looked > std::chrono::milliseconds(50);
+            if (look) looked = elapsed;
+            for (int64_t p = next; p < size(); ++p)
+                if (missing(p)) examine(p, look);
+            if (elapsed > deadline.load() + extra) out_of_time(elapsed);
+        });
     }
 
     /// After the arrival that followed `announce`: the same call everywhere?
     bool agreed() const {
         for (int64_t p = 0; p < size(); ++p)
             if (p != me_ && !mine_.agrees(fingerprint(p, number_))) return false;
-        return !mine_.refused();
+        return true;
     }
 
     /// What member `p` called in the current operation.
@@ -111,7 +124,7 @@ public:
         auto const member = members_[static_cast<size_t>(p)];
         if (auto reason = family_->gone(member)) return *reason;
         if (auto const gone = slots_[p].gone.load(std::memory_order_acquire); gone != 0)
-            return gone == 1 ? "it has dropped this communicator" : "it gave up waiting for another rank; its own message names it";
+            return gone == 1 ? "it has dropped this communicator" : "it gave up on this communicator; its own message says why";
         return look && family_->dead(member) ? "its process has ended" : "";
     }
 
@@ -123,17 +136,19 @@ public:
         return concat("its last call was ", describe(call(p, number)), ", operation ", number, progress & 1 ? " (still in it)" : " (finished)");
     }
 
-    /// Ends this communicator for this rank: dumps the recorder, makes waiting peers and later calls fail, throws.
+    /// Ends this communicator for this rank: peers that wait for it, now or later, and its own later calls fail.
+    void abandon(Error const& why) {
+        broken_ = std::make_shared<Error>(why);
+        mine().gone.store(2, std::memory_order_release);
+    }
+
+    /// Dumps the recorder and throws.
     [[noreturn]] void fail(Code code, std::string const& text) {
         family_->recorder.dump(code == code::deadline ? "deadline" : "peer lost");
-        broken_ = std::make_shared<Error>(code, text);
-        mine().gone.store(2, std::memory_order_release);
-        throw Error(*broken_);
+        throw Error(code, text);
     }
 
     std::atomic<std::chrono::milliseconds> deadline{std::chrono::seconds(600)};
-    /// Added to the deadline where one member waits for other nodes: that one should speak first.
-    std::chrono::milliseconds grace{0};
 
 private:
     Slot& mine() const { return slots_[me_]; }
@@ -156,22 +171,6 @@ private:
         c.dims = shape[0].load(std::memory_order_relaxed);
         for (size_t d = 0; d < c.shape.size(); ++d) c.shape[d] = shape[1 + d].load(std::memory_order_relaxed);
         return c;
-    }
-
-    void await(int64_t p) {
-        auto const& theirs = slots_[p].phase;
-        auto const target = phase_;
-        auto const arrived = [&] { return theirs.load(std::memory_order_acquire) >= target; };
-        if (arrived()) return;
-        Clock::duration looked{0};
-        wait_until(arrived, [&](Clock::duration elapsed) {
-            // Any missing member ends the wait, not only the one that is waited for first.
-            bool const look = elapsed - looked > std::chrono::milliseconds(50);
-            if (look) looked = elapsed;
-            for (int64_t q = 0; q < size(); ++q)
-                if (q != me_ && missing(q)) examine(q, look);
-            if (elapsed > deadline.load() + grace) out_of_time(elapsed);
-        });
     }
 
     bool missing(int64_t p) const { return slots_[p].phase.load(std::memory_order_acquire) < phase_; }

@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <accelerate/comm/recorder.hpp>
+#include <accelerate/comm/recorder_signal.hpp>
 #include <accelerate/comm/region.hpp>
 #include <cerrno>
 #include <optional>
@@ -58,6 +59,7 @@ public:
 private:
     Presence& presence(int64_t member) const { return reinterpret_cast<Presence*>(memory_.data)[member]; }
 
+    RecorderSignal signal_{recorder};
     Region memory_;
     int64_t me_;
 };

@@ -19,9 +19,8 @@ struct Fingerprint {
                  byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
         f.count = c.count;
         if (!from_root(c.operation) && c.dims >= 0) {
-            f.shape = static_cast<uint64_t>(c.dims) + 1;
-            for (int64_t d = ragged(c.operation) ? 1 : 0; d < std::min(c.dims, Call::max_dims); ++d)
-                f.shape = (f.shape ^ static_cast<uint64_t>(c.shape[static_cast<size_t>(d)])) * 0x9E3779B97F4A7C15ull;
+            f.shape = mixed(static_cast<uint64_t>(c.dims));
+            for (int64_t d = ragged(c.operation) ? 1 : 0; d < std::min(c.dims, Call::max_dims); ++d) f.shape = mixed(f.shape ^ static_cast<uint64_t>(c.shape[static_cast<size_t>(d)]));
         }
         return f;
     }
@@ -31,6 +30,16 @@ struct Fingerprint {
     bool own_count() const { return ragged(operation()) || from_root(operation()) || operation() == Operation::Split; }
 
     bool agrees(Fingerprint const& o) const { return what == o.what && shape == o.shape && (count == o.count || own_count()); }
+
+private:
+    /// Every bit of the result depends on every bit of `x` (the steps are splitmix64's): sizes and numbers of dimensions are small
+    /// numbers, which a plain product would let cancel each other, as in [3] and [3, 1].
+    static constexpr uint64_t mixed(uint64_t x) {
+        x += 0x9E3779B97F4A7C15ull;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+        return x ^ (x >> 31);
+    }
 };
 
 }  // namespace accelerate::comm

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <accelerate/comm/bridge.hpp>
 #include <accelerate/comm/control.hpp>
 #include <accelerate/comm/mailbox.hpp>
@@ -13,6 +15,17 @@ struct transport_options {
     int64_t stage_bytes = 256 << 10;  ///< data travels in pieces of this size; two such areas for each rank
     int64_t pipe_bytes = 32 << 10;    ///< for `send`: one pipe for each ordered pair of ranks
     int64_t small_bytes = 2 << 10;    ///< reductions of buffers up to this size copy rather than meet once more
+
+    /// For `n` ranks that see each other's memory: many get smaller areas each, some tens of megabytes together; areas begin at
+    /// cache lines, and a stage has room for an element for every rank.
+    transport_options fitted(int64_t n) const {
+        auto const lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        auto o = *this;
+        o.stage_bytes = lines(std::max(std::min(o.stage_bytes, std::max<int64_t>(16 << 10, (int64_t{16} << 20) / n)), 64 * n));
+        o.pipe_bytes = lines(std::max<int64_t>(std::min(o.pipe_bytes, std::max<int64_t>(1 << 10, (int64_t{8} << 20) / (n * n))), 64));
+        o.small_bytes = std::clamp<int64_t>(o.small_bytes, 0, o.stage_bytes);
+        return o;
+    }
 };
 
 /// Who is where: fixed for the life of a communicator.
@@ -41,21 +54,22 @@ public:
     explicit Group(Parts parts)
         : who(std::move(parts.who)), options(parts.options), source(std::move(parts.source)), bridge(std::move(parts.bridge)), memory_(std::move(parts.memory)),
           control(memory_, who.me, who.ranks, std::move(parts.members), std::move(parts.family)),
-          mailbox(memory_.data + pipes_at(members(), options), static_cast<size_t>(options.pipe_bytes), who.me, who.ranks) {
-        if (bridge) control.grace = std::chrono::seconds(2);
-    }
+          mailbox(memory_.data + pipes_at(members(), options), static_cast<size_t>(options.pipe_bytes), who.me, who.ranks) {}
 
-    /// Memory that `n` ranks need to meet and to pass data.
+    /// Memory that `n` ranks need to meet and to pass data; the options are fitted.
     static size_t bytes(int64_t n, transport_options const& o) { return pipes_at(n, o) + Mailbox::bytes(n, static_cast<size_t>(o.pipe_bytes)); }
 
     int64_t members() const { return static_cast<int64_t>(who.ranks.size()); }
     bool leader() const { return who.me == 0; }
     std::chrono::milliseconds deadline() const { return control.deadline.load(); }
 
-    /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers.
+    /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers. `refusal`: why this
+    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it.
     template <class Body>
-    auto operation(Call const& call, Body&& body) {
+    auto operation(Call call, std::string_view refusal, Body&& body) {
         std::lock_guard lock(mutex_);
+        if (bridge && refusal.empty()) refusal = bridge->barred();
+        call.refused = !refusal.empty();
         Recorder::Entry entry(control.family().recorder, call, control.number() + 1, control.group);
         control.announce(call);
         struct Finish {
@@ -67,38 +81,53 @@ public:
                 if (std::uncaught_exceptions() == exceptions) entry.finished();
             }
         } finish{control, entry};
-        return body();
+        try {
+            if (!refusal.empty()) refuse(refusal);
+            return body();
+        } catch (Error const& e) {
+            // After these two all ranks stand at the same place. After any other error nobody knows where they are.
+            if (!(e.code() == code::collective_mismatch) && !(e.code() == code::config)) abandon(e);
+            throw;
+        } catch (std::exception const& e) {
+            abandon(Error(code::internal, concat(control.here(), ": ", text_of(e))));
+            throw;
+        }
     }
 
-    /// The first arrival of an operation: nobody goes on unless all called the same. `refusal`: why this rank's own arguments
-    /// cannot work; its peers hear of it.
-    void meet(std::string_view refusal = {}) {
+    /// The first arrival of an operation: nobody goes on unless all called the same.
+    void meet() {
         control.arrive();
         auto const agreed = control.agreed();
-        if (bridge) led([&] { meet_nodes(agreed, refusal); });
-        if (!refusal.empty()) throw Error(code::config, concat(control.here(), ": ", refusal));
-        if (!agreed) [[unlikely]] mismatch(control.disagreement());
+        if (bridge) led([&] { meet_nodes(agreed); });
+        if (!agreed) [[unlikely]] {
+            control.family().recorder.dump("mismatch");
+            throw Error(code::collective_mismatch, concat(control.here(), ": ", advice(control.disagreement())));
+        }
     }
 
     /// Work that one rank of each node does for its members: all go on when it is done, or fail as it failed.
     template <class Work>
     void led(Work&& work) {
         auto& verdict = verdicts()[(control.phase() + 1) & 1];
-        std::optional<Error> failed;
         if (leader()) {
-            verdict.state = 0;
+            verdict[0] = '\0';
             try {
                 work();
-            } catch (Error const& e) {
-                failed = e;
-                verdict.put(e);
+            } catch (std::exception const& e) {
+                verdict[copied(error_from(text_of(e)).what(), verdict.data(), verdict.size() - 1)] = '\0';
             }
         }
-        control.arrive();
-        if (failed) throw Error(*failed);
-        if (verdict.state == 0) return;
-        control.family().recorder.dump(verdict.code() == code::deadline ? "deadline" : "mismatch");
-        throw Error(verdict.code(), verdict.text);
+        control.arrive(2 * grace());
+        if (verdict[0] == '\0') [[likely]] return;
+        auto const e = error_from(verdict.data());
+        control.family().recorder.dump(e.code() == code::collective_mismatch ? "mismatch" : e.code() == code::deadline ? "deadline" : "peer lost");
+        throw Error(e.code(), concat(control.here(), ": ", std::string_view(e.what()).substr(e.code().name.size() + 2)));
+    }
+
+    /// Says to all who wait for this rank that it comes no more.
+    void leave(std::string_view reason) noexcept {
+        control.family().leave(reason);
+        if (bridge && leader() && bridge->barred().empty()) bridge->farewell(concat(code::peer_lost, ": rank ", who.rank, " is gone: ", reason));
     }
 
     /// The area in which member `p` exposes data for the arrival number `phase`. What is exposed for an arrival may be read after
@@ -123,33 +152,44 @@ public:
     int64_t buffers = 0;    ///< numbers the buffers of this communicator
 
 private:
-    struct alignas(64) Verdict {
-        int64_t state;  // 0: well; else 1 + index of the code
-        char text[2040];
+    using Verdict = std::array<char, 2048>;  ///< what() of the error with which the leader's work ended; empty: well
 
-        static constexpr std::array<Code, 5> codes{accelerate::code::internal, accelerate::code::collective_mismatch, accelerate::code::deadline,
-                                                   accelerate::code::peer_lost, accelerate::code::config};
-        void put(Error const& e) {
-            auto const it = std::find(codes.begin(), codes.end(), e.code());
-            state = 1 + (it == codes.end() ? 0 : it - codes.begin());
-            // Without the code's name in front: the constructor of Error puts it there again.
-            std::string_view message = e.what();
-            message = message.substr(std::min(message.size(), e.code().name.size() + 2)).substr(0, sizeof text - 1);
-            std::memcpy(text, message.data(), message.size());
-            text[message.size()] = '\0';
-        }
-        Code code() const { return codes[static_cast<size_t>(state - 1)]; }
-    };
+    static std::string text_of(std::exception const& e) {
+        auto const* const torch = dynamic_cast<c10::Error const*>(&e);
+        return torch ? torch->what_without_backtrace() : e.what();
+    }
+
+    static size_t copied(std::string_view from, char* to, size_t room) {
+        auto const n = std::min(from.size(), room);
+        std::memcpy(to, from.data(), n);
+        return n;
+    }
 
     static size_t aligned(size_t n) { return (n + 4095) / 4096 * 4096; }
     static size_t stages_at(int64_t n) { return aligned(Control::bytes(n)) + aligned(2 * sizeof(Verdict)); }
     static size_t pipes_at(int64_t n, transport_options const& o) { return stages_at(n) + 2 * static_cast<size_t>(n * o.stage_bytes); }
     Verdict* verdicts() const { return reinterpret_cast<Verdict*>(memory_.data + aligned(Control::bytes(members()))); }
 
-    [[noreturn]] void mismatch(std::string const& sides) {
-        control.family().recorder.dump("mismatch");
-        throw Error(code::collective_mismatch,
-                    concat(control.here(), ": ranks disagree: ", sides, ". Every rank must make the same calls in the same order, with the same dtype and shape"));
+    static std::string advice(std::string const& sides) { return concat("ranks disagree: ", sides, ". Every rank must make the same calls in the same order, with the same dtype and shape"); }
+
+    /// Who waits for other nodes waits so much longer than who waits for a rank of its node: that one knows who is missing.
+    std::chrono::milliseconds grace() const {
+        using std::chrono::milliseconds;
+        return std::clamp<milliseconds>(deadline() / 10, milliseconds(200), milliseconds(2000));
+    }
+
+    [[noreturn]] void refuse(std::string_view why) {
+        try {
+            meet();
+        } catch (Error const& e) {
+            if (!(e.code() == code::collective_mismatch)) throw;
+        }
+        throw Error(code::config, concat(control.here(), ": ", why));
+    }
+
+    void abandon(Error const& e) {
+        control.abandon(e);
+        if (bridge && leader()) bridge->farewell(e.what());
     }
 
     /// What a leader tells the others about its node.
@@ -159,13 +199,20 @@ private:
         char text[480] = "";
     };
 
-    void meet_nodes(bool agreed, std::string_view refusal) {
+    void meet_nodes(bool agreed) {
         Report mine;
         mine.fingerprint = control.fingerprint(who.me);
-        mine.agreed = agreed || !refusal.empty();
-        auto const sides = agreed ? concat("rank ", who.rank, " and its node called ", describe(control.call(who.me))) : control.disagreement();
-        std::memcpy(mine.text, sides.data(), std::min(sides.size(), sizeof mine.text - 1));
-        auto const all = bridge->exchange({reinterpret_cast<char const*>(&mine), sizeof mine}, deadline());
+        mine.agreed = agreed;
+        if (agreed) copied(concat(members() > 1 ? "the node of rank " : "rank ", who.rank, " called ", describe(control.call(who.me))), mine.text, sizeof mine.text - 1);
+        else copied(control.disagreement(), mine.text, sizeof mine.text - 1);
+        std::vector<std::string> all;
+        try {
+            all = bridge->exchange({reinterpret_cast<char const*>(&mine), sizeof mine}, deadline() + grace());
+        } catch (Error const& e) {
+            if (e.code() == code::deadline) throw Error(code::deadline, concat(std::string_view(e.what()).substr(e.code().name.size() + 2), "; the last call that all joined was ", describe(last_), ", operation ", last_number_));
+            throw;
+        }
+        last_ = control.call(who.me), last_number_ = control.number();
         bool same = true;
         std::string text;
         for (auto const& bytes : all) {
@@ -174,8 +221,11 @@ private:
             same = same && theirs.agreed && theirs.fingerprint.agrees(mine.fingerprint);
             text += concat(text.empty() ? "" : "; ", theirs.text);
         }
-        if (!same && refusal.empty()) mismatch(text);
+        if (!same) throw Error(code::collective_mismatch, advice(text));
     }
+
+    Call last_;
+    uint64_t last_number_ = 0;
 };
 
 }  // namespace accelerate::comm

@@ -45,8 +45,16 @@ inline void send(Group& g, Call const& call, int64_t tag, void const* data, int6
     Envelope const envelope{tag, bytes, call};
     auto const to = static_cast<int64_t>(call.root);
     auto const member = std::find(g.who.ranks.begin(), g.who.ranks.end(), to) - g.who.ranks.begin();
-    if (member == g.members()) g.bridge->send(to, envelope, data, [&] { take_in(g); }, g.deadline());
-    else g.mailbox.send(member, envelope, data, [&](auto&& ready) { wait(g, call, to, ready); });
+    if (member < g.members()) {
+        g.mailbox.send(member, envelope, data, [&](auto&& ready) { wait(g, call, to, ready); });
+    } else {
+        try {
+            g.bridge->send(to, envelope, data, [&] { take_in(g); }, g.deadline());
+        } catch (Error const& e) {
+            g.control.family().recorder.dump(e.code() == code::deadline ? "deadline" : "peer lost");
+            throw;
+        }
+    }
     entry.finished();
 }
 
@@ -55,13 +63,15 @@ inline Message receive(Group& g, Call const& call, int64_t tag) {
     std::lock_guard lock(g.letters);
     Recorder::Entry entry(g.control.family().recorder, call, 0, g.control.group);
     auto const from = static_cast<int64_t>(call.root);
-    Message found;
+    std::optional<Message> found;
     wait(g, call, from, [&] {
+        if (found) return true;  // asked again after it came
         take_in(g);
-        return g.mailbox.take(from, tag, found);
+        found = g.mailbox.take(from, tag);
+        return found.has_value();
     });
     entry.finished();
-    return found;
+    return std::move(*found);
 }
 
 }  // namespace accelerate::comm::letters

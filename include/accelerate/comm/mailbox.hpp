@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 
 namespace accelerate::comm {
 
@@ -47,13 +48,13 @@ public:
     void deliver(int64_t from_rank, Message message) { arrived_[from_rank].push_back(std::move(message)); }
 
     /// The oldest message from that rank with that tag, if it has come.
-    bool take(int64_t from_rank, int64_t tag, Message& found) {
+    std::optional<Message> take(int64_t from_rank, int64_t tag) {
         auto& messages = arrived_[from_rank];
         auto const it = std::find_if(messages.begin(), messages.end(), [&](Message const& m) { return m.envelope.tag == tag; });
-        if (it == messages.end()) return false;
-        found = std::move(*it);
+        if (it == messages.end()) return {};
+        std::optional<Message> found(std::move(*it));
         messages.erase(it);
-        return true;
+        return found;
     }
 
     /// Empties this rank's pipes into memory of its own.

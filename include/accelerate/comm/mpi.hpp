@@ -6,6 +6,9 @@
 #include <accelerate/comm/process_memory.hpp>
 #include <accelerate/comm/solo.hpp>
 #include <accelerate/core/run.hpp>
+#include <functional>
+#include <map>
+#include <mutex>
 
 #if ACCELERATE_WITH_MPI
 
@@ -25,14 +28,17 @@ struct mpi_options {
 /// A program that no launcher started is one rank, and calls nothing of MPI.
 class Mpi : public Operations<Mpi> {
 public:
-    /// The ranks of `comm` (which stays the caller's, and is not used after the call). MPI must have been initialised. Collective.
-    explicit Mpi(MPI_Comm comm, mpi_options const& options = {}) : Operations(connect(comm, options)) {}
+    /// The ranks of `comm` (which stays the caller's, and is not used after the call), in their order there. MPI must have been
+    /// initialised, by whomever and at any thread level; it stays theirs to finalise. Collective over `comm`.
+    explicit Mpi(MPI_Comm comm, mpi_options const& options = {}) : Operations(connect(comm, options)) {
+        introduce(false, [&] { return local_size(); });
+    }
 
     /// All processes of the job. Initialises MPI if nobody has, and then also finalises it when the program ends. Collective.
     static Mpi world(mpi_options const& options = {}) {
         auto const before = mpi::running();
         if (!mpi::enter()) return Mpi(solo());
-        introduce(!before);
+        introduce(!before, [] { return ranks_here(MPI_COMM_WORLD); });
         return Mpi(MPI_COMM_WORLD, options);
     }
 
@@ -41,18 +47,14 @@ private:
     explicit Mpi(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
 
     /// Tells the session who this process is, how to end the others, and whether it must finalise MPI.
-    static void introduce(bool ours) {
+    static void introduce(bool ours, std::function<int64_t()> const& local) {
         static std::once_flag once;
         std::call_once(once, [&] {
-            int rank = 0, size = 1, local = 1;
+            int rank = 0, size = 1;
             MPI_Comm_rank(MPI_COMM_WORLD, &rank);
             MPI_Comm_size(MPI_COMM_WORLD, &size);
-            MPI_Comm node = MPI_COMM_NULL;
-            mpi::call(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
-            MPI_Comm_size(node, &local);
-            MPI_Comm_free(&node);
             Session::instance().connect(
-                rank, size, local,
+                rank, size, local(),
                 [](int exit_code) {
                     if (mpi::running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
                 },
@@ -63,8 +65,26 @@ private:
         });
     }
 
-    static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
+    static int64_t ranks_here(MPI_Comm comm) {
+        MPI_Comm node = MPI_COMM_NULL;
+        mpi::call(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+        int n = 1;
+        MPI_Comm_size(node, &n);
+        MPI_Comm_free(&node);
+        return n;
+    }
+
+    static void check_given(MPI_Comm comm) {
         check(mpi::running(), code::call_order, "comm::Mpi: MPI is not initialised; call MPI_Init_thread before, or use Mpi::world()");
+        check(mpi::may_call(), code::config, "comm::Mpi: MPI was initialised for one thread (MPI_THREAD_FUNNELED or less), and this is another one; construct the communicator on that thread");
+        check(comm != MPI_COMM_NULL, code::config, "comm::Mpi: the communicator is MPI_COMM_NULL; ranks that MPI_Comm_split left out must not construct one");
+        int between = 0;
+        MPI_Comm_test_inter(comm, &between);
+        check(between == 0, code::config, "comm::Mpi: an intercommunicator has two groups of ranks; merge them with MPI_Intercomm_merge");
+    }
+
+    static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
+        check_given(given);
         auto comm = MpiHandle::copy_of(given);
         int rank = 0, size = 1;
         MPI_Comm_rank(comm.get(), &rank);
@@ -75,22 +95,21 @@ private:
         auto source = std::make_shared<ProcessMemory>(options.memory, options.directory);
         Group::Parts parts;
         parts.source = source;
+        parts.options = options.transport;
         auto const presence = [&] { return (Family::bytes(static_cast<int64_t>(parts.who.ranks.size())) + 4095) / 4096 * 4096; };
         Region memory;
-        auto const settle = [&](std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
-            parts.who = membership(rank, nodes, machines);
-            parts.options = fitted(options.transport, static_cast<int64_t>(parts.who.ranks.size()));
-        };
         auto const nodes = options.ranks_per_node > 0 ? pretended(hosts, options.ranks_per_node) : hosts;
         auto const& machines = options.ranks_per_node > 0 ? nodes : hosts;
-        settle(nodes, machines);
-        if (options.memory != SharedMemory::None)
-            memory = source->share(presence() + Group::bytes(static_cast<int64_t>(parts.who.ranks.size()), parts.options), exchange, parts.who.ranks, rank);
+        parts.who = membership(rank, nodes, machines);
+        parts.options = options.transport.fitted(largest(nodes));
+        if (options.memory != SharedMemory::None && largest(nodes) > 1) memory = meeting_place(*source, parts.options, presence(), exchange, parts.who.ranks, rank, size);
         if (!memory) {
             // Nobody sees anybody's memory: as if every rank had a node of its own.
             std::vector<int64_t> alone(static_cast<size_t>(size));
             std::iota(alone.begin(), alone.end(), 0);
-            settle(alone, machines);
+            parts.who = membership(rank, alone, machines);
+            parts.options = options.transport.fitted(1);
+            parts.source = std::make_shared<ThreadMemory>();
             memory = Region::heap(presence() + Group::bytes(1, parts.options));
         }
         parts.memory = memory.part(presence(), memory.bytes - presence());
@@ -127,13 +146,23 @@ private:
         return hosts;
     }
 
+    /// By rank: the lowest rank of its pretended node.
     static std::vector<int64_t> pretended(std::vector<int64_t> const& hosts, int64_t ranks_per_node) {
         std::vector<int64_t> nodes;
+        std::map<int64_t, std::pair<int64_t, int64_t>> last;  // by host: its newest node, and how many are there
         for (size_t r = 0; r < hosts.size(); ++r) {
-            auto const before = std::count(hosts.begin(), hosts.begin() + static_cast<std::ptrdiff_t>(r), hosts[r]);
-            nodes.push_back(hosts[r] + before / ranks_per_node * ranks_per_node);
+            auto& [node, n] = last[hosts[r]];
+            if (n++ % ranks_per_node == 0) node = static_cast<int64_t>(r);
+            nodes.push_back(node);
         }
         return nodes;
+    }
+
+    /// How many ranks the fullest node has: areas must be of the same size on all.
+    static int64_t largest(std::vector<int64_t> const& nodes) {
+        int64_t most = 1;
+        for (auto const node : nodes) most = std::max<int64_t>(most, std::count(nodes.begin(), nodes.end(), node));
+        return most;
     }
 
     static Membership membership(int64_t rank, std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
@@ -142,13 +171,6 @@ private:
         std::vector<int64_t> everybody(nodes.size());
         std::iota(everybody.begin(), everybody.end(), 0);
         return part_of(whole, everybody);
-    }
-
-    /// Many ranks on a node get smaller areas each: together some tens of megabytes at most.
-    static transport_options fitted(transport_options o, int64_t n) {
-        o.stage_bytes = std::min(o.stage_bytes, std::max<int64_t>(16 << 10, (int64_t{16} << 20) / n / 4096 * 4096));
-        o.pipe_bytes = std::min(o.pipe_bytes, std::max<int64_t>(1 << 10, (int64_t{8} << 20) / (n * n) / 64 * 64));
-        return o;
     }
 };
 

@@ -9,6 +9,8 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include <deque>
+#include <mutex>
 #include <numeric>
 
 namespace accelerate::comm {
@@ -60,6 +62,13 @@ public:
         leaders_ = MpiHandle::split(all_.get(), leads ? 0 : MPI_UNDEFINED, static_cast<int>(rank));
     }
 
+    std::string_view barred() const override {
+        if (!mpi::running()) return "MPI has been finalised already";
+        if (mpi::may_call()) return {};
+        return "these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
+               "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI";
+    }
+
     std::vector<std::string> exchange(std::string const& mine, Deadline deadline) override {
         begin();
         int me = 0;
@@ -73,26 +82,52 @@ public:
             mpi::call(MPI_Irecv(all[i].data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &receives[i]), "MPI_Irecv");
             mpi::call(MPI_Isend(mine.data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &sends[i]), "MPI_Isend");
         }
+        // Who has not answered; what was asked of them is taken back before the memory for it goes.
+        auto const withdraw = [&] {
+            std::vector<int64_t> leaders;
+            for (size_t i = 0; i < n; ++i) {
+                int come = 0;
+                if (receives[i] == MPI_REQUEST_NULL || (MPI_Test(&receives[i], &come, MPI_STATUS_IGNORE), come != 0)) continue;
+                leaders.push_back(leaders_of_[i]);
+                MPI_Cancel(&receives[i]);
+                MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
+            }
+            for (auto& request : sends)
+                if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+            return leaders;
+        };
         auto const finished = [](std::vector<MPI_Request>& requests) {
             int done = 0;
             mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
             return done != 0;
         };
-        wait_until([&] { return finished(receives); },
+        wait_until([&] { return finished(receives) && finished(sends); },
                    [&](Clock::duration elapsed) {
-                       if (elapsed <= deadline) return;
-                       std::string absent;
-                       for (size_t i = 0; i < n; ++i) {
-                           if (receives[i] == MPI_REQUEST_NULL) continue;
-                           absent += concat(absent.empty() ? "" : ", ", leaders_of_[i]);
-                           MPI_Cancel(&receives[i]);
-                           MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
+                       if (auto const why = heard()) {
+                           withdraw();
+                           throw Error(*why);
                        }
-                       throw Error(code::deadline, concat("on rank ", rank_, ": waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(),
-                                                          " ms for the nodes led by ranks ", absent, "; not all of their ranks have arrived"));
+                       if (elapsed <= deadline) return;
+                       std::string names;
+                       for (auto const leader : withdraw()) names += concat(names.empty() ? "" : ", ", leader);
+                       throw Error(code::deadline, concat("waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(), " ms for the nodes led by ranks ", names,
+                                                          "; not all of their ranks have arrived"));
                    });
-        wait_until([&] { return finished(sends); }, [](Clock::duration) {});
+        // Who gave up while this node was on its way had said before what it called: that alone proves nothing.
+        if (auto const why = heard()) throw Error(*why);
         return all;
+    }
+
+    void farewell(std::string_view why) noexcept override {
+        if (!barred().empty()) return;
+        std::lock_guard lock(mutex_);
+        auto const& text = farewells_.emplace_back(why.substr(0, 1000));
+        int me = 0;
+        MPI_Comm_rank(leaders_.get(), &me);
+        for (int i = 0; i < static_cast<int>(leaders_of_.size()); ++i) {
+            MPI_Request request = MPI_REQUEST_NULL;
+            if (i != me && MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_BYTE, i, farewell_tag, leaders_.get(), &request) == MPI_SUCCESS) MPI_Request_free(&request);
+        }
     }
 
     void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline) override {
@@ -229,13 +264,24 @@ public:
     }
 
 private:
-    static constexpr int envelope_tag = 1, data_tag = 2;
+    static constexpr int envelope_tag = 1, data_tag = 2, farewell_tag = 3;
 
-    static void begin() {
-        check(mpi::running(), code::call_order, "comm::Mpi: MPI has been finalised already");
-        check(mpi::may_call(), code::config,
-              "comm::Mpi: these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
-              "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI");
+    void begin() const {
+        if (auto const why = barred(); !why.empty()) throw Error(code::config, std::string(why));
+    }
+
+    /// The farewell of another node, if one has come.
+    std::optional<Error> heard() {
+        int come = 0;
+        MPI_Message handle{};
+        MPI_Status status{};
+        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, farewell_tag, leaders_.get(), &come, &handle, &status), "MPI_Improbe");
+        if (!come) return {};
+        int length = 0;
+        MPI_Get_count(&status, MPI_BYTE, &length);
+        std::string text(static_cast<size_t>(length), '\0');
+        mpi::call(MPI_Mrecv(text.data(), length, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
+        return error_from(text);
     }
 
     template <class Each>
@@ -281,14 +327,37 @@ private:
     }
     static MPI_Op operation(at::ScalarType dtype, Reduction reduction) {
         auto const logical = dtype == at::kBool;
+        if (reduction == Reduction::Max || reduction == Reduction::Min) {
+            auto const larger = reduction == Reduction::Max;
+            if (dtype == at::kFloat) return larger ? extreme_of<float, true>() : extreme_of<float, false>();
+            if (dtype == at::kDouble) return larger ? extreme_of<double, true>() : extreme_of<double, false>();
+        }
         if (reduction == Reduction::Min) return logical ? MPI_LAND : MPI_MIN;
         if (reduction == Reduction::Max) return logical ? MPI_LOR : MPI_MAX;
         return logical ? MPI_LOR : MPI_SUM;
     }
 
+    /// MPI_MAX and MPI_MIN compare, so a NaN gets lost or not as the order has it; ours wins, as it does on one node.
+    template <class T, bool Larger>
+    static MPI_Op extreme_of() {
+        static MPI_Op const op = [] {
+            MPI_Op made = MPI_OP_NULL;
+            mpi::call(MPI_Op_create(
+                          [](void* in, void* inout, int* n, MPI_Datatype*) {
+                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = detail::extreme<Larger>(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
+                          },
+                          1, &made),
+                      "MPI_Op_create");
+            return made;
+        }();
+        return op;
+    }
+
     MpiHandle all_, letters_, leaders_;
     std::vector<int64_t> leaders_of_;  // by node, in the order of the leaders' communicator
     int64_t rank_, size_, most_;
+    std::mutex mutex_;                    // a farewell may come from another thread
+    std::deque<std::string> farewells_;   // MPI may still read them
 };
 
 }  // namespace accelerate::comm

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 
 #include <accelerate/comm/letters.hpp>
@@ -25,45 +26,45 @@ public:
     /// Returns when all ranks have come.
     void barrier() const {
         auto const call = named(Operation::Barrier);
-        group_->operation(call, [&] { group_->meet(); });
+        group_->operation(call, {}, [&] { group_->meet(); });
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.
     void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto call = described(Operation::AllReduce, t);
         call.reduction = reduction;
-        auto const refusal = refuse(call, t, why_not(reduction, call.dtype));
+        auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .written = true});
         if (size() == 1 && refusal.empty()) return;
         auto const flat = dense(t);
-        group_->operation(call, [&] { reducer::all_reduce(*group_, refusal, what(call), flat.data(), call.count); });
+        group_->operation(call, refusal, [&] { reducer::all_reduce(*group_, what(call), flat.data(), call.count); });
         flat.write_back();
     }
 
     /// The root's values to all, in place. Same shape and dtype everywhere.
     void broadcast(at::Tensor const& t, int64_t root) const {
         auto call = described(Operation::Broadcast, t, root);
-        auto const refusal = refuse(call, t);
+        auto const refusal = refuse(t, {.reason = refuse_root(root), .written = true});
         if (size() == 1 && refusal.empty()) return;
         auto const flat = dense(t);
-        group_->operation(call, [&] { transfer::broadcast(*group_, refusal, flat.data(), flat.bytes(), root); });
+        group_->operation(call, refusal, [&] { transfer::broadcast(*group_, flat.data(), flat.bytes(), root); });
         if (rank() != root) flat.write_back();
     }
 
     /// Every rank's tensor, side by side along dimension 0, on every rank. Dimension 0 may differ between ranks; a scalar counts
     /// as one element.
-    at::Tensor all_gather(at::Tensor const& t) const { return gathered(Operation::AllGather, t, -1); }
+    at::Tensor all_gather(at::Tensor const& t) const { return gathered(Operation::AllGather, t, -1, {}); }
 
     /// The same on the root; an undefined tensor elsewhere.
-    at::Tensor gather(at::Tensor const& t, int64_t root) const { return gathered(Operation::Gather, t, root); }
+    at::Tensor gather(at::Tensor const& t, int64_t root) const { return gathered(Operation::Gather, t, root, refuse_root(root)); }
 
     /// Sums (or otherwise reduces) and gives each rank its share of dimension 0, which the number of ranks must divide.
     at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
-        auto const refusal = refuse(call, t, why_not(reduction, call.dtype), true);
+        auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .divides = true});
         auto const flat = dense(t);
-        auto out = refusal.empty() ? share_of(t) : at::Tensor();
-        group_->operation(call, [&] { reducer::reduce_scatter(*group_, refusal, what(call), flat.data(), out.defined() ? out.data_ptr() : nullptr, call.count / size()); });
+        auto const out = refusal.empty() ? at::empty(share_of(t), t.scalar_type()) : at::Tensor();
+        group_->operation(call, refusal, [&] { reducer::reduce_scatter(*group_, what(call), flat.data(), out.data_ptr(), call.count / size()); });
         return out;
     }
 
@@ -72,14 +73,14 @@ public:
     at::Tensor scatter(at::Tensor const& t, int64_t root) const {
         auto const mine = rank() == root;
         auto call = mine ? described(Operation::Scatter, t, root) : named(Operation::Scatter, root);
-        auto const refusal = mine ? refuse(call, t, {}, true) : refuse_root(call);
+        auto const refusal = mine ? refuse(t, {.divides = true}) : refuse_root(root);
         auto const flat = dense(mine ? t : at::Tensor());
         at::Tensor out;
-        group_->operation(call, [&] {
-            group_->meet(refusal);
+        group_->operation(call, refusal, [&] {
+            group_->meet();
             Shape shape;
-            if (mine) shape.set(share_of(t));
-            transfer::broadcast(*group_, {}, &shape, sizeof shape, root, false);
+            if (mine) shape.set(t.scalar_type(), share_of(t));
+            transfer::broadcast(*group_, &shape, sizeof shape, root, false);
             out = at::empty({shape.sizes.data(), static_cast<size_t>(shape.dims)}, shape.dtype);
             transfer::scatter(*group_, flat.data(), out.data_ptr(), static_cast<int64_t>(out.nbytes()), root);
         });
@@ -89,17 +90,17 @@ public:
     /// Share r of dimension 0 goes to rank r; what came, in rank order. The number of ranks must divide dimension 0.
     at::Tensor all_to_all(at::Tensor const& t) const {
         auto call = described(Operation::AllToAll, t);
-        auto const refusal = refuse(call, t, {}, true);
+        auto const refusal = refuse(t, {.divides = true});
         auto const flat = dense(t);
-        auto out = refusal.empty() ? at::empty(t.sizes(), t.options().requires_grad(false)) : at::Tensor();
-        group_->operation(call, [&] { transfer::all_to_all(*group_, refusal, flat.data(), out.defined() ? out.data_ptr() : nullptr, flat.bytes() / size()); });
+        auto const out = refusal.empty() ? at::empty(t.sizes(), t.scalar_type()) : at::Tensor();
+        group_->operation(call, refusal, [&] { transfer::all_to_all(*group_, flat.data(), out.data_ptr(), flat.bytes() / size()); });
         return out;
     }
 
     /// Messages between two ranks are received in the order sent, for each tag. `send` may return before they are received.
     void send(at::Tensor const& t, int64_t to, int64_t tag = 0) const {
         auto const call = described(Operation::Send, t, to);
-        check_local(call, t);
+        check_letter(call, refuse(t, {.reason = refuse_root(to)}));
         auto const flat = dense(t);
         letters::send(*group_, call, tag, flat.data(), flat.bytes());
     }
@@ -107,7 +108,7 @@ public:
     /// Fills `t`. E_COLLECTIVE_MISMATCH when what was sent has another dtype or shape.
     void recv(at::Tensor const& t, int64_t from, int64_t tag = 0) const {
         auto const call = described(Operation::Recv, t, from);
-        check_local(call, t);
+        check_letter(call, refuse(t, {.reason = refuse_root(from), .written = true}));
         auto const message = letters::receive(*group_, call, tag);
         auto const& sent = message.envelope.call;
         if (sent.dtype != call.dtype || sent.count != call.count || sent.dims != call.dims || sent.shape != call.shape) {
@@ -122,12 +123,12 @@ public:
     void send_bytes(std::string_view bytes, int64_t to, int64_t tag = 0) const {
         auto call = named(Operation::Send, to);
         call.count = static_cast<int64_t>(bytes.size());
-        check_peer(call);
+        check_letter(call, refuse_root(to));
         letters::send(*group_, call, tag, bytes.data(), call.count);
     }
     std::string recv_bytes(int64_t from, int64_t tag = 0) const {
         auto const call = named(Operation::Recv, from);
-        check_peer(call);
+        check_letter(call, refuse_root(from));
         auto const message = letters::receive(*group_, call, tag);
         return {reinterpret_cast<char const*>(message.payload.data()), message.payload.size()};
     }
@@ -135,19 +136,15 @@ public:
     /// Every rank's bytes, in rank order, on every rank.
     std::vector<std::string> all_gather_bytes(std::string_view mine) const { return exchange(*group_, mine, Operation::AllGatherBytes); }
     /// The same on the root; empty elsewhere.
-    std::vector<std::string> gather_bytes(std::string_view mine, int64_t root) const {
-        check_root(Operation::GatherBytes, root);
-        return exchange(*group_, mine, Operation::GatherBytes, root);
-    }
+    std::vector<std::string> gather_bytes(std::string_view mine, int64_t root) const { return exchange(*group_, mine, Operation::GatherBytes, root, refuse_root(root)); }
     /// The root's bytes to all.
     void broadcast_bytes(std::string& bytes, int64_t root) const {
-        check_root(Operation::BroadcastBytes, root);
         auto call = named(Operation::BroadcastBytes, root);
         auto length = call.count = rank() == root ? static_cast<int64_t>(bytes.size()) : 0;
-        group_->operation(call, [&] {
-            transfer::broadcast(*group_, {}, &length, sizeof length, root);
+        group_->operation(call, refuse_root(root), [&] {
+            transfer::broadcast(*group_, &length, sizeof length, root);
             bytes.resize(static_cast<size_t>(length));
-            transfer::broadcast(*group_, {}, bytes.data(), length, root, false);
+            transfer::broadcast(*group_, bytes.data(), length, root, false);
         });
     }
 
@@ -162,18 +159,18 @@ public:
         call.reduction = reduction, call.dtype = b.tensor().scalar_type(), call.flag = gather;
         call.count = end - begin, call.dims = 2, call.shape[0] = begin, call.shape[1] = end;
         std::string_view refusal = why_not(reduction, call.dtype);
-        if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
-        call.refused = !refusal.empty();
-        group_->operation(call, [&] {
-            if (b.parts() == group_->members()) return reducer::buffer(*group_, refusal, what(call), b, begin, end, gather);
-            reducer::all_reduce(*group_, refusal, what(call), refusal.empty() ? b.part(0) + begin * what(call).unit() : nullptr, call.count);
+        if (b.parts() == 0) refusal = "the buffer was not allocated";
+        else if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
+        group_->operation(call, refusal, [&] {
+            if (b.parts() == group_->members()) return reducer::buffer(*group_, what(call), b, begin, end, gather);
+            reducer::all_reduce(*group_, what(call), b.part(0) + begin * what(call).unit(), call.count);
         });
     }
 
     /// This rank has read what it needs of its peers' slices; returns when all have, so that gradients may be written again.
     void release(buffer const& b) const {
         auto const call = named(Operation::Release, b.number());
-        group_->operation(call, [&] { group_->meet(); });
+        group_->operation(call, {}, [&] { group_->meet(); });
     }
 
     /// A communicator of the ranks with the same color, in the order of (key, rank). Collective.
@@ -182,10 +179,14 @@ public:
     Derived duplicate() const { return split(0, rank()); }
 
     /// How long this rank waits for another one in this communicator, and in those split from it later; 600 s unless set.
-    void set_deadline(std::chrono::milliseconds deadline) const { group_->control.deadline = deadline; }
+    void set_deadline(std::chrono::milliseconds deadline) const {
+        check(deadline.count() > 0, code::config, "set_deadline: ", deadline.count(), " ms; there must be some time");
+        group_->control.deadline = std::min<std::chrono::milliseconds>(deadline, std::chrono::hours(24 * 365));  // so that sums do not overflow
+    }
 
-    /// Tells all ranks of this node that wait for this one, now or later, in any communicator of this family, that it will not come.
-    void leave(std::string_view reason) const noexcept { group_->control.family().leave(reason); }
+    /// Tells ranks that wait for this one, now or later, that it will not come: those of this node in any communicator of this
+    /// family, those of other nodes in this communicator.
+    void leave(std::string_view reason) const noexcept { group_->leave(reason); }
 
     /// The flight recorder of this rank.
     Recorder& recorder() const { return group_->control.family().recorder; }
@@ -200,9 +201,9 @@ private:
         at::ScalarType dtype = at::kByte;
         int64_t dims = 0;
         std::array<int64_t, max_dims> sizes{};
-        void set(at::Tensor const& t) {
-            dtype = t.scalar_type(), dims = t.dim();
-            std::copy(t.sizes().begin(), t.sizes().end(), sizes.begin());
+        void set(at::ScalarType type, std::vector<int64_t> const& shape) {
+            dtype = type, dims = static_cast<int64_t>(shape.size());
+            std::copy(shape.begin(), shape.end(), sizes.begin());
         }
     };
 
@@ -235,7 +236,7 @@ private:
 
     static Call named(Operation o, int64_t root = -1) {
         Call c;
-        c.operation = o, c.root = static_cast<int32_t>(root);
+        c.operation = o, c.root = as_root(root);
         return c;
     }
     static Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
@@ -247,44 +248,37 @@ private:
         return c;
     }
 
-    /// Why this rank cannot do the call; also marks it as refused. Found before the ranks meet and thrown after, so that all hear of it.
-    std::string refuse(Call& call, at::Tensor const& t, std::string_view reduction = {}, bool divides = false) const {
-        auto why = std::string(reduction);
-        if (!t.defined()) why = "the tensor is undefined";
-        else if (!t.device().is_cpu() || t.layout() != at::kStrided) why = concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
-        else if (divides && (t.dim() == 0 || t.size(0) % size() != 0)) why = concat("dimension 0 must be divisible by the number of ranks, ", size());
-        else if (t.dim() > max_dims) why = concat("more than ", max_dims, " dimensions");
-        if (why.empty()) return refuse_root(call);
-        call.refused = true;
-        return why;
+    struct Wanted {
+        std::string_view reason = {};  ///< why not, for a reason that lies not in the tensor
+        bool divides = false;          ///< the number of ranks divides dimension 0
+        bool written = false;
+    };
+    /// Why this rank cannot do the call. Found before the ranks meet and thrown after, so that all hear of it.
+    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const {
+        if (!t.defined()) return "the tensor is undefined";
+        if (!t.device().is_cpu() || t.layout() != at::kStrided) return concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
+        if (wanted.divides && (t.dim() == 0 || t.size(0) % size() != 0)) return concat("dimension 0 must be divisible by the number of ranks, ", size());
+        if (t.dim() > max_dims) return concat("more than ", max_dims, " dimensions");
+        if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
+        return std::string(wanted.reason);
     }
-    std::string refuse_root(Call& call) const {
-        if (call.root == -1 || (call.root >= 0 && call.root < size())) return {};
-        call.refused = true;
-        return concat("there is no rank ", call.root, " among ", size());
-    }
-    void check_root(Operation o, int64_t root) const {
-        check(root >= 0 && root < size(), code::config, name(o), " on rank ", rank(), ": there is no rank ", root, " among ", size());
-    }
-    void check_peer(Call const& call) const { check_root(call.operation, call.root); }
-    void check_local(Call call, at::Tensor const& t) const {
-        check_peer(call);
-        auto const why = refuse(call, t);
-        check(why.empty(), code::config, describe(call), " on rank ", rank(), ": ", why);
+    std::string refuse_root(int64_t root) const { return root >= 0 && root < size() ? "" : concat("there is no rank ", root, " among ", size()); }
+    void check_letter(Call const& call, std::string const& refusal) const {
+        check(refusal.empty(), code::config, describe(call), " on rank ", rank(), ": ", refusal);
     }
 
     reducer::What what(Call const& c) const { return reducer::what(*group_, c.dtype, c.reduction); }
 
-    at::Tensor share_of(at::Tensor const& t) const {
+    std::vector<int64_t> share_of(at::Tensor const& t) const {
         auto sizes = t.sizes().vec();
         sizes[0] /= size();
-        return at::empty(sizes, t.scalar_type());
+        return sizes;
     }
 
-    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root) const {
+    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
         auto const rows = t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t;
         auto call = described(o, rows, root);
-        auto const refusal = refuse(call, rows);
+        auto const refusal = refuse(rows, {.reason = no_root});
         auto const flat = dense(rows);
         at::Tensor out;
         int64_t row = 0;
@@ -293,8 +287,8 @@ private:
             for (int64_t d = 1; d < rows.dim(); ++d) row *= rows.size(d);
             call.count = rows.size(0);
         }
-        group_->operation(call, [&] {
-            transfer::gather(*group_, refusal, flat.data(), call.count, row, root, [&](std::vector<int64_t> const& counts) {
+        group_->operation(call, refusal, [&] {
+            transfer::gather(*group_, flat.data(), call.count, row, root, [&](std::vector<int64_t> const& counts) {
                 auto sizes = rows.sizes().vec();
                 sizes[0] = std::accumulate(counts.begin(), counts.end(), int64_t{0});
                 out = at::empty(sizes, rows.scalar_type());

@@ -8,6 +8,7 @@
 
 #include <accelerate/comm/memory_source.hpp>
 #include <accelerate/core/log.hpp>
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
@@ -32,8 +33,8 @@ public:
             if (auto region = attempt(kind, bytes, exchange, members, me)) return region;
         }
         if (kind_ != SharedMemory::None)
-            log::warning_once("the ranks of this node cannot share ", bytes >> 20, " MB of memory (", directory_.string(),
-                              " is too small or closed, and anonymous memory is refused): data goes in slices through what there is, which is slower");
+            log::warning_once("the ranks of this node cannot share as much memory as they want (", directory_.string(), " is too small or closed",
+                              kind_ == SharedMemory::Automatic ? ", and anonymous memory is refused" : "", "): data goes in slices through what there is, which is slower");
         return {};
     }
 
@@ -62,16 +63,24 @@ private:
         int fd_;
     };
 
+    /// The file is gone when this is, whatever ended the attempt: a peer may be lost on the way.
+    struct Unlink {
+        std::string path;
+        ~Unlink() {
+            if (!path.empty()) unlink(path.c_str());
+        }
+    };
+
     Region attempt(SharedMemory kind, size_t bytes, Exchange const& exchange, std::vector<int64_t> const& members, int64_t me) {
         Ticket ticket;
         Descriptor const made(me == members.front() ? make(kind, bytes, ticket) : -1);
+        Unlink const file{kind == SharedMemory::File && made.get() >= 0 ? ticket.path : ""};
         auto const tickets = exchange({reinterpret_cast<char const*>(&ticket), sizeof ticket});
         std::memcpy(&ticket, tickets[static_cast<size_t>(members.front())].data(), sizeof ticket);
         auto region = ticket.made ? map(ticket, bytes) : Region{};
         char const mine = region ? 1 : 0;
         bool all = true;
         for (auto const& text : exchange({&mine, 1})) all = all && text[0] == 1;
-        if (kind == SharedMemory::File && made.get() >= 0) unlink(ticket.path);
         if (!all) return {};
         anonymous_ = anonymous_ || kind == SharedMemory::Anonymous;
         return region;
@@ -91,16 +100,20 @@ private:
         return fd;
     }
 
-    /// Sized first: a file that is larger than its file system would be SIGBUS at the first touch.
+    /// Sized first: a file that is larger than its file system would be SIGBUS at the first touch. Large ones leave some room, in
+    /// which later communicators can still meet.
     int make_file(size_t bytes, Ticket& ticket) const {
         struct statvfs space {};
-        if (statvfs(directory_.c_str(), &space) != 0 || static_cast<size_t>(space.f_bavail) * space.f_frsize < bytes + (1u << 20)) return -1;
+        auto const spare = std::min<size_t>(bytes, 1 << 20);
+        if (statvfs(directory_.c_str(), &space) != 0 || static_cast<size_t>(space.f_bavail) * space.f_frsize < bytes + spare) return -1;
         static std::atomic<int64_t> count{0};
         auto const path = (directory_ / concat("accelerate-", getpid(), "-", count.fetch_add(1))).string();
         if (path.size() >= sizeof ticket.path) return -1;
         auto const fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd < 0) return -1;
-        if (posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0) {
+        int failed = 0;
+        while ((failed = posix_fallocate(fd, 0, static_cast<off_t>(bytes))) == EINTR) {}
+        if (failed != 0) {
             unlink(path.c_str());
             close(fd);
             return -1;

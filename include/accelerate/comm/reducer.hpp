@@ -37,8 +37,8 @@ void members(Group const& g, What const& w, In&& in, int64_t outs, Out&& out, in
 }
 
 /// In place, memory of this rank only: through the stages.
-inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* data, int64_t count) {
-    if (g.who.size == 1) return g.meet(refusal);
+inline void all_reduce(Group& g, What const& w, void* data, int64_t count) {
+    if (g.who.size == 1) return g.meet();
     auto* const bytes = static_cast<std::byte*>(data);
     auto const unit = w.unit(), total = count * unit, room = g.options.stage_bytes / unit * unit;
     auto& control = g.control;
@@ -46,19 +46,19 @@ inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* 
     auto const slices = g.bridge || (g.members() > 3 && total > g.options.small_bytes);
     if (!slices) {
         transfer::expose(
-            g, {data, 1, total, unit}, [&] { g.meet(refusal); }, [&](int64_t) { return total; },
+            g, {data, 1, total, unit}, [&] { g.meet(); }, [&](int64_t) { return total; },
             [&](int64_t p, int64_t, int64_t offset, std::byte const*, size_t n) {
                 if (p != 0) return;  // all of them at once
                 members(g, w, [&](int64_t q) { return g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
             });
         return;
     }
-    if (g.bridge) g.meet(refusal);
+    if (g.bridge) g.meet();
     for (int64_t offset = 0; offset == 0 || offset < total; offset += room) {
         auto const n = std::min(room, total - offset);
         auto const phase = control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), bytes + offset, static_cast<size_t>(n));
-        if (offset == 0 && !g.bridge) g.meet(refusal);
+        if (offset == 0 && !g.bridge) g.meet();
         else control.arrive();
         auto const [lo, hi] = Buffer::slice(0, n / unit, g.who.me, g.members());
         auto const at = [&, from = lo * unit](int64_t p) { return g.stage(p, phase) + from; };
@@ -72,18 +72,18 @@ inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* 
 }
 
 /// Run r of every rank's `in`, reduced, to rank r.
-inline void reduce_scatter(Group& g, std::string_view refusal, What const& w, void const* in, void* out, int64_t count) {
+inline void reduce_scatter(Group& g, What const& w, void const* in, void* out, int64_t count) {
     auto const unit = w.unit();
     if (g.bridge) {
         std::vector<std::byte> whole(static_cast<size_t>(count * unit * g.who.size));
         if (!whole.empty()) std::memcpy(whole.data(), in, whole.size());
-        all_reduce(g, refusal, w, whole.data(), count * g.who.size);
+        all_reduce(g, w, whole.data(), count * g.who.size);
         if (count > 0) std::memcpy(out, whole.data() + g.who.rank * count * unit, static_cast<size_t>(count * unit));
         return;
     }
     std::vector<std::byte const*> theirs(static_cast<size_t>(g.members()));
     transfer::expose(
-        g, {in, g.who.size, count * unit, unit}, [&] { g.meet(refusal); }, [&](int64_t) { return count * unit; },
+        g, {in, g.who.size, count * unit, unit}, [&] { g.meet(); }, [&](int64_t) { return count * unit; },
         [&](int64_t p, int64_t run, int64_t offset, std::byte const* piece, size_t n) {
             if (run != g.who.rank) return;
             theirs[static_cast<size_t>(p)] = piece;
@@ -93,18 +93,19 @@ inline void reduce_scatter(Group& g, std::string_view refusal, What const& w, vo
 }
 
 /// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it.
-inline void buffer(Group& g, std::string_view refusal, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
+inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
+    if (g.who.size == 1) return g.meet();
     if (!g.bridge && n * unit <= g.options.small_bytes && gather) {
         // Small: a copy costs less than an arrival, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
-        g.meet(refusal);
+        g.meet();
         members(g, w, [&](int64_t p) { return g.stage(p, phase); }, 1, [&](int64_t) { return b.part(g.who.me) + begin * unit; }, n);
         return;
     }
-    g.meet(refusal);
+    g.meet();
     auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
     if (!g.bridge) {
         // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.

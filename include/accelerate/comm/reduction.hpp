@@ -28,9 +28,21 @@ inline Reduction reduction(std::string_view text) {
     throw Error(code::config, concat("reduction \"", text, "\" is not one of sum, mean, max, min"));
 }
 
+/// Numbers that can be added and compared one by one, so not quantised, packed or scale-only dtypes.
+constexpr bool holds_numbers(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kFloat: case at::kDouble: case at::kHalf: case at::kBFloat16:
+        case at::kFloat8_e4m3fn: case at::kFloat8_e4m3fnuz: case at::kFloat8_e5m2: case at::kFloat8_e5m2fnuz:
+        case at::kComplexHalf: case at::kComplexFloat: case at::kComplexDouble:
+        case at::kBool: case at::kChar: case at::kShort: case at::kInt: case at::kLong:
+        case at::kByte: case at::kUInt16: case at::kUInt32: case at::kUInt64: return true;
+        default: return false;
+    }
+}
+
 /// Empty when `r` is defined for the dtype, else one sentence that says why not.
 inline std::string_view why_not(Reduction r, at::ScalarType dtype) {
-    if (c10::isQIntType(dtype) || c10::isBitsType(dtype)) return "this dtype holds no numbers that could be reduced";
+    if (!holds_numbers(dtype)) return "this dtype holds no numbers that could be reduced";
     if (r == Reduction::Mean && c10::isIntegralType(dtype, true)) return "the mean of integers is not an integer; convert to a floating point dtype";
     if ((r == Reduction::Max || r == Reduction::Min) && c10::isComplexType(dtype)) return "complex numbers have no order";
     return {};

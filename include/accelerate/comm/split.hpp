@@ -8,13 +8,13 @@
 namespace accelerate::comm {
 
 /// What every rank says, to all ranks of the group, as part of a larger operation named `o`.
-inline std::vector<std::string> exchange(Group& g, std::string_view mine, Operation o, int64_t root = -1) {
+inline std::vector<std::string> exchange(Group& g, std::string_view mine, Operation o, int64_t root = -1, std::string_view refusal = {}) {
     Call call;
-    call.operation = o, call.count = static_cast<int64_t>(mine.size()), call.root = static_cast<int32_t>(root);
-    return g.operation(call, [&] {
+    call.operation = o, call.count = static_cast<int64_t>(mine.size()), call.root = as_root(root);
+    return g.operation(call, refusal, [&] {
         std::string all;
         std::vector<int64_t> lengths;
-        transfer::gather(g, {}, mine.data(), call.count, 1, root, [&](std::vector<int64_t> const& bytes) {
+        transfer::gather(g, mine.data(), call.count, 1, root, [&](std::vector<int64_t> const& bytes) {
             lengths = bytes;
             size_t total = 0;
             for (auto n : bytes) total += static_cast<size_t>(n);
@@ -60,6 +60,18 @@ inline Membership part_of(Membership const& whole, std::vector<int64_t> const& c
     return part;
 }
 
+/// Memory where `members` of an assembly of `size` ranks meet, and `before` bytes in front of it. Where little is to be had the
+/// areas become smaller, on every rank alike; empty where not even that can be shared.
+inline Region meeting_place(MemorySource& source, transport_options& options, size_t before, Exchange const& exchange, std::vector<int64_t> const& members, int64_t me, int64_t size) {
+    auto const least = std::max<int64_t>(4 << 10, 64 * size);
+    for (;;) {
+        if (auto memory = source.share(before + Group::bytes(static_cast<int64_t>(members.size()), options), exchange, members, me)) return memory;
+        if (options.stage_bytes <= least) return {};
+        options = {.stage_bytes = std::max(least, options.stage_bytes / 16), .pipe_bytes = std::min<int64_t>(options.pipe_bytes, 1 << 10), .small_bytes = options.small_bytes};
+        options = options.fitted(size);
+    }
+}
+
 /// The ranks with this rank's `color`, ordered by `key` and then by their old rank.
 inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
     struct Wish { int64_t color, key; };
@@ -84,7 +96,7 @@ inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
         parts.members.push_back(g.control.members()[static_cast<size_t>(place)]);
     }
     auto const talk = [&](std::string_view mine) { return exchange(g, mine, Operation::Split); };
-    parts.memory = g.source->share(Group::bytes(static_cast<int64_t>(members.size()), g.options), talk, members, g.who.rank);
+    parts.memory = meeting_place(*g.source, parts.options, 0, talk, members, g.who.rank, g.who.size);
     check(static_cast<bool>(parts.memory), code::io, "split on rank ", g.who.rank, ": no memory that the ranks of this node can share");
     if (g.bridge) parts.bridge = g.bridge->split(*std::min_element(chosen.begin(), chosen.end()), parts.who.nodes, parts.who.rank);
     auto made = std::make_shared<Group>(std::move(parts));
@@ -95,10 +107,9 @@ inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
 
 /// Memory of the group in which its ranks can reduce.
 inline Buffer allocate(Group& g, int64_t numel, at::ScalarType dtype) {
-    check(numel >= 0, code::config, "allocate on rank ", g.who.rank, ": ", numel, " elements");
     Call call;
     call.operation = Operation::Allocate, call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
-    g.operation(call, [&] { g.meet(); });
+    g.operation(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype), [&] { g.meet(); });
     auto const number = ++g.buffers;
     auto const part = Buffer::part_bytes(numel, dtype);
     auto const talk = [&](std::string_view mine) { return exchange(g, mine, Operation::Allocate); };

@@ -15,8 +15,9 @@ public:
     /// Calls `f(Threads)` on `n` threads, one for each rank, and waits for all. When one throws, peers that wait for it get
     /// E_PEER_LOST; the first exception that was thrown is thrown again here.
     template <class F>
-    static void run(int64_t n, F&& f, transport_options const& options = {}) {
+    static void run(int64_t n, F&& f, transport_options const& given = {}) {
         check(n >= 1, code::config, "Threads::run: ", n, " ranks");
+        auto const options = given.fitted(n);
         auto const memory = Region::heap(Group::bytes(n, options)), presence = Region::heap(Family::bytes(n));
         auto const source = std::make_shared<ThreadMemory>();
         std::mutex mutex;
@@ -24,15 +25,16 @@ public:
         std::vector<std::thread> threads;
         auto const body = [&](int64_t rank) {
             Session::ThreadRank const name(rank);
-            auto family = std::make_shared<Family>(presence, rank, rank, n);
+            auto const family = std::make_shared<Family>(presence, rank, rank, n);
+            // Outside of the `try`: peers should hear why this rank left, not that it dropped the communicator.
+            Group::Parts parts;
+            parts.who = everyone(rank, n);
+            parts.family = family;
+            parts.members = parts.who.ranks;
+            parts.memory = memory, parts.source = source, parts.options = options;
+            Threads const comm(std::make_shared<Group>(std::move(parts)));
+            Current const current(comm);
             try {
-                Group::Parts parts;
-                parts.who = everyone(rank, n);
-                parts.family = family;
-                parts.members = parts.who.ranks;
-                parts.memory = memory, parts.source = source, parts.options = options;
-                Threads const comm(std::make_shared<Group>(std::move(parts)));
-                Current const current(comm);
                 f(Threads(comm));
             } catch (...) {
                 auto const error = std::current_exception();

@@ -45,14 +45,14 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
 }
 
 /// `data` of the root to all. `meets`: this is the first thing that the operation does.
-inline void broadcast(Group& g, std::string_view refusal, void* data, int64_t bytes, int64_t root, bool meets = true) {
+inline void broadcast(Group& g, void* data, int64_t bytes, int64_t root, bool meets = true) {
     if (g.bridge) {
-        if (meets) g.meet(refusal);
+        if (meets) g.meet();
         return g.bridge->broadcast(data, bytes, root, g.deadline());
     }
     auto const mine = g.who.rank == root;
     expose(
-        g, {data, 1, mine ? bytes : 0, 1}, [&] { meets ? g.meet(refusal) : g.control.arrive(); }, [&](int64_t p) { return p == root ? bytes : 0; },
+        g, {data, 1, mine ? bytes : 0, 1}, [&] { meets ? g.meet() : g.control.arrive(); }, [&](int64_t p) { return p == root ? bytes : 0; },
         [&](int64_t, int64_t, int64_t offset, std::byte const* piece, size_t n) {
             if (!mine) std::memcpy(static_cast<std::byte*>(data) + offset, piece, n);
         });
@@ -61,7 +61,7 @@ inline void broadcast(Group& g, std::string_view refusal, void* data, int64_t by
 /// What every rank brings, to all (`root` -1) or to one: `count` (which the fingerprint shows) times `unit` bytes. After the ranks
 /// have met, `place(counts)` says where the pieces go, side by side; ranks that get nothing are not asked.
 template <class Place>
-void gather(Group& g, std::string_view refusal, void const* data, int64_t count, int64_t unit, int64_t root, Place&& place) {
+void gather(Group& g, void const* data, int64_t count, int64_t unit, int64_t root, Place&& place) {
     auto const wanted = root < 0 || root == g.who.rank;
     std::vector<int64_t> counts(static_cast<size_t>(g.who.size)), bytes(counts.size());
     std::vector<std::byte*> to(counts.size());
@@ -70,7 +70,7 @@ void gather(Group& g, std::string_view refusal, void const* data, int64_t count,
         for (size_t r = 0; r < counts.size(); at += wanted ? bytes[r] : 0, ++r) bytes[r] = counts[r] * unit, to[r] = at;
     };
     if (g.bridge) {
-        g.meet(refusal);
+        g.meet();
         std::vector<int64_t> const each(counts.size(), static_cast<int64_t>(sizeof count));
         g.bridge->all_gather(&count, counts.data(), each, g.deadline());
         lay_out();
@@ -79,7 +79,7 @@ void gather(Group& g, std::string_view refusal, void const* data, int64_t count,
     expose(
         g, {data, 1, count * unit, 1},
         [&] {
-            g.meet(refusal);
+            g.meet();
             for (size_t r = 0; r < counts.size(); ++r) counts[r] = g.control.fingerprint(static_cast<int64_t>(r)).count;
             lay_out();
         },
@@ -101,13 +101,13 @@ inline void scatter(Group& g, void const* in, void* out, int64_t bytes, int64_t 
 }
 
 /// Run r of every rank's `in` to rank r, side by side in `out`.
-inline void all_to_all(Group& g, std::string_view refusal, void const* in, void* out, int64_t bytes) {
+inline void all_to_all(Group& g, void const* in, void* out, int64_t bytes) {
     if (g.bridge) {
-        g.meet(refusal);
+        g.meet();
         return g.bridge->all_to_all(in, out, bytes, g.deadline());
     }
     expose(
-        g, {in, g.who.size, bytes, 1}, [&] { g.meet(refusal); }, [&](int64_t) { return bytes; },
+        g, {in, g.who.size, bytes, 1}, [&] { g.meet(); }, [&](int64_t) { return bytes; },
         [&](int64_t p, int64_t run, int64_t offset, std::byte const* piece, size_t n) {
             if (run == g.who.rank) std::memcpy(static_cast<std::byte*>(out) + p * bytes + offset, piece, n);
         });
