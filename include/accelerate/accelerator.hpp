@@ -56,7 +56,12 @@ public:
     }
     template <class Model, class... Arguments>
     auto make(Arguments&&... arguments) {
-        return construct<Unit<strategy, Model>>(Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+        using placement = typename strategy::placement;
+        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
+            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
+            else module::materialize(root, tape);
+        };
+        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
     }
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
@@ -165,10 +170,22 @@ public:
     template <class Module>
     std::shared_ptr<Module> unwrap_model(Prepared<Module, Shared> const& model) const { return model.module(); }
 
+    /// Copies of the model's parameters and buffers by name, whole on every rank whatever the sharding. Collective.
+    template <class Model>
+    TensorMap get_state_dict(Model const& model) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = model.state().whole();
+        auto tensors = model_tensors(*model);
+        for (auto& [name, t] : tensors) t = t.detach().clone();
+        return tensors;
+    }
+
     /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
-    /// writes; all return when it is there.
+    /// writes; all return when it is there. Collective.
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = model.state().whole();
         if (is_main_process()) accelerate::save_model(*model, dir);
         wait_for_everyone();
     }
@@ -183,7 +200,7 @@ public:
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(detail::trainable(*module, training_->models), detail::named_buffers(*module), training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }

@@ -61,10 +61,8 @@ public:
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
     void before_forward(model_type& model) {
-        if (at::GradMode::is_enabled()) {
-            model.forwarded = true;
-            model.before_forward();
-        }
+        if (at::GradMode::is_enabled()) model.forwarded = true;
+        model.before_forward();
     }
 
     bool in_window() const { return !window.empty(); }

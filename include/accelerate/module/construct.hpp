@@ -33,9 +33,10 @@ auto record_construction(module::Tape& tape, Build const& build) {
 /// Builds `Holder(arguments...)` in shape only, recorded, and then computes what is kept. The weights are a function of (seed,
 /// model): the same on every rank, under every policy; LibTorch's generators are left as they were. Constructors run unchanged.
 /// Costs a few microseconds an operation over building it directly. Inside `init_empty_weights` everything stays empty.
+/// `fill(module, tape)` computes what is kept: `module::materialize` all of it, a placement what is this rank's.
 /// Error E_CONSTRUCT when a constructor reads or writes the memory of a tensor other than through LibTorch's operations.
-template <class Holder, class... Arguments>
-Holder construct(int64_t seed, Arguments&&... arguments) {
+template <class Holder, class Fill, class... Arguments>
+Holder construct_with(Fill const& fill, int64_t seed, Arguments&&... arguments) {
     using Impl = typename Holder::ContainedType;
     constexpr bool possible = std::constructible_from<Impl, Arguments...>;
     static_assert(possible, "make: the model cannot be built from these arguments; give the ones that its constructor takes");
@@ -44,11 +45,15 @@ Holder construct(int64_t seed, Arguments&&... arguments) {
         if (module::interceptor() != nullptr) return build();  // part of a construction that is recorded, or to stay empty
         module::Tape tape(seed);
         auto holder = detail::record_construction(tape, build);
-        module::materialize(*holder, tape);
+        fill(*holder, tape);
         return holder;
     } else {
         return Holder(nullptr);
     }
+}
+template <class Holder, class... Arguments>
+Holder construct(int64_t seed, Arguments&&... arguments) {
+    return construct_with<Holder>(&module::materialize, seed, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace accelerate

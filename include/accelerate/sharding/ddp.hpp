@@ -49,8 +49,8 @@ struct BucketTimes {
 template <comm::communicator Comm, ddp O>
 class DdpModel : public FlatModel {
 public:
-    DdpModel(NamedParameters parameters, NamedParameters buffers, Comm const& communicator)
-        : FlatModel(std::move(parameters)), buffers_(std::move(buffers)), comm_(communicator.duplicate()), alone_(comm_.size() == 1), overlap_(overlaps()) {
+    DdpModel(ModelParts parts, Comm const& communicator)
+        : FlatModel(std::move(parts.parameters)), buffers_(std::move(parts.buffers)), comm_(communicator.duplicate()), alone_(comm_.size() == 1), overlap_(overlaps()) {
         if (!alone_) check_replicas(parameters_, buffers_, comm_);
         auto order = registration_order();
         std::reverse(order.begin(), order.end());
@@ -67,7 +67,7 @@ public:
     void settle() { release(); }
 
     void before_forward() {
-        if (alone_ || !O.broadcast_buffers || !window_.closed()) return;
+        if (alone_ || !O.broadcast_buffers || !window_.closed() || !at::GradMode::is_enabled()) return;
         for (auto& [name, b] : buffers_) broadcast_buffer(b);
     }
 

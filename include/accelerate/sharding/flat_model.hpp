@@ -60,6 +60,10 @@ public:
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
 
+    /// A scope in which every parameter is whole on this rank; here they always are.
+    struct Whole {};
+    Whole whole() { return {}; }
+
 protected:
     /// Moves parameters into flats of the given layout; gradients that exist move along.
     /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.

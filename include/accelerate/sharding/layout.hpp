@@ -8,13 +8,25 @@
 #include <accelerate/sharding/flat.hpp>
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+namespace torch::nn {
+class Module;
+}
+
 namespace accelerate::sharding {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
+struct ModelParts {
+    std::shared_ptr<torch::nn::Module> module = {};
+    NamedParameters parameters = {};
+    NamedParameters buffers = {};
+};
 
 /// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they
 /// would see in tensors of their own.

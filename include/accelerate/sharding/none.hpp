@@ -11,7 +11,7 @@ namespace accelerate::sharding {
 class LocalModel : public FlatModel {
 public:
     template <class Communicator>
-    LocalModel(NamedParameters parameters, NamedParameters /*buffers*/, Communicator const&) : FlatModel(std::move(parameters)) {
+    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
         constexpr auto whole = std::numeric_limits<int64_t>::max();
         adopt(plan_layout(parameters_, registration_order(), whole, whole),
               [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });

@@ -6,9 +6,9 @@
 namespace accelerate {
 
 /// A sharding policy: how parameters, gradients and optimizer state are cut over the ranks.
-/// `name` is printed; `template <class Device> model` is what a prepared model becomes: constructible from (trainable parameters,
-/// buffers, communicator), satisfying `sharding::flat_model`, and told about each forward and backward:
-///   before_forward(), before_backward(loss), after_backward(), window(), stage(), advance(...),
+/// `name` is printed; `template <class Device> model` is what a prepared model becomes: constructible from (`sharding::ModelParts`,
+/// communicator), satisfying `sharding::flat_model`, and told about each forward and backward:
+///   before_forward() (also without grad mode), before_backward(loss), after_backward(), window(), stage(), advance(...),
 ///   sum_over_ranks(double), replicas().
 /// `sharding::None` is the shortest model of how to write one.
 template <class S, class Device>

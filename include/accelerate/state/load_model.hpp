@@ -142,8 +142,11 @@ void check_ties(TensorMap const& model, Source const& source, LoadReport& report
 template <class Source>
 LoadReport load_model_from(TensorMap const& model, Source const& source, bool strict) {
     LoadReport report;
-    for (auto const& item : model)
+    for (auto const& item : model) {
+        check(item.second.is_meta() || item.second.numel() == 0 || item.second.storage().nbytes() > 0, code::config, "load_model: ", quote(item.first),
+              " is spread over the ranks; load before `prepare` into a model that is built by hand");
         check(!item.second.is_meta(), code::config, "load_model: ", quote(item.first), " is on the meta device and has no memory to load into; materialise the model first");
+    }
     auto const plan = plan_load(model, source, report);
     check_ties(model, source, report);
     check(report.mismatched.empty() && (!strict || report.complete()), code::ck_keys, "load_model: ", source.name(), " does not fit the model; nothing was loaded.", report.describe(),

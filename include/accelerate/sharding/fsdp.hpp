@@ -1,0 +1,152 @@
+#pragma once
+
+#include <ATen/ops/scalar_tensor.h>
+
+#include <accelerate/sharding/flat_model.hpp>
+#include <accelerate/sharding/replicate.hpp>
+#include <accelerate/sharding/sharded.hpp>
+
+namespace accelerate {
+
+/// Options of `sharding::Fsdp`; names are those of PyTorch's FSDP.
+struct fsdp {
+    bool reshard_after_forward = true;  ///< false: units stay gathered from their forward to their backward: one gather less a step
+};
+
+namespace sharding {
+
+/// A model whose units are spread over the ranks of a communicator: parameters, gradients and optimizer state. What is no unit (a
+/// model that knows nothing of units, or loose parameters) is held as one more, the root.
+template <comm::communicator Comm, fsdp O>
+class FsdpModel : public FlatModel {
+    using Unit = ShardedUnit<Comm>;
+
+public:
+    FsdpModel(ModelParts parts, Comm const& communicator) : FlatModel(std::move(parts.parameters)), module_(std::move(parts.module)), engine_(std::make_shared<ShardEngine<Comm>>(communicator)) {
+        auto& comm = engine_->comm;
+        if (comm.size() > 1) check_replicas(parameters_, parts.buffers, comm);
+        auto const nodes = unit_tree<HoldsShard<Comm>>(*module_);
+        for (auto const& node : nodes) {
+            auto& unit = node.holder != nullptr ? node.holder->sharded_unit : own_root_;
+            engine_->units.push_back(&unit);
+            if (unit.placed()) continue;
+            for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), [](at::Tensor const& p) { return p.detach(); });
+        }
+        auto const& units = engine_->units;
+        for (size_t i = 0; i < units.size(); ++i) {
+            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf});
+            add_flat(*units[i]);
+        }
+        for (auto& [name, b] : parts.buffers) {
+            at::NoGradGuard no_grad;
+            comm.broadcast(b, 0);
+        }
+        ++layout_;
+    }
+    ~FsdpModel() {
+        for (auto* unit : engine_->units) unit->unbind();
+    }
+
+    void before_forward() {
+        root().acquire();
+        if (root().next() != nullptr) root().next()->prefetch();
+    }
+    void before_backward(at::Tensor const&) {
+        engine_->reduced = 0;
+        root().before_backward();
+    }
+    void after_backward() {
+        Unit::submit_reductions(*engine_, true);
+        engine_->leaving = nullptr;
+        for (auto* unit : engine_->units) unit->finish();
+        if (window_.closed()) stage_ = Stage::Reduced;
+    }
+    void after_step() {
+        for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
+    }
+
+    static constexpr bool owns_everything = false;
+    void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
+    double sum_over_ranks(double value) const {
+        auto t = at::scalar_tensor(value, at::kDouble);
+        fold(t, comm::Reduction::Sum);
+        return t.template item<double>();
+    }
+    int64_t replicas() const { return engine_->comm.size(); }
+
+    /// While alive, every parameter is there on every rank (PyTorch's `summon_full_params`). Collective. Needs the memory of the
+    /// whole model; what is written into parameters is lost.
+    class [[nodiscard]] Whole {
+    public:
+        explicit Whole(FsdpModel& model) : model_(model) {
+            for (auto* unit : model_.engine_->units) unit->prefetch();
+            for (auto* unit : model_.engine_->units) unit->acquire();
+        }
+        ~Whole() {
+            for (auto* unit : model_.engine_->units) unit->release();
+        }
+        Whole(Whole const&) = delete;
+        Whole& operator=(Whole const&) = delete;
+
+    private:
+        FsdpModel& model_;
+    };
+    Whole whole() { return Whole(*this); }
+
+    ShardEngine<Comm> const& engine() const { return *engine_; }
+
+private:
+    Unit& root() { return *engine_->units.front(); }
+
+    /// The optimizer's view of a unit: this rank's stretch, in which slots may begin before it and end behind it.
+    void add_flat(Unit& unit) {
+        if (!unit.trains()) return;
+        Flat flat{unit.shard(), unit.gradient(), {}};
+        for (auto slot : unit.slots()) {
+            if (!slot.parameter.requires_grad()) continue;
+            slot.begin -= unit.begin();
+            slot.registration = registration_of(slot.parameter);
+            flat.slots.push_back(std::move(slot));
+        }
+        // Neighbouring trainable slots are one piece; frozen ones in between are none.
+        auto const frozen_between = [&](int64_t from, int64_t to) {
+            return std::ranges::any_of(unit.slots(), [&](Slot const& s) { return !s.parameter.requires_grad() && s.begin - unit.begin() >= from && s.begin - unit.begin() < to; });
+        };
+        auto const add_piece = [&](int64_t from, int64_t to) {
+            from = std::clamp<int64_t>(from, 0, flat.parameters.numel()), to = std::clamp<int64_t>(to, 0, flat.parameters.numel());
+            if (from < to) pieces_.push_back({static_cast<int64_t>(flats_.size()), from, to, flat.gradients.narrow(0, from, to - from)});
+        };
+        auto from = flat.slots.front().begin, to = from;
+        for (auto const& slot : flat.slots) {
+            if (frozen_between(to, slot.begin)) add_piece(from, to), from = slot.begin;
+            to = slot.end();
+        }
+        add_piece(from, to);
+        flats_.push_back(std::move(flat));
+    }
+    int64_t registration_of(at::Tensor const& parameter) const {
+        auto const found = std::find_if(parameters_.begin(), parameters_.end(), [&](auto const& named) { return named.second.is_same(parameter); });
+        return found - parameters_.begin();
+    }
+
+    std::shared_ptr<torch::nn::Module> module_;
+    Unit own_root_;
+    std::shared_ptr<ShardEngine<Comm>> engine_;
+};
+
+/// Fully sharded data parallel (Zhao et al., VLDB 2023; PyTorch's FSDP2): each rank keeps 1/n of parameters, gradients and
+/// optimizer state and gathers one unit at a time. Models are built with `accelerator.make<Model>` over `Run::strategy`; one that
+/// knows nothing of units is accepted and held as a single unit, gathered whole for each step.
+template <fsdp O = fsdp{}>
+struct Fsdp {
+    static constexpr char const* name = "Fsdp";
+    static constexpr fsdp options = O;
+    template <class Device>
+    using placement = place::Sharded<typename Device::communicator, O.reshard_after_forward>;
+    template <class Device>
+    using model = FsdpModel<typename Device::communicator, O>;
+};
+
+}  // namespace sharding
+}  // namespace accelerate

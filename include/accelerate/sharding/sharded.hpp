@@ -1,0 +1,80 @@
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <accelerate/core/for_each_tensor.hpp>
+#include <accelerate/module/materialize.hpp>
+#include <accelerate/sharding/sharded_unit.hpp>
+#include <accelerate/sharding/unit_tree.hpp>
+
+namespace accelerate {
+namespace sharding {
+
+/// What tells a module that is a sharded unit from others. One member, so that a block's own names stay its own.
+template <comm::communicator Comm>
+struct HoldsShard {
+    virtual ~HoldsShard() = default;
+    ShardedUnit<Comm> sharded_unit;
+};
+
+/// A block whose parameters are gathered for its forward and its backward and are away in between.
+template <comm::communicator Comm, bool Reshard, class Block>
+class ShardedImpl : public Block, public HoldsShard<Comm> {
+    using Holds = HoldsShard<Comm>;
+
+public:
+    using Block::Block;
+
+    template <class... In>
+    decltype(auto) forward(In&&... in) {
+        auto& unit = this->Holds::sharded_unit;
+        if (!unit.bound()) {
+            check(!unit.placed(), code::call_order, "unit \"", unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
+            return Block::forward(std::forward<In>(in)...);
+        }
+        unit.acquire();
+        if (unit.next() != nullptr) unit.next()->prefetch();
+        auto out = Block::forward(std::forward<In>(in)...);
+        if (unit.root()) return out;  // its model knows when backward begins
+        if constexpr (Reshard) unit.release();
+        for_each_tensor(out, [&](at::Tensor const& t) {
+            // Holds the module, not `this`: the graph may outlive the model.
+            if (t.requires_grad())
+                t.register_hook([self = std::static_pointer_cast<ShardedImpl>(this->shared_from_this())](at::Tensor const&) { self->Holds::sharded_unit.before_backward(); });
+        });
+        return out;
+    }
+
+    /// Not offered: a copy of a shard is no model.
+    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& = std::nullopt) const override {
+        throw Error(code::config, concat("clone: unit \"", this->Holds::sharded_unit.name(), "\" is sharded; clone the model before `make` shards it, or load its weights into another one"));
+    }
+};
+
+}  // namespace sharding
+
+namespace place {
+
+/// Parameters are spread over the ranks of `Comm` and gathered unit by unit, the next one ahead; gradients are reduce-scattered.
+/// Needs 1/n of parameters, gradients and optimizer state on each of n ranks, and one or two units gathered at a time; moves the
+/// parameters twice and the gradients once a step (`Reshard = false`: parameters once, and the model stays gathered until its
+/// backward).
+template <comm::communicator Comm, bool Reshard = true>
+struct Sharded {
+    template <class Block>
+    using impl = sharding::ShardedImpl<Comm, Reshard, Block>;
+
+    /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
+    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
+        for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), [&](at::Tensor const& p) {
+                module::Replay replay(tape);
+                replay.run({p});
+                return replay.value(p);
+            });
+        module::materialize(root, tape);  // buffers
+    }
+};
+
+}  // namespace place
+}  // namespace accelerate

@@ -1,0 +1,232 @@
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <accelerate/comm/communicator.hpp>
+#include <accelerate/comm/worker.hpp>
+#include <accelerate/sharding/layout.hpp>
+#include <accelerate/sharding/ready_hook.hpp>
+#include <vector>
+
+namespace accelerate::sharding {
+
+template <comm::communicator Comm>
+class ShardedUnit;
+
+/// What the sharded units of one prepared model share: who communicates for them, and in which order. Gathers and reductions are
+/// jobs of one worker, submitted in the same order on every rank.
+template <comm::communicator Comm>
+struct ShardEngine {
+    explicit ShardEngine(Comm const& communicator) : comm(communicator.duplicate()) {}
+
+    Comm comm;
+    std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
+    ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
+    size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
+    int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
+    comm::Worker worker;                      // last: joins before what its jobs use is gone
+};
+
+/// One unit of a model whose parameters are spread over the ranks (ZeRO stage 3; Rajbhandari et al., SC 2020): between uses a
+/// rank keeps its stretch of the unit's flat buffer and nothing else. The storage that the parameters are views of is emptied and
+/// filled again in place, so that what autograd has saved stays valid.
+///
+/// Made unplaced, where it is an ordinary module's worth of parameters; `place` cuts it, `bind` gives it an engine.
+template <comm::communicator Comm>
+class ShardedUnit {
+public:
+    ShardedUnit() = default;
+    ShardedUnit(ShardedUnit const&) = delete;
+    ShardedUnit& operator=(ShardedUnit const&) = delete;
+    ~ShardedUnit() {
+        for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
+    }
+
+    /// Takes the parameters and keeps this rank's stretch of them. `value(parameter)` gives the values of a whole one; it is called
+    /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
+    template <class Value>
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, Value&& value) {
+        at::NoGradGuard no_grad;
+        name_ = std::move(name);
+        placed_ = true;
+        if (parameters.empty()) return;
+        auto const options = parameters.front().second.options().device(at::kCPU).requires_grad(false);
+        int64_t total = 0;
+        auto const unit = std::max<int64_t>(1, slot_alignment / static_cast<int64_t>(options.dtype().itemsize()));
+        for (auto const& [key, p] : parameters) {
+            check(p.dtype() == options.dtype(), code::config, "Fsdp: unit \"", name_, "\" holds parameters of ", options.dtype().name(), " and of ", p.dtype().name(), " (", key,
+                  "); hold them in units of their own");
+            slots_.push_back({key, p, total, p.numel(), static_cast<int64_t>(slots_.size())});
+            total += (p.numel() + unit - 1) / unit * unit;
+        }
+        chunk_ = (total + unit * size - 1) / (unit * size) * unit;
+        shard_ = at::zeros({chunk_}, options);
+        gradient_ = at::zeros({chunk_}, options);
+        full_ = at::empty({chunk_ * size}, options);
+        begin_ = chunk_ * rank;
+        for (auto& slot : slots_) {
+            auto const view = view_like(full_, slot.begin, slot.parameter);
+            auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
+            if (from < to) {
+                auto const whole = value(slot.parameter);
+                view_like(full_, slot.begin, slot.parameter).copy_(whole);
+                shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
+            }
+            // Handles that the user holds stay valid: the TensorImpl is the same.
+            if (slot.parameter.is_meta()) slot.parameter.unsafeGetTensorImpl()->shallow_copy_from(view.getIntrusivePtr());
+            else slot.parameter.set_data(view);
+        }
+        drop();
+    }
+
+    struct Position {
+        ShardedUnit *before = nullptr, *next = nullptr;  ///< in the order of registration
+        bool root = false;                               ///< stays gathered from the beginning of a forward to the end of its backward
+        bool leaf = true;                                ///< holds no other unit
+    };
+    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position) {
+        engine_ = std::move(engine);
+        position_ = position;
+        for (auto& slot : slots_)
+            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, 0);
+    }
+    /// Back to a module that nobody trains; its parameters stay where they are.
+    void unbind() { engine_.reset(); }
+
+    bool placed() const { return placed_; }
+    bool bound() const { return engine_ != nullptr; }
+    bool root() const { return position_.root; }
+    ShardedUnit* next() const { return position_.next; }  ///< whose parameters a forward will probably need after this one's
+    std::string const& name() const { return name_; }
+    std::vector<Slot> const& slots() const { return slots_; }
+    at::Tensor const& shard() const { return shard_; }        ///< this rank's stretch of the parameters, 1-D
+    at::Tensor const& gradient() const { return gradient_; }  ///< and of their reduced gradients
+    int64_t begin() const { return begin_; }                  ///< where in the unit's flat buffer the stretch begins
+    bool trains() const { return trainable_ > 0; }
+
+    /// Starts to gather, unless the parameters are there or under way.
+    void prefetch() {
+        if (slots_.empty() || storage_ != Storage::Sharded) return;
+        storage_ = Storage::Gathering;
+        ++engine_->gathers;
+        work_ = engine_->worker.submit([this] { gathered_ = engine_->comm.all_gather(shard_); });
+    }
+
+    /// Returns when the parameters are there.
+    void acquire() {
+        if (slots_.empty() || storage_ == Storage::Full) return;
+        if (storage_ == Storage::Gathering) ++engine_->prefetched;
+        prefetch();
+        work_.wait();
+        // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
+        auto* const from = gathered_.storage().unsafeGetStorageImpl();
+        auto* const to = full_.storage().unsafeGetStorageImpl();
+        auto const bytes = from->nbytes();
+        to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
+        to->set_nbytes(bytes);
+        gathered_ = at::Tensor();
+        storage_ = Storage::Full;
+    }
+
+    /// The parameters leave; the next `acquire` gathers them again.
+    void release() {
+        if (storage_ == Storage::Gathering) work_.wait(), gathered_ = at::Tensor();
+        if (storage_ != Storage::Sharded) drop();
+    }
+
+    /// Before a part of this unit's backward runs: the parameters come back, and gradients get memory to be added in.
+    void before_backward() {
+        check(bound(), code::call_order, "backward through unit \"", name_, "\" after the model that was prepared is gone");
+        if (auto* const other = std::exchange(engine_->leaving, nullptr); other != nullptr && other != this) other->release();
+        acquire();
+        if (position_.before != nullptr) position_.before->prefetch();
+        expect_gradients();
+        if (!trains()) leave();
+    }
+
+    /// Called by the hook of each trainable parameter when its gradient of this backward is complete.
+    void ready(size_t, size_t) {
+        if (engine_ == nullptr || --pending_ != 0) return;
+        complete_ = true;
+        if (trainable_ < static_cast<int64_t>(slots_.size())) leave();
+        else if (!root()) release();
+        submit_reductions(*engine_, false);
+    }
+
+    /// Submits the reductions that are due, from the last unit to the first: the same order on every rank, whatever each of them
+    /// finished first. `all`: also of units that backward did not reach, whose gradient is zero.
+    static void submit_reductions(ShardEngine<Comm>& engine, bool all) {
+        for (; engine.reduced < engine.units.size(); ++engine.reduced) {
+            auto& unit = *engine.units[engine.units.size() - 1 - engine.reduced];
+            if (!unit.trains()) continue;
+            if (!unit.complete_ && !all) return;
+            unit.reduce();
+        }
+    }
+
+    /// After a backward: the reduced gradient is there, and every parameter but the shard has left.
+    void finish() {
+        reduction_.wait();
+        reduction_ = {};
+        complete_ = false;
+        release();
+    }
+
+private:
+    enum class Storage { Sharded, Gathering, Full };
+
+    /// Frozen parameters may still be needed by what the forward did before: until another unit's backward begins. (Freeing earlier
+    /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
+    void leave() {
+        if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    void drop() {
+        auto* const storage = full_.storage().unsafeGetStorageImpl();
+        storage->set_data_ptr_noswap(at::DataPtr(nullptr, full_.device()));
+        storage->set_nbytes(0);
+        storage_ = Storage::Sharded;
+    }
+
+    void expect_gradients() {
+        if (unreduced_.defined() || !trains()) return;
+        unreduced_ = at::zeros({full_.numel()}, shard_.options());
+        pending_ = trainable_;
+        for (auto& slot : slots_)
+            if (slot.parameter.requires_grad()) slot.parameter.mutable_grad() = view_like(unreduced_, slot.begin, slot.parameter);
+    }
+
+    void reduce() {
+        expect_gradients();
+        adopt_strays();
+        for (auto& slot : slots_) slot.parameter.mutable_grad() = at::Tensor();
+        reduction_ = engine_->worker.submit([this, whole = std::exchange(unreduced_, at::Tensor())] {
+            at::NoGradGuard no_grad;
+            gradient_.add_(engine_->comm.reduce_scatter(whole, comm::Reduction::Mean));
+        });
+    }
+
+    /// A gradient that was put elsewhere (a backward with create_graph, `module->zero_grad()` in between) goes into its place.
+    void adopt_strays() {
+        at::NoGradGuard no_grad;
+        for (auto& slot : slots_) {
+            auto const& gradient = slot.parameter.grad();
+            if (!slot.parameter.requires_grad() || !gradient.defined()) continue;
+            auto const view = view_like(unreduced_, slot.begin, slot.parameter);
+            if (gradient.const_data_ptr() != view.const_data_ptr()) view.copy_(gradient.detach());
+        }
+    }
+
+    std::string name_;
+    std::vector<Slot> slots_;
+    at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
+    bool placed_ = false, complete_ = false;
+    Position position_;
+    Storage storage_ = Storage::Sharded;
+    std::shared_ptr<ShardEngine<Comm>> engine_;
+    comm::Worker::Handle work_, reduction_;
+};
+
+}  // namespace accelerate::sharding

@@ -1,0 +1,240 @@
+// Models whose units are spread over the ranks equal one process. Run under mpirun -n 1, 2, 4; the one process is part of each rank.
+#include "support/catch.hpp"
+
+#include <torch/torch.h>
+
+#include <accelerate.hpp>
+#include <accelerate/sharding/fsdp.hpp>
+
+namespace acc = accelerate;
+
+namespace {
+
+template <class Device, class Sharding>
+using Loop = acc::Accelerator<Device, acc::precision::Fp32, Sharding, acc::loader::Stateful<>>;
+using Alone = Loop<acc::device::BasicCpu<acc::comm::Self>, acc::sharding::None>;
+template <acc::fsdp O = acc::fsdp{}>
+using Spread = Loop<acc::device::Cpu, acc::sharding::Fsdp<O>>;
+using Threads = acc::device::BasicCpu<acc::comm::Threads>;
+
+torch::Tensor uniform(std::initializer_list<int64_t> shape, int64_t seed) {
+    auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(seed));
+    return torch::empty(shape).uniform_(-1, 1, generator);
+}
+
+template <class S>
+struct Block : torch::nn::Module {
+    explicit Block(int64_t d) : norm(register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))), up(this, "up", d, 4 * d), down(this, "down", 4 * d, d) {}
+    torch::Tensor forward(torch::Tensor x) { return x + down(torch::gelu(up(norm(x)))); }
+    torch::nn::LayerNorm norm;
+    acc::Linear<S> up, down;
+};
+
+/// Gives two tensors, of which one goes around the next block.
+template <class S>
+struct Fork : torch::nn::Module {
+    explicit Fork(int64_t d) : a(this, "a", d, d), b(this, "b", d, d) {}
+    std::tuple<torch::Tensor, torch::Tensor> forward(torch::Tensor x) { return {torch::tanh(a(x)), b(x)}; }
+    acc::Linear<S> a, b;
+};
+
+/// A unit inside a unit, with parameters of its own around it.
+template <class S>
+struct Nested : torch::nn::Module {
+    explicit Nested(int64_t d) : scale(register_parameter("scale", torch::ones({d}) + torch::randn({d}) * 0.1)), inside(this, "inside", d), last(this, "last", d, d) {}
+    torch::Tensor forward(torch::Tensor x) { return last(inside(x * scale)) * scale; }
+    torch::Tensor scale;
+    acc::Unit<S, Block<S>> inside;
+    acc::Linear<S> last;
+};
+
+/// An embedding tied to the head, a loose parameter, a frozen part of a unit and a frozen unit, a unit used twice, a unit with two
+/// results, a unit inside a unit, and initialisation in a constructor.
+template <class S = acc::Plain>
+struct Model : torch::nn::Module {
+    static constexpr int64_t vocabulary = 11, width = 6, context = 5;
+    explicit Model(int64_t depth)
+        : words(this, "words", vocabulary, width), position(register_parameter("position", torch::randn({context, width}) * 0.1)), blocks(this, "blocks", depth, width),
+          fork(this, "fork", width), twice(this, "twice", width, width), frozen(this, "frozen", width, width), nested(this, "nested", width),
+          head(register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)))) {
+        acc::tie_weights(*head, "weight", head->weight, words->weight);
+        torch::NoGradGuard no_grad;
+        for (auto& p : blocks->parameters())
+            if (p.dim() > 1) torch::nn::init::xavier_uniform_(p);
+        for (auto& p : frozen->parameters()) p.requires_grad_(false);
+        fork->a->weight.requires_grad_(false);
+    }
+    torch::Tensor forward(torch::Tensor tokens) {
+        auto x = blocks(words(tokens) + position);
+        auto [left, right] = fork(x);
+        x = twice(left) + frozen(twice(right));
+        return head(nested(x));
+    }
+    acc::Unit<S, torch::nn::Embedding> words;
+    torch::Tensor position;
+    acc::Layers<S, Block<S>> blocks;
+    acc::Unit<S, Fork<S>> fork;
+    acc::Unit<S, torch::nn::Linear> twice, frozen;
+    acc::Unit<S, Nested<S>> nested;
+    torch::nn::Linear head;
+};
+
+struct Result {
+    std::vector<double> losses, norms;
+    acc::TensorMap before, after;
+};
+
+constexpr int64_t global_batch = 8;
+
+/// Each rank takes its rows of the same global batch; windows of `accumulation` micro-batches.
+template <class Run, class Make, class Recipe>
+Result train(Run& accelerator, Make const& make, Recipe const& recipe, int64_t steps = 20) {
+    auto [model, optimizer] = accelerator.prepare(make(accelerator), recipe);
+    Result result;
+    result.before = accelerator.get_state_dict(model);
+    auto const n = accelerator.num_processes(), rows = global_batch / n, first = rows * accelerator.process_index();
+    for (int64_t step = 0; step < steps; ++step) {
+        auto window = accelerator.accumulate(model);
+        auto const draw = uniform({global_batch, Model<>::context + 1}, 100 + step).slice(0, first, first + rows);
+        auto const tokens = ((draw + 1) * 5.49).to(torch::kLong);
+        auto const logits = model(tokens.slice(1, 0, Model<>::context));
+        auto const loss = torch::nn::functional::cross_entropy(logits.flatten(0, 1), tokens.slice(1, 1).flatten());
+        accelerator.backward(loss);
+        auto const norm = accelerator.clip_grad_norm(model, 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        result.losses.push_back(accelerator.reduce(loss.detach(), "mean").template item<double>());
+        result.norms.push_back(norm.template item<double>());
+    }
+    result.after = accelerator.get_state_dict(model);
+    return result;
+}
+
+void same(acc::TensorMap const& ours, acc::TensorMap const& one, double tolerance) {
+    REQUIRE(ours.size() == one.size());
+    for (auto const& [name, w] : one) {
+        INFO(name);
+        CHECK((ours.at(name) - w).abs().max().item<double>() <= tolerance);
+    }
+}
+
+void compare(Result const& ours, Result const& one) {
+    same(ours.before, one.before, 0);
+    REQUIRE(ours.losses.size() == one.losses.size());
+    for (size_t i = 0; i < one.losses.size(); ++i) {
+        CHECK(std::abs(ours.losses[i] - one.losses[i]) <= 1e-6 * one.losses[i]);
+        CHECK(std::abs(ours.norms[i] - one.norms[i]) <= 1e-5 * one.norms[i]);
+    }
+    same(ours.after, one.after, 2e-5);
+    CHECK(one.losses.back() < one.losses.front());
+}
+
+auto const by_make = [](auto& accelerator) { return accelerator.template make<Model>(int64_t{3}); };
+acc::optim::Sgd const sgd{.lr = 0.1, .momentum = 0.9};
+
+}  // namespace
+
+TEST_CASE("a sharded model trains as one process does, from the same weights", "[fsdp][sharded][sharded_unit][unit_tree]") {
+    Alone one;
+    auto const expected = train(one, by_make, sgd);
+    Spread<> spread;
+    compare(train(spread, by_make, sgd), expected);
+    Spread<acc::fsdp{.reshard_after_forward = false}> kept;
+    compare(train(kept, by_make, sgd), expected);
+    // ... and another sharding begins with these weights too.
+    Loop<acc::device::Cpu, acc::sharding::Ddp<>> replicated;
+    auto net = replicated.prepare(by_make(replicated));
+    same(replicated.get_state_dict(net), expected.before, 0);
+}
+
+TEST_CASE("accumulation, and AdamW over stretches", "[fsdp]") {
+    acc::optim::AdamW const adamw{.lr = 1e-2, .weight_decay = 0.1, .no_decay_on_norms_and_biases = true};
+    Alone one({.gradient_accumulation_steps = 2});
+    Spread<> spread({.gradient_accumulation_steps = 2});
+    auto const expected = train(one, by_make, adamw), ours = train(spread, by_make, adamw);
+    same(ours.before, expected.before, 0);
+    for (size_t i = 0; i < expected.losses.size(); ++i) CHECK(std::abs(ours.losses[i] - expected.losses[i]) <= 5e-6 * expected.losses[i]);
+    // Frozen parameters stay as they were to the last bit: no decay reaches them.
+    for (auto const* name : {"frozen.weight", "frozen.bias", "fork.a.weight"}) CHECK(torch::equal(ours.after.at(name), ours.before.at(name)));
+}
+
+TEST_CASE("a model that knows nothing of units is one unit", "[fsdp]") {
+    auto const plain = [](auto&) {
+        auto net = std::make_shared<Model<>>(2);
+        torch::NoGradGuard no_grad;
+        int64_t seed = 0;
+        for (auto& [name, p] : acc::unique_parameters(*net)) p.copy_(uniform({p.numel()}, ++seed).view(p.sizes()) * 0.3);
+        return net;
+    };
+    Alone one;
+    Spread<> spread;
+    compare(train(spread, plain, sgd, 10), train(one, plain, sgd, 10));
+}
+
+TEST_CASE("between its forward and its backward a unit holds nothing", "[sharded_unit]") {
+    Spread<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(by_make(accelerator), sgd);
+    auto const held = [&](torch::Tensor const& p) { return static_cast<int64_t>(p.storage().nbytes()); };
+    auto const units = [&] {
+        int64_t bytes = held(model->twice->weight) + held(model->fork->b->weight) + held(model->nested->scale) + held(model->nested->inside->up->weight);
+        for (auto const& block : *model->blocks) bytes += held(block->up->weight);
+        return bytes;
+    };
+    for (int64_t step = 0; step < 3; ++step) {
+        CHECK(units() == 0);
+        auto const tokens = torch::arange(2 * Model<>::context).view({2, -1}) % Model<>::vocabulary;
+        auto const loss = model(tokens).pow(2).mean();
+        CHECK(units() == 0);
+        CHECK(held(model->position) > 0);  // the root stays
+        accelerator.backward(loss);
+        CHECK(units() == 0);
+        CHECK(held(model->position) == 0);
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    // What this rank holds for good is its share, and no more than padding above it.
+    int64_t whole = 0, mine = 0;
+    for (auto const& [name, p] : acc::unique_parameters(*model)) whole += p.numel();
+    for (auto const* unit : model.state().engine().units)
+        if (unit->shard().defined()) mine += unit->shard().numel();
+    auto const n = accelerator.num_processes();
+    CHECK(mine <= whole / n + 16 * 40);
+    CHECK(model.state().engine().prefetched * 2 > model.state().engine().gathers);
+}
+
+TEST_CASE("thread ranks shard as processes do", "[sharded_unit]") {
+    Alone one;
+    auto const expected = train(one, by_make, sgd, 10);
+    for (int64_t n : {1, 2, 4}) {
+        std::mutex mutex;
+        acc::debug_launcher(n, [&](acc::comm::Threads communicator) {
+            Loop<Threads, acc::sharding::Fsdp<>> accelerator({}, communicator);
+            auto const ours = train(accelerator, by_make, sgd, 10);
+            std::lock_guard const lock(mutex);  // assertions of Catch2 2 come from one thread at a time
+            compare(ours, expected);
+        });
+    }
+}
+
+TEST_CASE("what a sharded model cannot do is said in one sentence", "[sharded]") {
+    Spread<> accelerator;
+    auto net = accelerator.make<Model>(int64_t{1});
+    auto const tokens = torch::zeros({1, Model<>::context}, torch::kLong);
+    CHECK_THROWS_WITH(net(tokens), Catch::Matchers::Contains("E_CALL_ORDER") && Catch::Matchers::Contains("prepare"));
+    CHECK_THROWS_WITH(net->clone(), Catch::Matchers::Contains("E_CONFIG") && Catch::Matchers::Contains("sharded"));
+    auto model = accelerator.prepare(net);
+    CHECK_THROWS_WITH(acc::load_into(*model, {}, false), Catch::Matchers::Contains("E_CONFIG") && Catch::Matchers::Contains("spread over the ranks"));
+}
+
+TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
+    Spread<> accelerator;
+    auto model = accelerator.prepare(by_make(accelerator));
+    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_sharded";
+    accelerator.save_model(model, folder);
+    Model<> whole(3);
+    CHECK(acc::load_model(whole, folder).complete());
+    auto const expected = accelerator.get_state_dict(model);
+    same(acc::model_tensors(whole), expected, 0);
+    accelerator.wait_for_everyone();
+    if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
+}
