@@ -2,7 +2,8 @@
 # accelerate::accelerate by it, each with the back ends that are there.
 #
 #   ACCELERATE_WITH_MPI       AUTO (when an MPI is found), ON (it must be), OFF (everything is one process)
-#   ACCELERATE_INCLUDE_DIR    the folder with accelerate.hpp, set by the includer
+#   ACCELERATE_DEFAULT_DEVICE, _PRECISION, _SHARDING, _LOADER
+#                             what accelerate::DefaultAccelerator means for targets that do not say so by accelerate_policies
 
 set(ACCELERATE_WITH_MPI AUTO CACHE STRING "Communicate over MPI: AUTO, ON or OFF")
 set_property(CACHE ACCELERATE_WITH_MPI PROPERTY STRINGS AUTO ON OFF)
@@ -46,12 +47,60 @@ else()
   message(STATUS "MPI: none (ACCELERATE_WITH_MPI is ${ACCELERATE_WITH_MPI}); everything runs as one process")
 endif()
 
+set(ACCELERATE_DEFAULT_DEVICE "Cpu" CACHE STRING "Device policy of accelerate::DefaultAccelerator")
+set(ACCELERATE_DEFAULT_PRECISION "Fp32" CACHE STRING "Precision policy of accelerate::DefaultAccelerator")
+set(ACCELERATE_DEFAULT_SHARDING "Ddp" CACHE STRING "Sharding policy of accelerate::DefaultAccelerator")
+set(ACCELERATE_DEFAULT_LOADER "Stateful" CACHE STRING "Loader policy of accelerate::DefaultAccelerator")
+
+# The C++ type of a policy that is named as in a sentence: Bf16 is accelerate::precision::Bf16<>. Options go in brackets, as in
+# Ddp<accelerate::ddp{.bucket_cap_mb = 50}>; any other name with :: is taken as it is, a policy of the user's.
+function(_accelerate_policy_type result slot name)
+  set(plain Cpu Cuda Fp32 Tf32 None)
+  set(templates Bf16 Ddp Fsdp Stateful)
+  string(TOLOWER "${slot}" room)
+  if(name MATCHES "^([A-Za-z0-9_]+)<" AND CMAKE_MATCH_1 IN_LIST templates)
+    set(type "::accelerate::${room}::${name}")
+  elseif(name MATCHES "::")
+    set(type "${name}")
+  elseif(name IN_LIST plain)
+    set(type "::accelerate::${room}::${name}")
+  elseif(name IN_LIST templates)
+    set(type "::accelerate::${room}::${name}<>")
+  else()
+    list(JOIN plain ", " known)
+    list(JOIN templates ", " more)
+    message(FATAL_ERROR "accelerate: there is no ${room} policy called ${name}; known are ${known}, ${more}; write a policy of your own with its namespace, as in my::Policy")
+  endif()
+  set(${result} "${type}" PARENT_SCOPE)
+endfunction()
+
+# accelerate_policies(target [DEVICE Cpu] [PRECISION Bf16] [SHARDING Fsdp] [LOADER Stateful])
+# Says what accelerate::DefaultAccelerator is in this target. Slots that are not named are those of the cache variables.
+function(accelerate_policies target)
+  cmake_parse_arguments(PARSE_ARGV 1 policy "" "DEVICE;PRECISION;SHARDING;LOADER" "")
+  if(policy_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "accelerate_policies(${target}): ${policy_UNPARSED_ARGUMENTS} is none of DEVICE, PRECISION, SHARDING, LOADER")
+  endif()
+  foreach(slot DEVICE PRECISION SHARDING LOADER)
+    if(policy_${slot})
+      _accelerate_policy_type(type ${slot} "${policy_${slot}}")
+      set_property(TARGET ${target} PROPERTY ACCELERATE_POLICY_${slot} "${type}")
+    endif()
+  endforeach()
+endfunction()
+
 # Gives `target`, an INTERFACE library, the headers in `folder` and everything they need.
 function(accelerate_define target folder)
   target_compile_features(${target} INTERFACE cxx_std_20)
   target_include_directories(${target} INTERFACE "${folder}")
   target_include_directories(${target} SYSTEM INTERFACE "${ACCELERATE_JSON_INCLUDE_DIR}" "${ACCELERATE_XXHASH_INCLUDE_DIR}")
   target_link_libraries(${target} INTERFACE LibTorch::cpu "${ACCELERATE_XXHASH_LIBRARY}" Threads::Threads)
+  foreach(slot DEVICE PRECISION SHARDING LOADER)
+    _accelerate_policy_type(type ${slot} "${ACCELERATE_DEFAULT_${slot}}")
+    string(REPLACE ">" "$<ANGLE-R>" type "${type}")
+    set(chosen "$<TARGET_PROPERTY:ACCELERATE_POLICY_${slot}>")
+    target_compile_definitions(${target} INTERFACE "ACCELERATE_DEFAULT_${slot}=$<IF:$<BOOL:${chosen}>,${chosen},${type}>")
+  endforeach()
   if(ACCELERATE_MPI_FOUND)
     target_compile_definitions(${target} INTERFACE ACCELERATE_WITH_MPI=1)
     target_link_libraries(${target} INTERFACE MPI::MPI_CXX)

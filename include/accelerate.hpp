@@ -10,6 +10,7 @@
 #include <accelerate/data/tensors.hpp>
 #include <accelerate/data/text.hpp>
 #include <accelerate/debug_launcher.hpp>
+#include <accelerate/default_accelerator.hpp>
 #include <accelerate/device/cpu.hpp>
 #include <accelerate/module/chain.hpp>
 #include <accelerate/module/init_empty_weights.hpp>
@@ -24,6 +25,8 @@
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <accelerate/sharding/ddp.hpp>
+#include <accelerate/sharding/fsdp.hpp>
 #include <accelerate/sharding/none.hpp>
 #include <accelerate/state/load_model.hpp>
 #include <accelerate/state/safetensors.hpp>
+#include <accelerate/supported.hpp>

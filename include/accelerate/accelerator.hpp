@@ -148,6 +148,8 @@ public:
     bool is_last_process() const { return process_index() == num_processes() - 1; }
     at::Device device() const { return Device::current(); }
     std::string mixed_precision() const { return Precision::name; }
+    /// The four policies in a line, to be printed.
+    static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }

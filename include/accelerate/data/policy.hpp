@@ -13,10 +13,11 @@ using prepared_by = typename P::template prepared<AnyLoader>;
 }  // namespace detail
 
 /// A loader policy: how samples come to the ranks and how they are replayed.
+///   `name`          is printed
 ///   `prepared<L>`   what `accelerator.prepare` makes of a loader of type L: constructed from (L, data::Context), a range whose
 ///                   iteration is one epoch and which tells `context.loops` about its last batch; can be saved and restored
 template <class P>
-concept loader_policy = std::constructible_from<detail::prepared_by<P>, detail::AnyLoader, data::Context> &&
+concept loader_policy = requires { { P::name } -> std::convertible_to<char const*>; } && std::constructible_from<detail::prepared_by<P>, detail::AnyLoader, data::Context> &&
                         std::ranges::input_range<detail::prepared_by<P>> && stateful<detail::prepared_by<P>>;
 
 namespace loader {
@@ -28,6 +29,7 @@ struct stateful {};
 /// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can index; communicates nothing.
 template <stateful Options = stateful{}>
 struct Stateful {
+    static constexpr char const* name = "Stateful";
     template <class Loader>
     using prepared = data::Prepared<Loader>;
 };
