@@ -296,9 +296,9 @@ private:
 namespace accelerate {
 
 /// A sharding policy: how parameters, gradients and optimizer state are cut over the ranks.
-/// `name` is printed; `template <class Device> model` is what a prepared model becomes: constructible from (trainable parameters,
-/// buffers, communicator), satisfying `sharding::flat_model`, and told about each forward and backward:
-///   before_forward(), before_backward(loss), after_backward(), window(), stage(), advance(...),
+/// `name` is printed; `template <class Device> model` is what a prepared model becomes: constructible from (`sharding::ModelParts`,
+/// communicator), satisfying `sharding::flat_model`, and told about each forward and backward:
+///   before_forward() (also without grad mode), before_backward(loss), after_backward(), window(), stage(), advance(...),
 ///   sum_over_ranks(double), replicas().
 /// `sharding::None` is the shortest model of how to write one.
 template <class S, class Device>
@@ -366,10 +366,8 @@ public:
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
     void before_forward(model_type& model) {
-        if (at::GradMode::is_enabled()) {
-            model.forwarded = true;
-            model.before_forward();
-        }
+        if (at::GradMode::is_enabled()) model.forwarded = true;
+        model.before_forward();
     }
 
     bool in_window() const { return !window.empty(); }
@@ -661,9 +659,21 @@ inline Reduction reduction(std::string_view text) {
     throw Error(code::config, concat("reduction \"", text, "\" is not one of sum, mean, max, min"));
 }
 
+/// Numbers that can be added and compared one by one, so not quantised, packed or scale-only dtypes.
+constexpr bool holds_numbers(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kFloat: case at::kDouble: case at::kHalf: case at::kBFloat16:
+        case at::kFloat8_e4m3fn: case at::kFloat8_e4m3fnuz: case at::kFloat8_e5m2: case at::kFloat8_e5m2fnuz:
+        case at::kComplexHalf: case at::kComplexFloat: case at::kComplexDouble:
+        case at::kBool: case at::kChar: case at::kShort: case at::kInt: case at::kLong:
+        case at::kByte: case at::kUInt16: case at::kUInt32: case at::kUInt64: return true;
+        default: return false;
+    }
+}
+
 /// Empty when `r` is defined for the dtype, else one sentence that says why not.
 inline std::string_view why_not(Reduction r, at::ScalarType dtype) {
-    if (c10::isQIntType(dtype) || c10::isBitsType(dtype)) return "this dtype holds no numbers that could be reduced";
+    if (!holds_numbers(dtype)) return "this dtype holds no numbers that could be reduced";
     if (r == Reduction::Mean && c10::isIntegralType(dtype, true)) return "the mean of integers is not an integer; convert to a floating point dtype";
     if ((r == Reduction::Max || r == Reduction::Min) && c10::isComplexType(dtype)) return "complex numbers have no order";
     return {};
@@ -2001,10 +2011,11 @@ using prepared_by = typename P::template prepared<AnyLoader>;
 }  // namespace detail
 
 /// A loader policy: how samples come to the ranks and how they are replayed.
+///   `name`          is printed
 ///   `prepared<L>`   what `accelerator.prepare` makes of a loader of type L: constructed from (L, data::Context), a range whose
 ///                   iteration is one epoch and which tells `context.loops` about its last batch; can be saved and restored
 template <class P>
-concept loader_policy = std::constructible_from<detail::prepared_by<P>, detail::AnyLoader, data::Context> &&
+concept loader_policy = requires { { P::name } -> std::convertible_to<char const*>; } && std::constructible_from<detail::prepared_by<P>, detail::AnyLoader, data::Context> &&
                         std::ranges::input_range<detail::prepared_by<P>> && stateful<detail::prepared_by<P>>;
 
 namespace loader {
@@ -2016,6 +2027,7 @@ struct stateful {};
 /// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can index; communicates nothing.
 template <stateful Options = stateful{}>
 struct Stateful {
+    static constexpr char const* name = "Stateful";
     template <class Loader>
     using prepared = data::Prepared<Loader>;
 };
@@ -2500,9 +2512,10 @@ auto record_construction(module::Tape& tape, Build const& build) {
 /// Builds `Holder(arguments...)` in shape only, recorded, and then computes what is kept. The weights are a function of (seed,
 /// model): the same on every rank, under every policy; LibTorch's generators are left as they were. Constructors run unchanged.
 /// Costs a few microseconds an operation over building it directly. Inside `init_empty_weights` everything stays empty.
+/// `fill(module, tape)` computes what is kept: `module::materialize` all of it, a placement what is this rank's.
 /// Error E_CONSTRUCT when a constructor reads or writes the memory of a tensor other than through LibTorch's operations.
-template <class Holder, class... Arguments>
-Holder construct(int64_t seed, Arguments&&... arguments) {
+template <class Holder, class Fill, class... Arguments>
+Holder construct_with(Fill const& fill, int64_t seed, Arguments&&... arguments) {
     using Impl = typename Holder::ContainedType;
     constexpr bool possible = std::constructible_from<Impl, Arguments...>;
     static_assert(possible, "make: the model cannot be built from these arguments; give the ones that its constructor takes");
@@ -2511,11 +2524,15 @@ Holder construct(int64_t seed, Arguments&&... arguments) {
         if (module::interceptor() != nullptr) return build();  // part of a construction that is recorded, or to stay empty
         module::Tape tape(seed);
         auto holder = detail::record_construction(tape, build);
-        module::materialize(*holder, tape);
+        fill(*holder, tape);
         return holder;
     } else {
         return Holder(nullptr);
     }
+}
+template <class Holder, class... Arguments>
+Holder construct(int64_t seed, Arguments&&... arguments) {
+    return construct_with<Holder>(&module::materialize, seed, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace accelerate
@@ -2543,6 +2560,8 @@ struct Resident {
 ///   shadows `forward` with one that brings the parameters, calls `Block::forward` and sends them away; `for_each_tensor` tells
 ///   which tensors the output holds, for what must happen before their backward;
 ///   overrides `clone`, which would slice it, or refuses.
+/// `static void materialize(root, tape, communicator)`, optional: computes what this rank keeps of a model that `make` has recorded,
+///   in place of `module::materialize`, which computes all of it.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 
@@ -4623,9 +4642,20 @@ inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::
 
 // ---- accelerate/sharding/layout.hpp
 
+namespace torch::nn {
+class Module;
+}
+
 namespace accelerate::sharding {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
+struct ModelParts {
+    std::shared_ptr<torch::nn::Module> module = {};
+    NamedParameters parameters = {};
+    NamedParameters buffers = {};
+};
 
 /// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they
 /// would see in tensors of their own.
@@ -6070,7 +6100,12 @@ public:
     }
     template <class Model, class... Arguments>
     auto make(Arguments&&... arguments) {
-        return construct<Unit<strategy, Model>>(Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+        using placement = typename strategy::placement;
+        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
+            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
+            else module::materialize(root, tape);
+        };
+        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
     }
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
@@ -6157,6 +6192,8 @@ public:
     bool is_last_process() const { return process_index() == num_processes() - 1; }
     at::Device device() const { return Device::current(); }
     std::string mixed_precision() const { return Precision::name; }
+    /// The four policies in a line, to be printed.
+    static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
@@ -6179,10 +6216,22 @@ public:
     template <class Module>
     std::shared_ptr<Module> unwrap_model(Prepared<Module, Shared> const& model) const { return model.module(); }
 
+    /// Copies of the model's parameters and buffers by name, whole on every rank whatever the sharding. Collective.
+    template <class Model>
+    TensorMap get_state_dict(Model const& model) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = model.state().whole();
+        auto tensors = model_tensors(*model);
+        for (auto& [name, t] : tensors) t = t.detach().clone();
+        return tensors;
+    }
+
     /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
-    /// writes; all return when it is there.
+    /// writes; all return when it is there. Collective.
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = model.state().whole();
         if (is_main_process()) accelerate::save_model(*model, dir);
         wait_for_everyone();
     }
@@ -6197,7 +6246,7 @@ public:
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(detail::trainable(*module, training_->models), detail::named_buffers(*module), training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -6642,7 +6691,15 @@ constexpr bool ragged(Operation o) {
 }
 /// Only the root knows dtype and amount.
 constexpr bool from_root(Operation o) { return o == Operation::Scatter || o == Operation::BroadcastBytes; }
+/// Needs a rank to come from or to go to.
+constexpr bool rooted(Operation o) {
+    return o == Operation::Broadcast || o == Operation::Gather || o == Operation::Scatter || o == Operation::GatherBytes || o == Operation::BroadcastBytes || o == Operation::Send ||
+           o == Operation::Recv;
+}
 constexpr bool reduces(Operation o) { return o == Operation::AllReduce || o == Operation::ReduceScatter || o == Operation::ReduceBuffer; }
+
+/// A rank (or the number of a buffer) as calls carry it; what does not fit is no rank.
+constexpr int32_t as_root(int64_t rank) { return rank < 0 || rank > std::numeric_limits<int32_t>::max() ? -1 : static_cast<int32_t>(rank); }
 
 /// What one rank calls: all that its peers must agree with, and what is said about it in messages and in the flight recorder.
 struct Call {
@@ -6666,7 +6723,7 @@ inline std::string describe(Call const& c) {
     if (c.operation == Operation::Send) text += concat(" to ", c.root);
     else if (c.operation == Operation::Recv) text += concat(" from ", c.root);
     else if (c.operation == Operation::ReduceBuffer || c.operation == Operation::Release) text += concat(" ", c.root);
-    else if (c.root >= 0) text += concat("(root ", c.root, ")");
+    else if (rooted(c.operation)) text += concat("(root ", c.root, ")");
     if (c.dtype != at::ScalarType::Undefined) text += concat(" of ", c10::toString(c.dtype));
     if (c.operation == Operation::ReduceBuffer) {
         text += concat(" [", c.shape[0], ", ", c.shape[1], ")", c.flag ? "" : " without gather");
@@ -6674,9 +6731,9 @@ inline std::string describe(Call const& c) {
         if (c.dims < 0) return text + concat(" (", c.count, " elements)");
         text += " [";
         for (int64_t d = 0; d < std::min(c.dims, Call::max_dims); ++d) text += concat(d ? ", " : "", c.shape[static_cast<size_t>(d)]);
-        text += c.dims > Call::max_dims ? ", ...]" : "]";
-    } else if (c.count > 0) {
-        text += concat(" of ", c.count, c.operation == Operation::Split ? " (color)" : " bytes");
+        text += c.dims > Call::max_dims ? concat(", ...] (", c.count, " elements)") : "]";
+    } else if (c.count > 0 && c.operation != Operation::Split) {
+        text += concat(" of ", c.count, " bytes");
     }
     return text + (c.refused ? " (which that rank refused: see its own message)" : "");
 }
@@ -6700,6 +6757,13 @@ struct Message {
     std::vector<std::byte> payload;
 };
 
+/// The error with that `what()`, which is how errors travel between ranks.
+inline Error error_from(std::string_view what) {
+    for (auto const& c : {code::collective_mismatch, code::deadline, code::peer_lost, code::config, code::call_order, code::io, code::internal})
+        if (what.starts_with(c.name)) return Error(c, std::string(what.substr(std::min(what.size(), c.name.size() + 2))));
+    return Error(code::internal, std::string(what));
+}
+
 /// The way between nodes, for a communicator whose ranks do not all see the same memory. Every wait has a deadline and throws
 /// E_DEADLINE or E_PEER_LOST. Members marked "leaders" are called by one rank of each node only, the others by every rank.
 class Bridge {
@@ -6708,8 +6772,14 @@ public:
 
     virtual ~Bridge() = default;
 
-    /// Leaders: tells every other node's leader `mine` and gives what they told, by node. Says who is missing.
+    /// Why the calling thread cannot use the bridge; empty where it can.
+    virtual std::string_view barred() const { return {}; }
+
+    /// Leaders: tells every other node's leader `mine` (as long as theirs) and gives what they told, by node. Says who is missing;
+    /// throws what one of them said in its farewell.
     virtual std::vector<std::string> exchange(std::string const& mine, Deadline deadline) = 0;
+    /// Leaders: this node comes no more, and why (the `what()` of an error). Does not wait.
+    virtual void farewell(std::string_view why) noexcept = 0;
     /// Leaders: reduces `n` elements in place over the nodes; `Mean` has been prepared by a factor and is a sum here.
     virtual void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline deadline) = 0;
 
@@ -6774,13 +6844,24 @@ public:
         directory_ = std::move(directory);
     }
 
-    /// Writes `accelerate-flight-<pid>-rank<r>.json` and says where, on stderr. Gives the path; empty when it could not be written.
+    /// Several recorders of one rank, as where a program has several runs, write to files of their own: those after the first add
+    /// their number.
+    void set_number(int64_t number) { number_ = number; }
+
+    /// `accelerate-flight-<pid>-rank<r>.json`
+    std::filesystem::path path() const {
+        std::lock_guard lock(mutex_);
+        return directory_ / concat("accelerate-flight-", getpid(), "-rank", rank_, number_ == 0 ? "" : concat("-", number_.load()), ".json");
+    }
+
+    /// Writes the file and says where it is, on stderr. Gives the path; empty when it could not be written.
     std::filesystem::path dump(std::string_view why) noexcept {
         try {
+            auto const path = this->path();
             std::lock_guard lock(mutex_);
-            auto const path = directory_ / concat("accelerate-flight-", getpid(), "-rank", rank_, ".json");
-            std::ofstream(path) << json(why);
-            if (!std::filesystem::exists(path)) return {};
+            std::ofstream out(path);
+            out << json(why);
+            if (!out.flush()) return {};
             log::warning(log::From::Everyone, "the last operations of this rank are in ", path.string(), " (", why, ")");
             return path;
         } catch (...) {
@@ -6838,7 +6919,100 @@ private:
     std::filesystem::path directory_;
     uint64_t tick_;
     std::chrono::steady_clock::time_point time_;
-    std::mutex mutex_;
+    std::atomic<int64_t> number_{0};
+    mutable std::mutex mutex_;
+};
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/recorder_signal.hpp
+
+namespace accelerate::comm {
+
+/// While one of these lives, SIGUSR2 makes this process write the flight recorders of all its ranks, wherever their threads hang.
+/// A handler may do next to nothing, so it wakes a thread that sleeps until then. A handler of the application's own is left alone.
+class RecorderSignal {
+public:
+    explicit RecorderSignal(Recorder& recorder) : recorder_(&recorder) {
+        auto& p = process();
+        std::lock_guard lock(p.mutex);
+        std::set<int64_t> taken;
+        for (auto const& [other, number] : p.recorders)
+            if (other->rank() == recorder.rank()) taken.insert(number);
+        int64_t number = 0;
+        while (taken.count(number)) ++number;
+        recorder.set_number(number);
+        p.recorders.emplace(recorder_, number);
+        if (!std::exchange(p.tried, true)) listen(p);
+    }
+    ~RecorderSignal() {
+        auto& p = process();
+        std::lock_guard lock(p.mutex);
+        p.recorders.erase(recorder_);
+    }
+    RecorderSignal(RecorderSignal const&) = delete;
+    RecorderSignal& operator=(RecorderSignal const&) = delete;
+
+private:
+    struct Process {
+        std::mutex mutex;
+        std::map<Recorder*, int64_t> recorders;  // with their numbers among those of the same rank
+        bool tried = false;
+    };
+
+    /// Never destroyed: its thread may outlive every static object.
+    static Process& process() {
+        static auto* const it = new Process;
+        return *it;
+    }
+
+    static std::atomic<int>& bell() {
+        static std::atomic<int> write_end{-1};
+        return write_end;
+    }
+    static std::atomic<pid_t>& owner() {
+        static std::atomic<pid_t> pid{0};  // a forked child has the handler but not the thread
+        return pid;
+    }
+
+    static void ring(int) {
+        auto const error = errno;
+        if (owner().load(std::memory_order_relaxed) == getpid()) {
+            [[maybe_unused]] auto const n = write(bell().load(std::memory_order_relaxed), "", 1);
+        }
+        errno = error;
+    }
+
+    static void listen(Process& p) {
+        struct sigaction before {};
+        if (sigaction(SIGUSR2, nullptr, &before) != 0 || (before.sa_flags & SA_SIGINFO) != 0 || before.sa_handler != SIG_DFL) return;
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) != 0) return;
+        bell() = ends[1], owner() = getpid();
+        // The application's signals are not for this thread.
+        sigset_t all, mask;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &mask);
+        try {
+            std::thread([&p, read_end = ends[0]] {
+                for (char c = 0; read(read_end, &c, 1) == 1;) {
+                    std::lock_guard lock(p.mutex);
+                    for (auto const& [recorder, number] : p.recorders) recorder->dump("SIGUSR2");
+                }
+            }).detach();
+        } catch (std::system_error const&) {
+            // No thread to spare: the signal keeps its meaning.
+            pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+            return;
+        }
+        pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+        struct sigaction ours {};
+        ours.sa_handler = ring;
+        ours.sa_flags = SA_RESTART;
+        sigaction(SIGUSR2, &ours, nullptr);
+    }
+
+    Recorder* recorder_;
 };
 
 }  // namespace accelerate::comm
@@ -6926,6 +7100,7 @@ public:
 private:
     Presence& presence(int64_t member) const { return reinterpret_cast<Presence*>(memory_.data)[member]; }
 
+    RecorderSignal signal_{recorder};
     Region memory_;
     int64_t me_;
 };
@@ -6950,9 +7125,8 @@ struct Fingerprint {
                  byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
         f.count = c.count;
         if (!from_root(c.operation) && c.dims >= 0) {
-            f.shape = static_cast<uint64_t>(c.dims) + 1;
-            for (int64_t d = ragged(c.operation) ? 1 : 0; d < std::min(c.dims, Call::max_dims); ++d)
-                f.shape = (f.shape ^ static_cast<uint64_t>(c.shape[static_cast<size_t>(d)])) * 0x9E3779B97F4A7C15ull;
+            f.shape = mixed(static_cast<uint64_t>(c.dims));
+            for (int64_t d = ragged(c.operation) ? 1 : 0; d < std::min(c.dims, Call::max_dims); ++d) f.shape = mixed(f.shape ^ static_cast<uint64_t>(c.shape[static_cast<size_t>(d)]));
         }
         return f;
     }
@@ -6962,6 +7136,16 @@ struct Fingerprint {
     bool own_count() const { return ragged(operation()) || from_root(operation()) || operation() == Operation::Split; }
 
     bool agrees(Fingerprint const& o) const { return what == o.what && shape == o.shape && (count == o.count || own_count()); }
+
+private:
+    /// Every bit of the result depends on every bit of `x` (the steps are splitmix64's): sizes and numbers of dimensions are small
+    /// numbers, which a plain product would let cancel each other, as in [3] and [3, 1].
+    static constexpr uint64_t mixed(uint64_t x) {
+        x += 0x9E3779B97F4A7C15ull;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+        return x ^ (x >> 31);
+    }
 };
 
 }  // namespace accelerate::comm
@@ -7033,7 +7217,10 @@ public:
     Control(Region memory, int64_t me, std::vector<int64_t> ranks, std::vector<int64_t> members, std::shared_ptr<Family> family)
         : memory_(std::move(memory)), slots_(reinterpret_cast<Slot*>(memory_.data)), details_(reinterpret_cast<Detail*>(memory_.data + ranks.size() * sizeof(Slot))),
           me_(me), ranks_(std::move(ranks)), members_(std::move(members)), family_(std::move(family)), group(family_->groups.fetch_add(1)) {}
-    ~Control() { mine().gone.store(1, std::memory_order_release); }
+    ~Control() {
+        uint32_t here = 0;
+        mine().gone.compare_exchange_strong(here, 1, std::memory_order_release, std::memory_order_relaxed);
+    }
     Control(Control const&) = delete;
     Control& operator=(Control const&) = delete;
 
@@ -7072,17 +7259,30 @@ public:
 
     /// Waits until every member has come this far. What a member wrote before is visible after; what was exposed for this arrival
     /// must have been read before the next one.
-    void arrive() {
+    /// `extra`: on top of the deadline, where somebody else will know better who is missing and should speak first.
+    void arrive(std::chrono::milliseconds extra = {}) {
         mine().phase.store(++phase_, std::memory_order_release);
-        for (int64_t p = 0; p < size(); ++p)
-            if (p != me_) await(p);
+        int64_t next = 0;
+        auto const all = [&] {
+            while (next < size() && !missing(next)) ++next;
+            return next == size();
+        };
+        if (all()) return;
+        Clock::duration looked{0};
+        wait_until(all, [&](Clock::duration elapsed) {
+            bool const look = elapsed - looked > std::chrono::milliseconds(50);
+            if (look) looked = elapsed;
+            for (int64_t p = next; p < size(); ++p)
+                if (missing(p)) examine(p, look);
+            if (elapsed > deadline.load() + extra) out_of_time(elapsed);
+        });
     }
 
     /// After the arrival that followed `announce`: the same call everywhere?
     bool agreed() const {
         for (int64_t p = 0; p < size(); ++p)
             if (p != me_ && !mine_.agrees(fingerprint(p, number_))) return false;
-        return !mine_.refused();
+        return true;
     }
 
     /// What member `p` called in the current operation.
@@ -7101,9 +7301,10 @@ public:
             for (size_t q = p + 1; q < ranks_.size(); ++q) {
                 auto const a = describe(theirs), b = describe(call(static_cast<int64_t>(q), number_));
                 if (a != b) continue;
-                told[q] = true, ++several;
-                who += concat(", ", ranks_[q]);
+                told[q] = true;
+                if (++several < 8) who += concat(", ", ranks_[q]);
             }
+            if (several >= 8) who += concat(" and ", several - 7, " more");
             text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", describe(theirs));
         }
         return text;
@@ -7117,7 +7318,7 @@ public:
         auto const member = members_[static_cast<size_t>(p)];
         if (auto reason = family_->gone(member)) return *reason;
         if (auto const gone = slots_[p].gone.load(std::memory_order_acquire); gone != 0)
-            return gone == 1 ? "it has dropped this communicator" : "it gave up waiting for another rank; its own message names it";
+            return gone == 1 ? "it has dropped this communicator" : "it gave up on this communicator; its own message says why";
         return look && family_->dead(member) ? "its process has ended" : "";
     }
 
@@ -7129,17 +7330,19 @@ public:
         return concat("its last call was ", describe(call(p, number)), ", operation ", number, progress & 1 ? " (still in it)" : " (finished)");
     }
 
-    /// Ends this communicator for this rank: dumps the recorder, makes waiting peers and later calls fail, throws.
+    /// Ends this communicator for this rank: peers that wait for it, now or later, and its own later calls fail.
+    void abandon(Error const& why) {
+        broken_ = std::make_shared<Error>(why);
+        mine().gone.store(2, std::memory_order_release);
+    }
+
+    /// Dumps the recorder and throws.
     [[noreturn]] void fail(Code code, std::string const& text) {
         family_->recorder.dump(code == code::deadline ? "deadline" : "peer lost");
-        broken_ = std::make_shared<Error>(code, text);
-        mine().gone.store(2, std::memory_order_release);
-        throw Error(*broken_);
+        throw Error(code, text);
     }
 
     std::atomic<std::chrono::milliseconds> deadline{std::chrono::seconds(600)};
-    /// Added to the deadline where one member waits for other nodes: that one should speak first.
-    std::chrono::milliseconds grace{0};
 
 private:
     Slot& mine() const { return slots_[me_]; }
@@ -7164,22 +7367,6 @@ private:
         return c;
     }
 
-    void await(int64_t p) {
-        auto const& theirs = slots_[p].phase;
-        auto const target = phase_;
-        auto const arrived = [&] { return theirs.load(std::memory_order_acquire) >= target; };
-        if (arrived()) return;
-        Clock::duration looked{0};
-        wait_until(arrived, [&](Clock::duration elapsed) {
-            // Any missing member ends the wait, not only the one that is waited for first.
-            bool const look = elapsed - looked > std::chrono::milliseconds(50);
-            if (look) looked = elapsed;
-            for (int64_t q = 0; q < size(); ++q)
-                if (q != me_ && missing(q)) examine(q, look);
-            if (elapsed > deadline.load() + grace) out_of_time(elapsed);
-        });
-    }
-
     bool missing(int64_t p) const { return slots_[p].phase.load(std::memory_order_acquire) < phase_; }
 
     void examine(int64_t p, bool look) {
@@ -7197,8 +7384,8 @@ private:
             if (missing(p)) absent += concat(absent.empty() ? "" : "; ", "rank ", rank, " has not arrived, ", last_call(p));
             else present += concat(present.empty() ? "" : ", ", rank);
         }
-        auto const seconds = std::chrono::duration<double>(elapsed).count();
-        fail(code::deadline, concat(here(), ": waited ", static_cast<int64_t>(seconds * 10) / 10.0, " s: ", absent, present.empty() ? "" : concat("; arrived: ", present),
+        auto const tenths = static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count() / 100);
+        fail(code::deadline, concat(here(), ": waited ", tenths / 10, " s: ", absent, present.empty() ? "" : concat("; arrived: ", present),
                                     ". Find out what the missing rank does (SIGUSR2 makes a rank write its last operations), or raise the deadline with set_deadline"));
     }
 
@@ -7264,13 +7451,13 @@ public:
     void deliver(int64_t from_rank, Message message) { arrived_[from_rank].push_back(std::move(message)); }
 
     /// The oldest message from that rank with that tag, if it has come.
-    bool take(int64_t from_rank, int64_t tag, Message& found) {
+    std::optional<Message> take(int64_t from_rank, int64_t tag) {
         auto& messages = arrived_[from_rank];
         auto const it = std::find_if(messages.begin(), messages.end(), [&](Message const& m) { return m.envelope.tag == tag; });
-        if (it == messages.end()) return false;
-        found = std::move(*it);
+        if (it == messages.end()) return {};
+        std::optional<Message> found(std::move(*it));
         messages.erase(it);
-        return true;
+        return found;
     }
 
     /// Empties this rank's pipes into memory of its own.
@@ -7396,6 +7583,17 @@ struct transport_options {
     int64_t stage_bytes = 256 << 10;  ///< data travels in pieces of this size; two such areas for each rank
     int64_t pipe_bytes = 32 << 10;    ///< for `send`: one pipe for each ordered pair of ranks
     int64_t small_bytes = 2 << 10;    ///< reductions of buffers up to this size copy rather than meet once more
+
+    /// For `n` ranks that see each other's memory: many get smaller areas each, some tens of megabytes together; areas begin at
+    /// cache lines, and a stage has room for an element for every rank.
+    transport_options fitted(int64_t n) const {
+        auto const lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        auto o = *this;
+        o.stage_bytes = lines(std::max(std::min(o.stage_bytes, std::max<int64_t>(16 << 10, (int64_t{16} << 20) / n)), 64 * n));
+        o.pipe_bytes = lines(std::max<int64_t>(std::min(o.pipe_bytes, std::max<int64_t>(1 << 10, (int64_t{8} << 20) / (n * n))), 64));
+        o.small_bytes = std::clamp<int64_t>(o.small_bytes, 0, o.stage_bytes);
+        return o;
+    }
 };
 
 /// Who is where: fixed for the life of a communicator.
@@ -7424,21 +7622,22 @@ public:
     explicit Group(Parts parts)
         : who(std::move(parts.who)), options(parts.options), source(std::move(parts.source)), bridge(std::move(parts.bridge)), memory_(std::move(parts.memory)),
           control(memory_, who.me, who.ranks, std::move(parts.members), std::move(parts.family)),
-          mailbox(memory_.data + pipes_at(members(), options), static_cast<size_t>(options.pipe_bytes), who.me, who.ranks) {
-        if (bridge) control.grace = std::chrono::seconds(2);
-    }
+          mailbox(memory_.data + pipes_at(members(), options), static_cast<size_t>(options.pipe_bytes), who.me, who.ranks) {}
 
-    /// Memory that `n` ranks need to meet and to pass data.
+    /// Memory that `n` ranks need to meet and to pass data; the options are fitted.
     static size_t bytes(int64_t n, transport_options const& o) { return pipes_at(n, o) + Mailbox::bytes(n, static_cast<size_t>(o.pipe_bytes)); }
 
     int64_t members() const { return static_cast<int64_t>(who.ranks.size()); }
     bool leader() const { return who.me == 0; }
     std::chrono::milliseconds deadline() const { return control.deadline.load(); }
 
-    /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers.
+    /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers. `refusal`: why this
+    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it.
     template <class Body>
-    auto operation(Call const& call, Body&& body) {
+    auto operation(Call call, std::string_view refusal, Body&& body) {
         std::lock_guard lock(mutex_);
+        if (bridge && refusal.empty()) refusal = bridge->barred();
+        call.refused = !refusal.empty();
         Recorder::Entry entry(control.family().recorder, call, control.number() + 1, control.group);
         control.announce(call);
         struct Finish {
@@ -7450,38 +7649,54 @@ public:
                 if (std::uncaught_exceptions() == exceptions) entry.finished();
             }
         } finish{control, entry};
-        return body();
+        try {
+            if (!refusal.empty()) refuse(refusal);
+            return body();
+        } catch (Error const& e) {
+            // After these two all ranks stand at the same place; after any other error nobody knows where they are.
+            if (e.code() != code::collective_mismatch && e.code() != code::config) abandon(e);
+            throw;
+        } catch (std::exception const& e) {
+            abandon(Error(code::internal, concat(control.here(), ": ", text_of(e))));
+            throw;
+        }
     }
 
-    /// The first arrival of an operation: nobody goes on unless all called the same. `refusal`: why this rank's own arguments
-    /// cannot work; its peers hear of it.
-    void meet(std::string_view refusal = {}) {
+    /// The first arrival of an operation: nobody goes on unless all called the same.
+    void meet() {
         control.arrive();
         auto const agreed = control.agreed();
-        if (bridge) led([&] { meet_nodes(agreed, refusal); });
-        if (!refusal.empty()) throw Error(code::config, concat(control.here(), ": ", refusal));
-        if (!agreed) [[unlikely]] mismatch(control.disagreement());
+        if (bridge) led([&] { meet_nodes(agreed); });
+        if (!agreed) [[unlikely]] {
+            control.family().recorder.dump("mismatch");
+            throw Error(code::collective_mismatch, concat(control.here(), ": ", advice(control.disagreement())));
+        }
     }
 
     /// Work that one rank of each node does for its members: all go on when it is done, or fail as it failed.
     template <class Work>
     void led(Work&& work) {
         auto& verdict = verdicts()[(control.phase() + 1) & 1];
-        std::optional<Error> failed;
         if (leader()) {
-            verdict.state = 0;
+            verdict[0] = '\0';
             try {
                 work();
-            } catch (Error const& e) {
-                failed = e;
-                verdict.put(e);
+            } catch (std::exception const& e) {
+                verdict[copied(error_from(text_of(e)).what(), verdict.data(), verdict.size() - 1)] = '\0';
             }
         }
-        control.arrive();
-        if (failed) throw Error(*failed);
-        if (verdict.state == 0) return;
-        control.family().recorder.dump(verdict.code() == code::deadline ? "deadline" : "mismatch");
-        throw Error(verdict.code(), verdict.text);
+        control.arrive(2 * grace());
+        if (verdict[0] == '\0') [[likely]] return;
+        auto const e = error_from(verdict.data());
+        if (e.code() == code::collective_mismatch) control.family().recorder.dump("mismatch");
+        else if (e.code() != code::config) control.family().recorder.dump(e.code() == code::deadline ? "deadline" : "peer lost");
+        throw Error(e.code(), concat(control.here(), ": ", message_of(e)));
+    }
+
+    /// Says to all who wait for this rank that it comes no more.
+    void leave(std::string_view reason) noexcept {
+        control.family().leave(reason);
+        if (bridge && leader() && bridge->barred().empty()) bridge->farewell(concat(code::peer_lost, ": rank ", who.rank, " is gone: ", reason));
     }
 
     /// The area in which member `p` exposes data for the arrival number `phase`. What is exposed for an arrival may be read after
@@ -7506,59 +7721,84 @@ public:
     int64_t buffers = 0;    ///< numbers the buffers of this communicator
 
 private:
-    struct alignas(64) Verdict {
-        int64_t state;  // 0: well; else 1 + index of the code
-        char text[2040];
+    using Verdict = std::array<char, 2048>;  ///< what() of the error with which the leader's work ended; empty: well
 
-        static constexpr std::array<Code, 5> codes{accelerate::code::internal, accelerate::code::collective_mismatch, accelerate::code::deadline,
-                                                   accelerate::code::peer_lost, accelerate::code::config};
-        void put(Error const& e) {
-            auto const it = std::find(codes.begin(), codes.end(), e.code());
-            state = 1 + (it == codes.end() ? 0 : it - codes.begin());
-            // Without the code's name in front: the constructor of Error puts it there again.
-            std::string_view message = e.what();
-            message = message.substr(std::min(message.size(), e.code().name.size() + 2)).substr(0, sizeof text - 1);
-            std::memcpy(text, message.data(), message.size());
-            text[message.size()] = '\0';
-        }
-        Code code() const { return codes[static_cast<size_t>(state - 1)]; }
-    };
+    static std::string_view message_of(Error const& e) { return std::string_view(e.what()).substr(e.code().name.size() + 2); }
+    static std::string text_of(std::exception const& e) {
+        auto const* const torch = dynamic_cast<c10::Error const*>(&e);
+        return torch ? torch->what_without_backtrace() : e.what();
+    }
+
+    static size_t copied(std::string_view from, char* to, size_t room) {
+        auto const n = std::min(from.size(), room);
+        std::memcpy(to, from.data(), n);
+        return n;
+    }
 
     static size_t aligned(size_t n) { return (n + 4095) / 4096 * 4096; }
     static size_t stages_at(int64_t n) { return aligned(Control::bytes(n)) + aligned(2 * sizeof(Verdict)); }
     static size_t pipes_at(int64_t n, transport_options const& o) { return stages_at(n) + 2 * static_cast<size_t>(n * o.stage_bytes); }
     Verdict* verdicts() const { return reinterpret_cast<Verdict*>(memory_.data + aligned(Control::bytes(members()))); }
 
-    [[noreturn]] void mismatch(std::string const& sides) {
-        control.family().recorder.dump("mismatch");
-        throw Error(code::collective_mismatch,
-                    concat(control.here(), ": ranks disagree: ", sides, ". Every rank must make the same calls in the same order, with the same dtype and shape"));
+    static std::string advice(std::string const& sides) { return concat("ranks disagree: ", sides, ". Every rank must make the same calls in the same order, with the same dtype and shape"); }
+
+    /// Who waits for other nodes waits so much longer than who waits for a rank of its node: that one knows who is missing.
+    std::chrono::milliseconds grace() const {
+        using std::chrono::milliseconds;
+        return std::clamp<milliseconds>(deadline() / 10, milliseconds(200), milliseconds(2000));
+    }
+
+    [[noreturn]] void refuse(std::string_view why) {
+        try {
+            meet();
+        } catch (Error const& e) {
+            if (e.code() != code::collective_mismatch) throw;
+        }
+        throw Error(code::config, concat(control.here(), ": ", why));
+    }
+
+    void abandon(Error const& e) {
+        control.abandon(e);
+        if (bridge && leader()) bridge->farewell(e.what());
     }
 
     /// What a leader tells the others about its node.
     struct Report {
         Fingerprint fingerprint;
-        int64_t agreed = 1;
-        char text[480] = "";
+        Call call;
+        int64_t rank = 0, members = 1;
+        char disagreement[480] = "";  // empty: all of them called that
+
+        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe(call)); }
     };
 
-    void meet_nodes(bool agreed, std::string_view refusal) {
+    void meet_nodes(bool agreed) {
         Report mine;
-        mine.fingerprint = control.fingerprint(who.me);
-        mine.agreed = agreed || !refusal.empty();
-        auto const sides = agreed ? concat("rank ", who.rank, " and its node called ", describe(control.call(who.me))) : control.disagreement();
-        std::memcpy(mine.text, sides.data(), std::min(sides.size(), sizeof mine.text - 1));
-        auto const all = bridge->exchange({reinterpret_cast<char const*>(&mine), sizeof mine}, deadline());
-        bool same = true;
-        std::string text;
-        for (auto const& bytes : all) {
-            Report theirs;
-            std::memcpy(&theirs, bytes.data(), sizeof theirs);
-            same = same && theirs.agreed && theirs.fingerprint.agrees(mine.fingerprint);
-            text += concat(text.empty() ? "" : "; ", theirs.text);
+        mine.fingerprint = control.fingerprint(who.me), mine.call = control.call(who.me);
+        mine.rank = who.rank, mine.members = members();
+        if (!agreed) copied(control.disagreement(), mine.disagreement, sizeof mine.disagreement - 1);
+        std::vector<std::string> all;
+        try {
+            all = bridge->exchange({reinterpret_cast<char const*>(&mine), sizeof mine}, deadline() + grace());
+        } catch (Error const& e) {
+            if (e.code() != code::deadline) throw;
+            throw Error(code::deadline, concat(message_of(e), "; the last call that all joined was ", describe(last_), ", operation ", last_number_));
         }
-        if (!same && refusal.empty()) mismatch(text);
+        last_ = mine.call, last_number_ = control.number();
+        std::vector<Report> reports(all.size());
+        bool same = true;
+        for (size_t i = 0; i < all.size(); ++i) {
+            std::memcpy(static_cast<void*>(&reports[i]), all[i].data(), sizeof(Report));
+            same = same && !reports[i].disagreement[0] && reports[i].fingerprint.agrees(mine.fingerprint);
+        }
+        if (same) [[likely]] return;
+        std::string text;
+        for (auto const& r : reports) text += concat(text.empty() ? "" : "; ", r.text());
+        throw Error(code::collective_mismatch, advice(text));
     }
+
+    Call last_;
+    uint64_t last_number_ = 0;
 };
 
 }  // namespace accelerate::comm
@@ -7608,8 +7848,16 @@ inline void send(Group& g, Call const& call, int64_t tag, void const* data, int6
     Envelope const envelope{tag, bytes, call};
     auto const to = static_cast<int64_t>(call.root);
     auto const member = std::find(g.who.ranks.begin(), g.who.ranks.end(), to) - g.who.ranks.begin();
-    if (member == g.members()) g.bridge->send(to, envelope, data, [&] { take_in(g); }, g.deadline());
-    else g.mailbox.send(member, envelope, data, [&](auto&& ready) { wait(g, call, to, ready); });
+    if (member < g.members()) {
+        g.mailbox.send(member, envelope, data, [&](auto&& ready) { wait(g, call, to, ready); });
+    } else {
+        try {
+            g.bridge->send(to, envelope, data, [&] { take_in(g); }, g.deadline());
+        } catch (Error const& e) {
+            g.control.family().recorder.dump(e.code() == code::deadline ? "deadline" : "peer lost");
+            throw;
+        }
+    }
     entry.finished();
 }
 
@@ -7618,13 +7866,15 @@ inline Message receive(Group& g, Call const& call, int64_t tag) {
     std::lock_guard lock(g.letters);
     Recorder::Entry entry(g.control.family().recorder, call, 0, g.control.group);
     auto const from = static_cast<int64_t>(call.root);
-    Message found;
+    std::optional<Message> found;
     wait(g, call, from, [&] {
+        if (found) return true;  // asked again after it came
         take_in(g);
-        return g.mailbox.take(from, tag, found);
+        found = g.mailbox.take(from, tag);
+        return found.has_value();
     });
     entry.finished();
-    return found;
+    return std::move(*found);
 }
 
 }  // namespace accelerate::comm::letters
@@ -7991,14 +8241,14 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
 }
 
 /// `data` of the root to all. `meets`: this is the first thing that the operation does.
-inline void broadcast(Group& g, std::string_view refusal, void* data, int64_t bytes, int64_t root, bool meets = true) {
+inline void broadcast(Group& g, void* data, int64_t bytes, int64_t root, bool meets = true) {
     if (g.bridge) {
-        if (meets) g.meet(refusal);
+        if (meets) g.meet();
         return g.bridge->broadcast(data, bytes, root, g.deadline());
     }
     auto const mine = g.who.rank == root;
     expose(
-        g, {data, 1, mine ? bytes : 0, 1}, [&] { meets ? g.meet(refusal) : g.control.arrive(); }, [&](int64_t p) { return p == root ? bytes : 0; },
+        g, {data, 1, mine ? bytes : 0, 1}, [&] { meets ? g.meet() : g.control.arrive(); }, [&](int64_t p) { return p == root ? bytes : 0; },
         [&](int64_t, int64_t, int64_t offset, std::byte const* piece, size_t n) {
             if (!mine) std::memcpy(static_cast<std::byte*>(data) + offset, piece, n);
         });
@@ -8007,7 +8257,7 @@ inline void broadcast(Group& g, std::string_view refusal, void* data, int64_t by
 /// What every rank brings, to all (`root` -1) or to one: `count` (which the fingerprint shows) times `unit` bytes. After the ranks
 /// have met, `place(counts)` says where the pieces go, side by side; ranks that get nothing are not asked.
 template <class Place>
-void gather(Group& g, std::string_view refusal, void const* data, int64_t count, int64_t unit, int64_t root, Place&& place) {
+void gather(Group& g, void const* data, int64_t count, int64_t unit, int64_t root, Place&& place) {
     auto const wanted = root < 0 || root == g.who.rank;
     std::vector<int64_t> counts(static_cast<size_t>(g.who.size)), bytes(counts.size());
     std::vector<std::byte*> to(counts.size());
@@ -8016,7 +8266,7 @@ void gather(Group& g, std::string_view refusal, void const* data, int64_t count,
         for (size_t r = 0; r < counts.size(); at += wanted ? bytes[r] : 0, ++r) bytes[r] = counts[r] * unit, to[r] = at;
     };
     if (g.bridge) {
-        g.meet(refusal);
+        g.meet();
         std::vector<int64_t> const each(counts.size(), static_cast<int64_t>(sizeof count));
         g.bridge->all_gather(&count, counts.data(), each, g.deadline());
         lay_out();
@@ -8025,7 +8275,7 @@ void gather(Group& g, std::string_view refusal, void const* data, int64_t count,
     expose(
         g, {data, 1, count * unit, 1},
         [&] {
-            g.meet(refusal);
+            g.meet();
             for (size_t r = 0; r < counts.size(); ++r) counts[r] = g.control.fingerprint(static_cast<int64_t>(r)).count;
             lay_out();
         },
@@ -8047,13 +8297,13 @@ inline void scatter(Group& g, void const* in, void* out, int64_t bytes, int64_t 
 }
 
 /// Run r of every rank's `in` to rank r, side by side in `out`.
-inline void all_to_all(Group& g, std::string_view refusal, void const* in, void* out, int64_t bytes) {
+inline void all_to_all(Group& g, void const* in, void* out, int64_t bytes) {
     if (g.bridge) {
-        g.meet(refusal);
+        g.meet();
         return g.bridge->all_to_all(in, out, bytes, g.deadline());
     }
     expose(
-        g, {in, g.who.size, bytes, 1}, [&] { g.meet(refusal); }, [&](int64_t) { return bytes; },
+        g, {in, g.who.size, bytes, 1}, [&] { g.meet(); }, [&](int64_t) { return bytes; },
         [&](int64_t p, int64_t run, int64_t offset, std::byte const* piece, size_t n) {
             if (run == g.who.rank) std::memcpy(static_cast<std::byte*>(out) + p * bytes + offset, piece, n);
         });
@@ -8096,8 +8346,8 @@ void members(Group const& g, What const& w, In&& in, int64_t outs, Out&& out, in
 }
 
 /// In place, memory of this rank only: through the stages.
-inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* data, int64_t count) {
-    if (g.who.size == 1) return g.meet(refusal);
+inline void all_reduce(Group& g, What const& w, void* data, int64_t count) {
+    if (g.who.size == 1) return g.meet();
     auto* const bytes = static_cast<std::byte*>(data);
     auto const unit = w.unit(), total = count * unit, room = g.options.stage_bytes / unit * unit;
     auto& control = g.control;
@@ -8105,19 +8355,19 @@ inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* 
     auto const slices = g.bridge || (g.members() > 3 && total > g.options.small_bytes);
     if (!slices) {
         transfer::expose(
-            g, {data, 1, total, unit}, [&] { g.meet(refusal); }, [&](int64_t) { return total; },
+            g, {data, 1, total, unit}, [&] { g.meet(); }, [&](int64_t) { return total; },
             [&](int64_t p, int64_t, int64_t offset, std::byte const*, size_t n) {
                 if (p != 0) return;  // all of them at once
                 members(g, w, [&](int64_t q) { return g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
             });
         return;
     }
-    if (g.bridge) g.meet(refusal);
+    if (g.bridge) g.meet();
     for (int64_t offset = 0; offset == 0 || offset < total; offset += room) {
         auto const n = std::min(room, total - offset);
         auto const phase = control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), bytes + offset, static_cast<size_t>(n));
-        if (offset == 0 && !g.bridge) g.meet(refusal);
+        if (offset == 0 && !g.bridge) g.meet();
         else control.arrive();
         auto const [lo, hi] = Buffer::slice(0, n / unit, g.who.me, g.members());
         auto const at = [&, from = lo * unit](int64_t p) { return g.stage(p, phase) + from; };
@@ -8126,23 +8376,23 @@ inline void all_reduce(Group& g, std::string_view refusal, What const& w, void* 
         if (g.bridge) g.led([&] { g.bridge->all_reduce(g.stage(0, phase), n / unit, w.dtype, w.reduction, g.deadline()); });
         if (n > 0) std::memcpy(bytes + offset, g.stage(g.bridge ? 0 : g.who.me, phase), static_cast<size_t>(n));
     }
-    // A bridged piece is read after more arrivals than the one it was exposed for.
-    if (g.bridge) control.arrive();
+    // A bridged piece is read after more arrivals than the one it was exposed for. That is safe because every operation of a bridged
+    // group arrives before it writes to a stage.
 }
 
 /// Run r of every rank's `in`, reduced, to rank r.
-inline void reduce_scatter(Group& g, std::string_view refusal, What const& w, void const* in, void* out, int64_t count) {
+inline void reduce_scatter(Group& g, What const& w, void const* in, void* out, int64_t count) {
     auto const unit = w.unit();
     if (g.bridge) {
         std::vector<std::byte> whole(static_cast<size_t>(count * unit * g.who.size));
         if (!whole.empty()) std::memcpy(whole.data(), in, whole.size());
-        all_reduce(g, refusal, w, whole.data(), count * g.who.size);
+        all_reduce(g, w, whole.data(), count * g.who.size);
         if (count > 0) std::memcpy(out, whole.data() + g.who.rank * count * unit, static_cast<size_t>(count * unit));
         return;
     }
     std::vector<std::byte const*> theirs(static_cast<size_t>(g.members()));
     transfer::expose(
-        g, {in, g.who.size, count * unit, unit}, [&] { g.meet(refusal); }, [&](int64_t) { return count * unit; },
+        g, {in, g.who.size, count * unit, unit}, [&] { g.meet(); }, [&](int64_t) { return count * unit; },
         [&](int64_t p, int64_t run, int64_t offset, std::byte const* piece, size_t n) {
             if (run != g.who.rank) return;
             theirs[static_cast<size_t>(p)] = piece;
@@ -8152,23 +8402,24 @@ inline void reduce_scatter(Group& g, std::string_view refusal, What const& w, vo
 }
 
 /// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it.
-inline void buffer(Group& g, std::string_view refusal, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
+inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
+    if (g.who.size == 1) return g.meet();
     if (!g.bridge && n * unit <= g.options.small_bytes && gather) {
         // Small: a copy costs less than an arrival, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
-        g.meet(refusal);
+        g.meet();
         members(g, w, [&](int64_t p) { return g.stage(p, phase); }, 1, [&](int64_t) { return b.part(g.who.me) + begin * unit; }, n);
         return;
     }
-    g.meet(refusal);
+    g.meet();
     auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
     if (!g.bridge) {
         // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
         if (gather) members(g, w, at(lo), g.members(), at(lo), hi - lo);
-        else members(g, w, at(lo), 1, [&](int64_t) { return at(lo)(g.who.me); }, hi - lo);
+        else members(g, w, at(lo), 1, [own = at(lo)(g.who.me)](int64_t) { return own; }, hi - lo);
         return g.control.arrive();
     }
     members(g, w, at(lo), 1, at(lo), hi - lo);  // to the leader's part
@@ -8186,13 +8437,13 @@ inline void buffer(Group& g, std::string_view refusal, What const& w, Buffer con
 namespace accelerate::comm {
 
 /// What every rank says, to all ranks of the group, as part of a larger operation named `o`.
-inline std::vector<std::string> exchange(Group& g, std::string_view mine, Operation o, int64_t root = -1) {
+inline std::vector<std::string> exchange(Group& g, std::string_view mine, Operation o, int64_t root = -1, std::string_view refusal = {}) {
     Call call;
-    call.operation = o, call.count = static_cast<int64_t>(mine.size()), call.root = static_cast<int32_t>(root);
-    return g.operation(call, [&] {
+    call.operation = o, call.count = static_cast<int64_t>(mine.size()), call.root = as_root(root);
+    return g.operation(call, refusal, [&] {
         std::string all;
         std::vector<int64_t> lengths;
-        transfer::gather(g, {}, mine.data(), call.count, 1, root, [&](std::vector<int64_t> const& bytes) {
+        transfer::gather(g, mine.data(), call.count, 1, root, [&](std::vector<int64_t> const& bytes) {
             lengths = bytes;
             size_t total = 0;
             for (auto n : bytes) total += static_cast<size_t>(n);
@@ -8238,6 +8489,18 @@ inline Membership part_of(Membership const& whole, std::vector<int64_t> const& c
     return part;
 }
 
+/// Memory where `members` of an assembly of `size` ranks meet, and `before` bytes in front of it. Where little is to be had the
+/// areas become smaller, on every rank alike; empty where not even that can be shared.
+inline Region meeting_place(MemorySource& source, transport_options& options, size_t before, Exchange const& exchange, std::vector<int64_t> const& members, int64_t me, int64_t size) {
+    auto const least = std::max<int64_t>(4 << 10, 64 * size);
+    for (;;) {
+        if (auto memory = source.share(before + Group::bytes(static_cast<int64_t>(members.size()), options), exchange, members, me)) return memory;
+        if (options.stage_bytes <= least) return {};
+        options = {.stage_bytes = std::max(least, options.stage_bytes / 16), .pipe_bytes = std::min<int64_t>(options.pipe_bytes, 1 << 10), .small_bytes = options.small_bytes};
+        options = options.fitted(size);
+    }
+}
+
 /// The ranks with this rank's `color`, ordered by `key` and then by their old rank.
 inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
     struct Wish { int64_t color, key; };
@@ -8262,7 +8525,7 @@ inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
         parts.members.push_back(g.control.members()[static_cast<size_t>(place)]);
     }
     auto const talk = [&](std::string_view mine) { return exchange(g, mine, Operation::Split); };
-    parts.memory = g.source->share(Group::bytes(static_cast<int64_t>(members.size()), g.options), talk, members, g.who.rank);
+    parts.memory = meeting_place(*g.source, parts.options, 0, talk, members, g.who.rank, g.who.size);
     check(static_cast<bool>(parts.memory), code::io, "split on rank ", g.who.rank, ": no memory that the ranks of this node can share");
     if (g.bridge) parts.bridge = g.bridge->split(*std::min_element(chosen.begin(), chosen.end()), parts.who.nodes, parts.who.rank);
     auto made = std::make_shared<Group>(std::move(parts));
@@ -8273,10 +8536,9 @@ inline std::shared_ptr<Group> split(Group& g, int64_t color, int64_t key) {
 
 /// Memory of the group in which its ranks can reduce.
 inline Buffer allocate(Group& g, int64_t numel, at::ScalarType dtype) {
-    check(numel >= 0, code::config, "allocate on rank ", g.who.rank, ": ", numel, " elements");
     Call call;
     call.operation = Operation::Allocate, call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
-    g.operation(call, [&] { g.meet(); });
+    g.operation(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype), [&] { g.meet(); });
     auto const number = ++g.buffers;
     auto const part = Buffer::part_bytes(numel, dtype);
     auto const talk = [&](std::string_view mine) { return exchange(g, mine, Operation::Allocate); };
@@ -8294,6 +8556,8 @@ inline Buffer allocate(Group& g, int64_t numel, at::ScalarType dtype) {
 }  // namespace accelerate::comm
 
 // ---- accelerate/comm/operations.hpp
+
+#include <ATen/MemoryOverlap.h>
 
 namespace accelerate::comm {
 
@@ -8313,45 +8577,45 @@ public:
     /// Returns when all ranks have come.
     void barrier() const {
         auto const call = named(Operation::Barrier);
-        group_->operation(call, [&] { group_->meet(); });
+        group_->operation(call, {}, [&] { group_->meet(); });
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.
     void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto call = described(Operation::AllReduce, t);
         call.reduction = reduction;
-        auto const refusal = refuse(call, t, why_not(reduction, call.dtype));
+        auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .written = true});
         if (size() == 1 && refusal.empty()) return;
         auto const flat = dense(t);
-        group_->operation(call, [&] { reducer::all_reduce(*group_, refusal, what(call), flat.data(), call.count); });
+        group_->operation(call, refusal, [&] { reducer::all_reduce(*group_, what(call), flat.data(), call.count); });
         flat.write_back();
     }
 
     /// The root's values to all, in place. Same shape and dtype everywhere.
     void broadcast(at::Tensor const& t, int64_t root) const {
         auto call = described(Operation::Broadcast, t, root);
-        auto const refusal = refuse(call, t);
+        auto const refusal = refuse(t, {.reason = refuse_root(root), .written = true});
         if (size() == 1 && refusal.empty()) return;
         auto const flat = dense(t);
-        group_->operation(call, [&] { transfer::broadcast(*group_, refusal, flat.data(), flat.bytes(), root); });
+        group_->operation(call, refusal, [&] { transfer::broadcast(*group_, flat.data(), flat.bytes(), root); });
         if (rank() != root) flat.write_back();
     }
 
     /// Every rank's tensor, side by side along dimension 0, on every rank. Dimension 0 may differ between ranks; a scalar counts
     /// as one element.
-    at::Tensor all_gather(at::Tensor const& t) const { return gathered(Operation::AllGather, t, -1); }
+    at::Tensor all_gather(at::Tensor const& t) const { return gathered(Operation::AllGather, t, -1, {}); }
 
     /// The same on the root; an undefined tensor elsewhere.
-    at::Tensor gather(at::Tensor const& t, int64_t root) const { return gathered(Operation::Gather, t, root); }
+    at::Tensor gather(at::Tensor const& t, int64_t root) const { return gathered(Operation::Gather, t, root, refuse_root(root)); }
 
     /// Sums (or otherwise reduces) and gives each rank its share of dimension 0, which the number of ranks must divide.
     at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
-        auto const refusal = refuse(call, t, why_not(reduction, call.dtype), true);
+        auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .divides = true});
         auto const flat = dense(t);
-        auto out = refusal.empty() ? share_of(t) : at::Tensor();
-        group_->operation(call, [&] { reducer::reduce_scatter(*group_, refusal, what(call), flat.data(), out.defined() ? out.data_ptr() : nullptr, call.count / size()); });
+        auto const out = refusal.empty() ? at::empty(share_of(t), t.scalar_type()) : at::Tensor();
+        group_->operation(call, refusal, [&] { reducer::reduce_scatter(*group_, what(call), flat.data(), out.data_ptr(), call.count / size()); });
         return out;
     }
 
@@ -8360,14 +8624,14 @@ public:
     at::Tensor scatter(at::Tensor const& t, int64_t root) const {
         auto const mine = rank() == root;
         auto call = mine ? described(Operation::Scatter, t, root) : named(Operation::Scatter, root);
-        auto const refusal = mine ? refuse(call, t, {}, true) : refuse_root(call);
+        auto const refusal = mine ? refuse(t, {.divides = true}) : refuse_root(root);
         auto const flat = dense(mine ? t : at::Tensor());
         at::Tensor out;
-        group_->operation(call, [&] {
-            group_->meet(refusal);
+        group_->operation(call, refusal, [&] {
+            group_->meet();
             Shape shape;
-            if (mine) shape.set(share_of(t));
-            transfer::broadcast(*group_, {}, &shape, sizeof shape, root, false);
+            if (mine) shape.set(t.scalar_type(), share_of(t));
+            transfer::broadcast(*group_, &shape, sizeof shape, root, false);
             out = at::empty({shape.sizes.data(), static_cast<size_t>(shape.dims)}, shape.dtype);
             transfer::scatter(*group_, flat.data(), out.data_ptr(), static_cast<int64_t>(out.nbytes()), root);
         });
@@ -8377,17 +8641,17 @@ public:
     /// Share r of dimension 0 goes to rank r; what came, in rank order. The number of ranks must divide dimension 0.
     at::Tensor all_to_all(at::Tensor const& t) const {
         auto call = described(Operation::AllToAll, t);
-        auto const refusal = refuse(call, t, {}, true);
+        auto const refusal = refuse(t, {.divides = true});
         auto const flat = dense(t);
-        auto out = refusal.empty() ? at::empty(t.sizes(), t.options().requires_grad(false)) : at::Tensor();
-        group_->operation(call, [&] { transfer::all_to_all(*group_, refusal, flat.data(), out.defined() ? out.data_ptr() : nullptr, flat.bytes() / size()); });
+        auto const out = refusal.empty() ? at::empty(t.sizes(), t.scalar_type()) : at::Tensor();
+        group_->operation(call, refusal, [&] { transfer::all_to_all(*group_, flat.data(), out.data_ptr(), flat.bytes() / size()); });
         return out;
     }
 
     /// Messages between two ranks are received in the order sent, for each tag. `send` may return before they are received.
     void send(at::Tensor const& t, int64_t to, int64_t tag = 0) const {
         auto const call = described(Operation::Send, t, to);
-        check_local(call, t);
+        check_letter(call, refuse(t, {.reason = refuse_root(to)}));
         auto const flat = dense(t);
         letters::send(*group_, call, tag, flat.data(), flat.bytes());
     }
@@ -8395,7 +8659,7 @@ public:
     /// Fills `t`. E_COLLECTIVE_MISMATCH when what was sent has another dtype or shape.
     void recv(at::Tensor const& t, int64_t from, int64_t tag = 0) const {
         auto const call = described(Operation::Recv, t, from);
-        check_local(call, t);
+        check_letter(call, refuse(t, {.reason = refuse_root(from), .written = true}));
         auto const message = letters::receive(*group_, call, tag);
         auto const& sent = message.envelope.call;
         if (sent.dtype != call.dtype || sent.count != call.count || sent.dims != call.dims || sent.shape != call.shape) {
@@ -8410,12 +8674,12 @@ public:
     void send_bytes(std::string_view bytes, int64_t to, int64_t tag = 0) const {
         auto call = named(Operation::Send, to);
         call.count = static_cast<int64_t>(bytes.size());
-        check_peer(call);
+        check_letter(call, refuse_root(to));
         letters::send(*group_, call, tag, bytes.data(), call.count);
     }
     std::string recv_bytes(int64_t from, int64_t tag = 0) const {
         auto const call = named(Operation::Recv, from);
-        check_peer(call);
+        check_letter(call, refuse_root(from));
         auto const message = letters::receive(*group_, call, tag);
         return {reinterpret_cast<char const*>(message.payload.data()), message.payload.size()};
     }
@@ -8423,19 +8687,15 @@ public:
     /// Every rank's bytes, in rank order, on every rank.
     std::vector<std::string> all_gather_bytes(std::string_view mine) const { return exchange(*group_, mine, Operation::AllGatherBytes); }
     /// The same on the root; empty elsewhere.
-    std::vector<std::string> gather_bytes(std::string_view mine, int64_t root) const {
-        check_root(Operation::GatherBytes, root);
-        return exchange(*group_, mine, Operation::GatherBytes, root);
-    }
+    std::vector<std::string> gather_bytes(std::string_view mine, int64_t root) const { return exchange(*group_, mine, Operation::GatherBytes, root, refuse_root(root)); }
     /// The root's bytes to all.
     void broadcast_bytes(std::string& bytes, int64_t root) const {
-        check_root(Operation::BroadcastBytes, root);
         auto call = named(Operation::BroadcastBytes, root);
         auto length = call.count = rank() == root ? static_cast<int64_t>(bytes.size()) : 0;
-        group_->operation(call, [&] {
-            transfer::broadcast(*group_, {}, &length, sizeof length, root);
+        group_->operation(call, refuse_root(root), [&] {
+            transfer::broadcast(*group_, &length, sizeof length, root);
             bytes.resize(static_cast<size_t>(length));
-            transfer::broadcast(*group_, {}, bytes.data(), length, root, false);
+            transfer::broadcast(*group_, bytes.data(), length, root, false);
         });
     }
 
@@ -8450,18 +8710,18 @@ public:
         call.reduction = reduction, call.dtype = b.tensor().scalar_type(), call.flag = gather;
         call.count = end - begin, call.dims = 2, call.shape[0] = begin, call.shape[1] = end;
         std::string_view refusal = why_not(reduction, call.dtype);
-        if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
-        call.refused = !refusal.empty();
-        group_->operation(call, [&] {
-            if (b.parts() == group_->members()) return reducer::buffer(*group_, refusal, what(call), b, begin, end, gather);
-            reducer::all_reduce(*group_, refusal, what(call), refusal.empty() ? b.part(0) + begin * what(call).unit() : nullptr, call.count);
+        if (b.parts() == 0) refusal = "the buffer was not allocated";
+        else if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
+        group_->operation(call, refusal, [&] {
+            if (b.parts() == group_->members()) return reducer::buffer(*group_, what(call), b, begin, end, gather);
+            reducer::all_reduce(*group_, what(call), b.part(0) + begin * what(call).unit(), call.count);
         });
     }
 
     /// This rank has read what it needs of its peers' slices; returns when all have, so that gradients may be written again.
     void release(buffer const& b) const {
         auto const call = named(Operation::Release, b.number());
-        group_->operation(call, [&] { group_->meet(); });
+        group_->operation(call, {}, [&] { group_->meet(); });
     }
 
     /// A communicator of the ranks with the same color, in the order of (key, rank). Collective.
@@ -8470,10 +8730,14 @@ public:
     Derived duplicate() const { return split(0, rank()); }
 
     /// How long this rank waits for another one in this communicator, and in those split from it later; 600 s unless set.
-    void set_deadline(std::chrono::milliseconds deadline) const { group_->control.deadline = deadline; }
+    void set_deadline(std::chrono::milliseconds deadline) const {
+        check(deadline.count() > 0, code::config, "set_deadline: ", deadline.count(), " ms; there must be some time");
+        group_->control.deadline = std::min<std::chrono::milliseconds>(deadline, std::chrono::hours(24 * 365));  // so that sums do not overflow
+    }
 
-    /// Tells all ranks of this node that wait for this one, now or later, in any communicator of this family, that it will not come.
-    void leave(std::string_view reason) const noexcept { group_->control.family().leave(reason); }
+    /// Tells ranks that wait for this one, now or later, that it will not come: those of this node in any communicator of this
+    /// family, those of other nodes in this communicator.
+    void leave(std::string_view reason) const noexcept { group_->leave(reason); }
 
     /// The flight recorder of this rank.
     Recorder& recorder() const { return group_->control.family().recorder; }
@@ -8488,9 +8752,9 @@ private:
         at::ScalarType dtype = at::kByte;
         int64_t dims = 0;
         std::array<int64_t, max_dims> sizes{};
-        void set(at::Tensor const& t) {
-            dtype = t.scalar_type(), dims = t.dim();
-            std::copy(t.sizes().begin(), t.sizes().end(), sizes.begin());
+        void set(at::ScalarType type, std::vector<int64_t> const& shape) {
+            dtype = type, dims = static_cast<int64_t>(shape.size());
+            std::copy(shape.begin(), shape.end(), sizes.begin());
         }
     };
 
@@ -8523,7 +8787,7 @@ private:
 
     static Call named(Operation o, int64_t root = -1) {
         Call c;
-        c.operation = o, c.root = static_cast<int32_t>(root);
+        c.operation = o, c.root = as_root(root);
         return c;
     }
     static Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
@@ -8535,44 +8799,37 @@ private:
         return c;
     }
 
-    /// Why this rank cannot do the call; also marks it as refused. Found before the ranks meet and thrown after, so that all hear of it.
-    std::string refuse(Call& call, at::Tensor const& t, std::string_view reduction = {}, bool divides = false) const {
-        auto why = std::string(reduction);
-        if (!t.defined()) why = "the tensor is undefined";
-        else if (!t.device().is_cpu() || t.layout() != at::kStrided) why = concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
-        else if (divides && (t.dim() == 0 || t.size(0) % size() != 0)) why = concat("dimension 0 must be divisible by the number of ranks, ", size());
-        else if (t.dim() > max_dims) why = concat("more than ", max_dims, " dimensions");
-        if (why.empty()) return refuse_root(call);
-        call.refused = true;
-        return why;
+    struct Wanted {
+        std::string_view reason = {};  ///< why not, for a reason that lies not in the tensor
+        bool divides = false;          ///< the number of ranks divides dimension 0
+        bool written = false;
+    };
+    /// Why this rank cannot do the call. Found before the ranks meet and thrown after, so that all hear of it.
+    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const {
+        if (!t.defined()) return "the tensor is undefined";
+        if (!t.device().is_cpu() || t.layout() != at::kStrided) return concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
+        if (wanted.divides && (t.dim() == 0 || t.size(0) % size() != 0)) return concat("dimension 0 must be divisible by the number of ranks, ", size());
+        if (t.dim() > max_dims) return concat("more than ", max_dims, " dimensions");
+        if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
+        return std::string(wanted.reason);
     }
-    std::string refuse_root(Call& call) const {
-        if (call.root == -1 || (call.root >= 0 && call.root < size())) return {};
-        call.refused = true;
-        return concat("there is no rank ", call.root, " among ", size());
-    }
-    void check_root(Operation o, int64_t root) const {
-        check(root >= 0 && root < size(), code::config, name(o), " on rank ", rank(), ": there is no rank ", root, " among ", size());
-    }
-    void check_peer(Call const& call) const { check_root(call.operation, call.root); }
-    void check_local(Call call, at::Tensor const& t) const {
-        check_peer(call);
-        auto const why = refuse(call, t);
-        check(why.empty(), code::config, describe(call), " on rank ", rank(), ": ", why);
+    std::string refuse_root(int64_t root) const { return root >= 0 && root < size() ? "" : concat("there is no rank ", root, " among ", size()); }
+    void check_letter(Call const& call, std::string const& refusal) const {
+        check(refusal.empty(), code::config, describe(call), " on rank ", rank(), ": ", refusal);
     }
 
     reducer::What what(Call const& c) const { return reducer::what(*group_, c.dtype, c.reduction); }
 
-    at::Tensor share_of(at::Tensor const& t) const {
+    std::vector<int64_t> share_of(at::Tensor const& t) const {
         auto sizes = t.sizes().vec();
         sizes[0] /= size();
-        return at::empty(sizes, t.scalar_type());
+        return sizes;
     }
 
-    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root) const {
+    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
         auto const rows = t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t;
         auto call = described(o, rows, root);
-        auto const refusal = refuse(call, rows);
+        auto const refusal = refuse(rows, {.reason = no_root});
         auto const flat = dense(rows);
         at::Tensor out;
         int64_t row = 0;
@@ -8581,8 +8838,8 @@ private:
             for (int64_t d = 1; d < rows.dim(); ++d) row *= rows.size(d);
             call.count = rows.size(0);
         }
-        group_->operation(call, [&] {
-            transfer::gather(*group_, refusal, flat.data(), call.count, row, root, [&](std::vector<int64_t> const& counts) {
+        group_->operation(call, refusal, [&] {
+            transfer::gather(*group_, flat.data(), call.count, row, root, [&](std::vector<int64_t> const& counts) {
                 auto sizes = rows.sizes().vec();
                 sizes[0] = std::accumulate(counts.begin(), counts.end(), int64_t{0});
                 out = at::empty(sizes, rows.scalar_type());
@@ -8604,7 +8861,7 @@ namespace accelerate::comm {
 /// A group of one rank: what there is without a launcher.
 inline std::shared_ptr<Group> solo() {
     Group::Parts parts;
-    parts.options = {.stage_bytes = 4096, .pipe_bytes = 64};
+    parts.options = transport_options{.stage_bytes = 4096, .pipe_bytes = 64}.fitted(1);
     parts.memory = Region::heap(Group::bytes(1, parts.options));
     parts.source = std::make_shared<ThreadMemory>();
     parts.family = std::make_shared<Family>(Region::heap(Family::bytes(1)), 0, 0, 1);
@@ -8624,8 +8881,9 @@ public:
     /// Calls `f(Threads)` on `n` threads, one for each rank, and waits for all. When one throws, peers that wait for it get
     /// E_PEER_LOST; the first exception that was thrown is thrown again here.
     template <class F>
-    static void run(int64_t n, F&& f, transport_options const& options = {}) {
+    static void run(int64_t n, F&& f, transport_options const& given = {}) {
         check(n >= 1, code::config, "Threads::run: ", n, " ranks");
+        auto const options = given.fitted(n);
         auto const memory = Region::heap(Group::bytes(n, options)), presence = Region::heap(Family::bytes(n));
         auto const source = std::make_shared<ThreadMemory>();
         std::mutex mutex;
@@ -8633,15 +8891,16 @@ public:
         std::vector<std::thread> threads;
         auto const body = [&](int64_t rank) {
             Session::ThreadRank const name(rank);
-            auto family = std::make_shared<Family>(presence, rank, rank, n);
+            auto const family = std::make_shared<Family>(presence, rank, rank, n);
+            // Outside of the `try`: peers should hear why this rank left, not that it dropped the communicator.
+            Group::Parts parts;
+            parts.who = everyone(rank, n);
+            parts.family = family;
+            parts.members = parts.who.ranks;
+            parts.memory = memory, parts.source = source, parts.options = options;
+            Threads const comm(std::make_shared<Group>(std::move(parts)));
+            Current const current(comm);
             try {
-                Group::Parts parts;
-                parts.who = everyone(rank, n);
-                parts.family = family;
-                parts.members = parts.who.ranks;
-                parts.memory = memory, parts.source = source, parts.options = options;
-                Threads const comm(std::make_shared<Group>(std::move(parts)));
-                Current const current(comm);
                 f(Threads(comm));
             } catch (...) {
                 auto const error = std::current_exception();
@@ -8788,6 +9047,8 @@ inline bool enter() {
     check(!finalised(), code::call_order, "comm::Mpi: MPI has been finalised already");
     if (!launched()) return false;
     int provided = 0;
+    // Open MPI's own waits should give the core away too, unless the user has said otherwise.
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     call(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
     return true;
 }
@@ -8802,6 +9063,8 @@ inline bool enter() {
 
 #include <ATen/ops/from_blob.h>
 
+#include <deque>
+#include <mutex>
 #include <numeric>
 
 namespace accelerate::comm {
@@ -8853,6 +9116,13 @@ public:
         leaders_ = MpiHandle::split(all_.get(), leads ? 0 : MPI_UNDEFINED, static_cast<int>(rank));
     }
 
+    std::string_view barred() const override {
+        if (!mpi::running()) return "MPI has been finalised already";
+        if (mpi::may_call()) return {};
+        return "these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
+               "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI";
+    }
+
     std::vector<std::string> exchange(std::string const& mine, Deadline deadline) override {
         begin();
         int me = 0;
@@ -8866,26 +9136,52 @@ public:
             mpi::call(MPI_Irecv(all[i].data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &receives[i]), "MPI_Irecv");
             mpi::call(MPI_Isend(mine.data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &sends[i]), "MPI_Isend");
         }
+        // Who has not answered; what was asked of them is taken back before the memory for it goes.
+        auto const withdraw = [&] {
+            std::vector<int64_t> leaders;
+            for (size_t i = 0; i < n; ++i) {
+                int come = 0;
+                if (receives[i] == MPI_REQUEST_NULL || (MPI_Test(&receives[i], &come, MPI_STATUS_IGNORE), come != 0)) continue;
+                leaders.push_back(leaders_of_[i]);
+                MPI_Cancel(&receives[i]);
+                MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
+            }
+            for (auto& request : sends)
+                if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+            return leaders;
+        };
         auto const finished = [](std::vector<MPI_Request>& requests) {
             int done = 0;
             mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
             return done != 0;
         };
-        wait_until([&] { return finished(receives); },
+        wait_until([&] { return finished(receives) && finished(sends); },
                    [&](Clock::duration elapsed) {
-                       if (elapsed <= deadline) return;
-                       std::string absent;
-                       for (size_t i = 0; i < n; ++i) {
-                           if (receives[i] == MPI_REQUEST_NULL) continue;
-                           absent += concat(absent.empty() ? "" : ", ", leaders_of_[i]);
-                           MPI_Cancel(&receives[i]);
-                           MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
+                       if (auto const why = heard()) {
+                           withdraw();
+                           throw Error(*why);
                        }
-                       throw Error(code::deadline, concat("on rank ", rank_, ": waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(),
-                                                          " ms for the nodes led by ranks ", absent, "; not all of their ranks have arrived"));
+                       if (elapsed <= deadline) return;
+                       std::string names;
+                       for (auto const leader : withdraw()) names += concat(names.empty() ? "" : ", ", leader);
+                       throw Error(code::deadline, concat("waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(), " ms for the nodes led by ranks ", names,
+                                                          "; not all of their ranks have arrived"));
                    });
-        wait_until([&] { return finished(sends); }, [](Clock::duration) {});
+        // Who gave up while this node was on its way had said before what it called: that alone proves nothing.
+        if (auto const why = heard()) throw Error(*why);
         return all;
+    }
+
+    void farewell(std::string_view why) noexcept override {
+        if (!barred().empty()) return;
+        std::lock_guard lock(mutex_);
+        auto const& text = farewells_.emplace_back(why.substr(0, 1000));
+        int me = 0;
+        MPI_Comm_rank(leaders_.get(), &me);
+        for (int i = 0; i < static_cast<int>(leaders_of_.size()); ++i) {
+            MPI_Request request = MPI_REQUEST_NULL;
+            if (i != me && MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_BYTE, i, farewell_tag, leaders_.get(), &request) == MPI_SUCCESS) MPI_Request_free(&request);
+        }
     }
 
     void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline) override {
@@ -9022,13 +9318,24 @@ public:
     }
 
 private:
-    static constexpr int envelope_tag = 1, data_tag = 2;
+    static constexpr int envelope_tag = 1, data_tag = 2, farewell_tag = 3;
 
-    static void begin() {
-        check(mpi::running(), code::call_order, "comm::Mpi: MPI has been finalised already");
-        check(mpi::may_call(), code::config,
-              "comm::Mpi: these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
-              "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI");
+    void begin() const {
+        if (auto const why = barred(); !why.empty()) throw Error(code::config, std::string(why));
+    }
+
+    /// The farewell of another node, if one has come.
+    std::optional<Error> heard() {
+        int come = 0;
+        MPI_Message handle{};
+        MPI_Status status{};
+        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, farewell_tag, leaders_.get(), &come, &handle, &status), "MPI_Improbe");
+        if (!come) return {};
+        int length = 0;
+        MPI_Get_count(&status, MPI_BYTE, &length);
+        std::string text(static_cast<size_t>(length), '\0');
+        mpi::call(MPI_Mrecv(text.data(), length, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
+        return error_from(text);
     }
 
     template <class Each>
@@ -9074,14 +9381,46 @@ private:
     }
     static MPI_Op operation(at::ScalarType dtype, Reduction reduction) {
         auto const logical = dtype == at::kBool;
+        // MPI_MAX and MPI_MIN lose a NaN or not, as the order has it; Open MPI 4.1 sums 8 and 16 bits with saturation on some processors.
+        if (reduction == Reduction::Max || reduction == Reduction::Min) {
+            auto const larger = reduction == Reduction::Max;
+            if (dtype == at::kFloat) return larger ? own<float, detail::extreme<true, float>>() : own<float, detail::extreme<false, float>>();
+            if (dtype == at::kDouble) return larger ? own<double, detail::extreme<true, double>>() : own<double, detail::extreme<false, double>>();
+        } else if (dtype == at::kByte || dtype == at::kChar) {
+            return own<uint8_t, wrapping<uint8_t>>();
+        } else if (dtype == at::kShort || dtype == at::kUInt16) {
+            return own<uint16_t, wrapping<uint16_t>>();
+        }
         if (reduction == Reduction::Min) return logical ? MPI_LAND : MPI_MIN;
         if (reduction == Reduction::Max) return logical ? MPI_LOR : MPI_MAX;
         return logical ? MPI_LOR : MPI_SUM;
     }
 
+    template <class T>
+    static T wrapping(T a, T b) {
+        return static_cast<T>(a + b);
+    }
+    /// An operation of MPI that does with two elements what it does on one node.
+    template <class T, auto Combine>
+    static MPI_Op own() {
+        static MPI_Op const op = [] {
+            MPI_Op made = MPI_OP_NULL;
+            mpi::call(MPI_Op_create(
+                          [](void* in, void* inout, int* n, MPI_Datatype*) {
+                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = Combine(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
+                          },
+                          1, &made),
+                      "MPI_Op_create");
+            return made;
+        }();
+        return op;
+    }
+
     MpiHandle all_, letters_, leaders_;
     std::vector<int64_t> leaders_of_;  // by node, in the order of the leaders' communicator
     int64_t rank_, size_, most_;
+    std::mutex mutex_;                    // a farewell may come from another thread
+    std::deque<std::string> farewells_;   // MPI may still read them
 };
 
 }  // namespace accelerate::comm
@@ -9113,8 +9452,8 @@ public:
             if (auto region = attempt(kind, bytes, exchange, members, me)) return region;
         }
         if (kind_ != SharedMemory::None)
-            log::warning_once("the ranks of this node cannot share ", bytes >> 20, " MB of memory (", directory_.string(),
-                              " is too small or closed, and anonymous memory is refused): data goes in slices through what there is, which is slower");
+            log::warning_once("the ranks of this node cannot share as much memory as they want (", directory_.string(), " is too small or closed",
+                              kind_ == SharedMemory::Automatic ? ", and anonymous memory is refused" : "", "): data goes in slices through what there is, which is slower");
         return {};
     }
 
@@ -9143,16 +9482,24 @@ private:
         int fd_;
     };
 
+    /// The file is gone when this is, whatever ended the attempt: a peer may be lost on the way.
+    struct Unlink {
+        std::string path;
+        ~Unlink() {
+            if (!path.empty()) unlink(path.c_str());
+        }
+    };
+
     Region attempt(SharedMemory kind, size_t bytes, Exchange const& exchange, std::vector<int64_t> const& members, int64_t me) {
         Ticket ticket;
         Descriptor const made(me == members.front() ? make(kind, bytes, ticket) : -1);
+        Unlink const file{kind == SharedMemory::File && made.get() >= 0 ? ticket.path : ""};
         auto const tickets = exchange({reinterpret_cast<char const*>(&ticket), sizeof ticket});
         std::memcpy(&ticket, tickets[static_cast<size_t>(members.front())].data(), sizeof ticket);
         auto region = ticket.made ? map(ticket, bytes) : Region{};
         char const mine = region ? 1 : 0;
         bool all = true;
         for (auto const& text : exchange({&mine, 1})) all = all && text[0] == 1;
-        if (kind == SharedMemory::File && made.get() >= 0) unlink(ticket.path);
         if (!all) return {};
         anonymous_ = anonymous_ || kind == SharedMemory::Anonymous;
         return region;
@@ -9172,16 +9519,20 @@ private:
         return fd;
     }
 
-    /// Sized first: a file that is larger than its file system would be SIGBUS at the first touch.
+    /// Sized first: a file that is larger than its file system would be SIGBUS at the first touch. Large ones leave some room, in
+    /// which later communicators can still meet.
     int make_file(size_t bytes, Ticket& ticket) const {
         struct statvfs space {};
-        if (statvfs(directory_.c_str(), &space) != 0 || static_cast<size_t>(space.f_bavail) * space.f_frsize < bytes + (1u << 20)) return -1;
+        auto const spare = std::min<size_t>(bytes, 1 << 20);
+        if (statvfs(directory_.c_str(), &space) != 0 || static_cast<size_t>(space.f_bavail) * space.f_frsize < bytes + spare) return -1;
         static std::atomic<int64_t> count{0};
         auto const path = (directory_ / concat("accelerate-", getpid(), "-", count.fetch_add(1))).string();
         if (path.size() >= sizeof ticket.path) return -1;
         auto const fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd < 0) return -1;
-        if (posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0) {
+        int failed = 0;
+        while ((failed = posix_fallocate(fd, 0, static_cast<off_t>(bytes))) == EINTR) {}
+        if (failed != 0) {
             unlink(path.c_str());
             close(fd);
             return -1;
@@ -9227,14 +9578,17 @@ struct mpi_options {
 /// A program that no launcher started is one rank, and calls nothing of MPI.
 class Mpi : public Operations<Mpi> {
 public:
-    /// The ranks of `comm` (which stays the caller's, and is not used after the call). MPI must have been initialised. Collective.
-    explicit Mpi(MPI_Comm comm, mpi_options const& options = {}) : Operations(connect(comm, options)) {}
+    /// The ranks of `comm` (which stays the caller's, and is not used after the call), in their order there. MPI must have been
+    /// initialised, by whomever and at any thread level; it stays theirs to finalise. Collective over `comm`.
+    explicit Mpi(MPI_Comm comm, mpi_options const& options = {}) : Operations(connect(comm, options)) {
+        introduce(false, [&] { return local_size(); });
+    }
 
     /// All processes of the job. Initialises MPI if nobody has, and then also finalises it when the program ends. Collective.
     static Mpi world(mpi_options const& options = {}) {
         auto const before = mpi::running();
         if (!mpi::enter()) return Mpi(solo());
-        introduce(!before);
+        introduce(!before, [] { return ranks_here(MPI_COMM_WORLD); });
         return Mpi(MPI_COMM_WORLD, options);
     }
 
@@ -9243,18 +9597,14 @@ private:
     explicit Mpi(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
 
     /// Tells the session who this process is, how to end the others, and whether it must finalise MPI.
-    static void introduce(bool ours) {
+    static void introduce(bool ours, std::function<int64_t()> const& local) {
         static std::once_flag once;
         std::call_once(once, [&] {
-            int rank = 0, size = 1, local = 1;
+            int rank = 0, size = 1;
             MPI_Comm_rank(MPI_COMM_WORLD, &rank);
             MPI_Comm_size(MPI_COMM_WORLD, &size);
-            MPI_Comm node = MPI_COMM_NULL;
-            mpi::call(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
-            MPI_Comm_size(node, &local);
-            MPI_Comm_free(&node);
             Session::instance().connect(
-                rank, size, local,
+                rank, size, local(),
                 [](int exit_code) {
                     if (mpi::running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
                 },
@@ -9265,8 +9615,28 @@ private:
         });
     }
 
-    static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
+    static int64_t ranks_here(MPI_Comm comm) {
+        MPI_Comm node = MPI_COMM_NULL;
+        mpi::call(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+        int n = 1;
+        MPI_Comm_size(node, &n);
+        MPI_Comm_free(&node);
+        return n;
+    }
+
+    static void check_given(MPI_Comm comm) {
         check(mpi::running(), code::call_order, "comm::Mpi: MPI is not initialised; call MPI_Init_thread before, or use Mpi::world()");
+        check(mpi::may_call(), code::config, "comm::Mpi: MPI was initialised for one thread (MPI_THREAD_FUNNELED or less), and this is another one; construct the communicator on that thread");
+        check(comm != MPI_COMM_NULL, code::config, "comm::Mpi: the communicator is MPI_COMM_NULL; ranks that MPI_Comm_split left out must not construct one");
+        int between = 0;
+        MPI_Comm_test_inter(comm, &between);
+        check(between == 0, code::config, "comm::Mpi: an intercommunicator has two groups of ranks; merge them with MPI_Intercomm_merge");
+    }
+
+    static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
+        check_given(given);
+        check(options.max_count >= 1 && options.max_count <= std::numeric_limits<int>::max() && options.ranks_per_node >= 0, code::config, "comm::Mpi: max_count ", options.max_count,
+              " must be at least 1 and fit an int, ranks_per_node ", options.ranks_per_node, " must not be negative");
         auto comm = MpiHandle::copy_of(given);
         int rank = 0, size = 1;
         MPI_Comm_rank(comm.get(), &rank);
@@ -9277,22 +9647,21 @@ private:
         auto source = std::make_shared<ProcessMemory>(options.memory, options.directory);
         Group::Parts parts;
         parts.source = source;
+        parts.options = options.transport;
         auto const presence = [&] { return (Family::bytes(static_cast<int64_t>(parts.who.ranks.size())) + 4095) / 4096 * 4096; };
         Region memory;
-        auto const settle = [&](std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
-            parts.who = membership(rank, nodes, machines);
-            parts.options = fitted(options.transport, static_cast<int64_t>(parts.who.ranks.size()));
-        };
         auto const nodes = options.ranks_per_node > 0 ? pretended(hosts, options.ranks_per_node) : hosts;
         auto const& machines = options.ranks_per_node > 0 ? nodes : hosts;
-        settle(nodes, machines);
-        if (options.memory != SharedMemory::None)
-            memory = source->share(presence() + Group::bytes(static_cast<int64_t>(parts.who.ranks.size()), parts.options), exchange, parts.who.ranks, rank);
+        parts.who = membership(rank, nodes, machines);
+        parts.options = options.transport.fitted(largest(nodes));
+        if (options.memory != SharedMemory::None && largest(nodes) > 1) memory = meeting_place(*source, parts.options, presence(), exchange, parts.who.ranks, rank, size);
         if (!memory) {
             // Nobody sees anybody's memory: as if every rank had a node of its own.
             std::vector<int64_t> alone(static_cast<size_t>(size));
             std::iota(alone.begin(), alone.end(), 0);
-            settle(alone, machines);
+            parts.who = membership(rank, alone, machines);
+            parts.options = options.transport.fitted(1);
+            parts.source = std::make_shared<ThreadMemory>();
             memory = Region::heap(presence() + Group::bytes(1, parts.options));
         }
         parts.memory = memory.part(presence(), memory.bytes - presence());
@@ -9329,13 +9698,23 @@ private:
         return hosts;
     }
 
+    /// By rank: the lowest rank of its pretended node.
     static std::vector<int64_t> pretended(std::vector<int64_t> const& hosts, int64_t ranks_per_node) {
         std::vector<int64_t> nodes;
+        std::map<int64_t, std::pair<int64_t, int64_t>> last;  // by host: its newest node, and how many are there
         for (size_t r = 0; r < hosts.size(); ++r) {
-            auto const before = std::count(hosts.begin(), hosts.begin() + static_cast<std::ptrdiff_t>(r), hosts[r]);
-            nodes.push_back(hosts[r] + before / ranks_per_node * ranks_per_node);
+            auto& [node, n] = last[hosts[r]];
+            if (n++ % ranks_per_node == 0) node = static_cast<int64_t>(r);
+            nodes.push_back(node);
         }
         return nodes;
+    }
+
+    /// How many ranks the fullest node has: areas must be of the same size on all.
+    static int64_t largest(std::vector<int64_t> const& nodes) {
+        int64_t most = 1;
+        for (auto const node : nodes) most = std::max<int64_t>(most, std::count(nodes.begin(), nodes.end(), node));
+        return most;
     }
 
     static Membership membership(int64_t rank, std::vector<int64_t> const& nodes, std::vector<int64_t> const& machines) {
@@ -9344,13 +9723,6 @@ private:
         std::vector<int64_t> everybody(nodes.size());
         std::iota(everybody.begin(), everybody.end(), 0);
         return part_of(whole, everybody);
-    }
-
-    /// Many ranks on a node get smaller areas each: together some tens of megabytes at most.
-    static transport_options fitted(transport_options o, int64_t n) {
-        o.stage_bytes = std::min(o.stage_bytes, std::max<int64_t>(16 << 10, (int64_t{16} << 20) / n / 4096 * 4096));
-        o.pipe_bytes = std::min(o.pipe_bytes, std::max<int64_t>(1 << 10, (int64_t{8} << 20) / (n * n) / 64 * 64));
-        return o;
     }
 };
 
@@ -9403,216 +9775,6 @@ using Cpu = BasicCpu<comm::Self>;
 #endif
 
 }  // namespace accelerate::device
-
-// ---- accelerate/module/chain.hpp
-
-namespace accelerate {
-
-/// A model that is a row of parts, each fed with what the one before gives: what a pipeline or a device map may cut, between parts
-/// and inside `Layers`. A base class of the model, so that names have no extra level:
-///
-///   template <class S = acc::Plain>
-///   struct Gpt : acc::Chain<S, acc::Unit<S, Embed>, acc::Layers<S, Block<S>>, acc::Linear<S>> {
-///       explicit Gpt(Config c) : Gpt::Chain{{"wte", acc::Unit<S, Embed>(c)}, {"h", acc::Layers<S, Block<S>>(c.depth, c.width)},
-///                                           {"head", acc::Linear<S>(c.width, c.vocabulary)}} {}
-///   };
-///
-/// In braces the parts are built from left to right; in parentheses each compiler has its own order, so that the same seed gives
-/// other weights with another compiler.
-template <strategy S, class... Parts>
-class Chain : public torch::nn::Module {
-public:
-    /// A part and its name in the model.
-    template <class Part>
-    struct Named {
-        std::string name;
-        Part part;
-    };
-
-    explicit Chain(Named<Parts>... named) : parts_(std::move(named.part)...) {
-        std::string const names[] = {std::move(named.name)...};
-        std::apply([&](auto const&... part) { add(names, part...); }, parts_);
-    }
-
-    static constexpr size_t size() { return sizeof...(Parts); }
-
-    /// Part I, from the front.
-    template <size_t I>
-    auto const& part() const {
-        return std::get<I>(parts_);
-    }
-
-    /// The fold: the first part gets the arguments, each other one what the part before it gave.
-    template <class... In>
-    decltype(auto) forward(In&&... in) {
-        return fold<0>(std::forward<In>(in)...);
-    }
-
-private:
-    template <class... P>
-    void add(std::string const* name, P const&... part) {
-        ((check(!part.is_empty(), code::config, "Chain: part \"", *name, "\" is an empty holder"), this->register_module(*name++, part.ptr())), ...);
-    }
-
-    template <size_t I, class... In>
-    decltype(auto) fold(In&&... in) {
-        if constexpr (I + 1 == sizeof...(Parts)) return std::get<I>(parts_)(std::forward<In>(in)...);
-        else return fold<I + 1>(std::get<I>(parts_)(std::forward<In>(in)...));
-    }
-
-    std::tuple<Parts...> parts_;
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/module/init_empty_weights.hpp
-
-namespace accelerate {
-
-/// While alive, modules are built without memory: every parameter and buffer is a meta tensor (Python's `init_empty_weights`).
-/// Costs microseconds a layer, however large. Constructors that need the value of a tensor fail, with LibTorch's own error.
-class [[nodiscard]] init_empty_weights : module::Recording {
-public:
-    init_empty_weights() : Recording(nullptr) {}
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/module/layers.hpp
-
-namespace accelerate {
-
-/// n blocks of one type in a row, each a unit; children are named 0..n-1, as Python's ModuleList names them.
-template <strategy S, class Block>
-class LayersImpl : public torch::nn::Module {
-public:
-    using unit_type = Unit<S, Block>;
-    using unit_impl = typename unit_type::impl_type;
-
-    /// Builds one block: what a function that is given to `Layers` calls with the arguments of block i.
-    struct Make {
-        template <class... Arguments>
-        unit_type operator()(Arguments&&... arguments) const {
-            constexpr bool possible = std::constructible_from<unit_impl, Arguments...>;
-            static_assert(possible, "Layers: the block cannot be built from the arguments given to make(...)");
-            if constexpr (possible) return unit_type(std::make_shared<unit_impl>(std::forward<Arguments>(arguments)...));
-            else return unit_type(nullptr);
-        }
-    };
-
-    /// Every block gets the same arguments.
-    template <class... Arguments>
-        requires std::constructible_from<unit_impl, Arguments const&...>
-    explicit LayersImpl(int64_t n, Arguments const&... arguments) {
-        reserve(n);
-        for (int64_t i = 0; i < n; ++i) add(Make()(arguments...));
-    }
-
-    /// `f(make, i)` gives block i, built by `make(arguments...)`.
-    template <class F>
-        requires(!std::constructible_from<unit_impl, F const&>) && std::invocable<F&, Make, int64_t>
-    LayersImpl(int64_t n, F&& f) {
-        reserve(n);
-        for (int64_t i = 0; i < n; ++i) add(f(Make(), i));
-    }
-
-    /// One block after the other; what else a block takes (a mask) goes to each.
-    template <class X, class... Shared>
-    X forward(X x, Shared const&... shared) {
-        for (auto& unit : units_) x = unit(std::move(x), shared...);
-        return x;
-    }
-
-    unit_type const& operator[](size_t i) const { return units_.at(i); }
-    size_t size() const { return units_.size(); }
-    auto begin() const { return units_.begin(); }
-    auto end() const { return units_.end(); }
-
-    /// A copy of every block, where the block can be cloned.
-    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
-        auto copy = std::make_shared<LayersImpl>(*this);
-        copy->clear();
-        for (auto const& unit : units_) copy->add(unit_type(std::dynamic_pointer_cast<unit_impl>(unit->clone(device))));
-        return copy;
-    }
-
-private:
-    /// LibTorch's half of cloning a parent: `this` is a fresh child, `other` what it shall copy.
-    void clone_(torch::nn::Module& other, std::optional<at::Device> const& device) override {
-        *this = static_cast<LayersImpl const&>(*other.clone(device));
-    }
-
-    void reserve(int64_t n) {
-        check(n >= 0, code::config, "Layers: ", n, " blocks; the number of blocks must not be negative");
-        units_.reserve(static_cast<size_t>(n));
-    }
-    void clear() {
-        for (size_t i = 0; i < units_.size(); ++i) this->unregister_module(std::to_string(i));
-        units_.clear();
-    }
-    void add(unit_type unit) {
-        this->register_module(std::to_string(units_.size()), unit.ptr());
-        units_.push_back(std::move(unit));
-    }
-
-    std::vector<unit_type> units_;
-};
-
-/// The holder of `LayersImpl`; not a unit itself, it holds them. `acc::Layers<S, Block<S>> h;` constructed `h(this, "h", depth,
-/// width)`, or, where blocks differ, `h(this, "h", depth, [&](auto make, int64_t i) { return make(width, i); })`.
-template <strategy S, class Block>
-class Layers : public detail::Holder<LayersImpl<S, Block>> {
-public:
-    using detail::Holder<LayersImpl<S, Block>>::Holder;
-    auto const& operator[](size_t i) const { return (*this->impl_)[i]; }
-    size_t size() const { return this->impl_->size(); }
-    auto begin() const { return this->impl_->begin(); }
-    auto end() const { return this->impl_->end(); }
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/module/linear.hpp
-
-#include <torch/nn/modules/linear.h>
-
-namespace accelerate {
-
-/// A linear layer in the arithmetic of the strategy: `torch::nn::LinearImpl` itself for Fp32; another precision brings its own.
-///   acc::Linear<S> up;    constructed up(this, "up", in, out), up(this, "up", torch::nn::LinearOptions(in, out).bias(false)),
-///                         or without parent and name, for register_module
-template <strategy S = Plain>
-class Linear : public detail::Holder<typename S::precision::template impl<torch::nn::LinearImpl>> {
-public:
-    using detail::Holder<typename S::precision::template impl<torch::nn::LinearImpl>>::Holder;
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/module/tie_weights.hpp
-
-namespace accelerate {
-
-/// Makes `module`'s parameter `name`, whose member is `member`, the same tensor as `source`:
-///   acc::tie_weights(*head, "weight", head->weight, wte->weight);
-/// Assigning the member alone ties nothing, since LibTorch keeps a handle of its own. Holds through `make` and `prepare`; a clone
-/// (LibTorch's) copies each module for itself, so tie again there. Error E_CONFIG when there is no such parameter, the member is
-/// not it, or shapes or dtypes differ.
-inline void tie_weights(torch::nn::Module& module, std::string const& name, at::Tensor& member, at::Tensor const& source) {
-    struct Open : torch::nn::Module {
-        using torch::nn::Module::parameters_;
-    };
-    auto& parameters = module.*(&Open::parameters_);
-    auto* const registered = parameters.find(name);
-    check(registered != nullptr && registered->defined(), code::config, "tie_weights: the module has no parameter \"", name, "\"");
-    check(registered->is_same(member), code::config, "tie_weights: the member passed is not the module's parameter \"", name, "\"; pass module->", name);
-    check(source.defined() && source.sizes() == member.sizes() && source.scalar_type() == member.scalar_type(), code::config, "tie_weights: \"", name, "\" is a ", member.scalar_type(),
-          " of shape ", member.sizes(), ", the source ", source.defined() ? concat("a ", source.scalar_type(), " of shape ", source.sizes()) : "undefined");
-    *registered = source;
-    member = source;
-}
-
-}  // namespace accelerate
 
 // ---- accelerate/precision/cast_once_linear.hpp
 
@@ -9874,6 +10036,10 @@ public:
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
 
+    /// A scope in which every parameter is whole on this rank; here they always are.
+    struct Whole {};
+    Whole whole() { return {}; }
+
 protected:
     /// Moves parameters into flats of the given layout; gradients that exist move along.
     /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
@@ -10113,8 +10279,8 @@ struct BucketTimes {
 template <comm::communicator Comm, ddp O>
 class DdpModel : public FlatModel {
 public:
-    DdpModel(NamedParameters parameters, NamedParameters buffers, Comm const& communicator)
-        : FlatModel(std::move(parameters)), buffers_(std::move(buffers)), comm_(communicator.duplicate()), alone_(comm_.size() == 1), overlap_(overlaps()) {
+    DdpModel(ModelParts parts, Comm const& communicator)
+        : FlatModel(std::move(parts.parameters)), buffers_(std::move(parts.buffers)), comm_(communicator.duplicate()), alone_(comm_.size() == 1), overlap_(overlaps()) {
         if (!alone_) check_replicas(parameters_, buffers_, comm_);
         auto order = registration_order();
         std::reverse(order.begin(), order.end());
@@ -10131,7 +10297,7 @@ public:
     void settle() { release(); }
 
     void before_forward() {
-        if (alone_ || !O.broadcast_buffers || !window_.closed()) return;
+        if (alone_ || !O.broadcast_buffers || !window_.closed() || !at::GradMode::is_enabled()) return;
         for (auto& [name, b] : buffers_) broadcast_buffer(b);
     }
 
@@ -10371,6 +10537,502 @@ struct Ddp {
 }  // namespace sharding
 }  // namespace accelerate
 
+// ---- accelerate/sharding/sharded_unit.hpp
+
+namespace accelerate::sharding {
+
+template <comm::communicator Comm>
+class ShardedUnit;
+
+/// What the sharded units of one prepared model share: who communicates for them, and in which order. Gathers and reductions are
+/// jobs of one worker, submitted in the same order on every rank.
+template <comm::communicator Comm>
+struct ShardEngine {
+    explicit ShardEngine(Comm const& communicator) : comm(communicator.duplicate()) {}
+
+    Comm comm;
+    std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
+    ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
+    size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
+    int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
+    comm::Worker worker;                      // last: joins before what its jobs use is gone
+};
+
+/// One unit of a model whose parameters are spread over the ranks (ZeRO stage 3; Rajbhandari et al., SC 2020): between uses a
+/// rank keeps its stretch of the unit's flat buffer and nothing else. The storage that the parameters are views of is emptied and
+/// filled again in place, so that what autograd has saved stays valid.
+///
+/// Made unplaced, where it is an ordinary module's worth of parameters; `place` cuts it, `bind` gives it an engine.
+template <comm::communicator Comm>
+class ShardedUnit {
+public:
+    ShardedUnit() = default;
+    ShardedUnit(ShardedUnit const&) = delete;
+    ShardedUnit& operator=(ShardedUnit const&) = delete;
+    ~ShardedUnit() {
+        for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
+    }
+
+    /// Takes the parameters and keeps this rank's stretch of them. `value(parameter)` gives the values of a whole one; it is called
+    /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
+    template <class Value>
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, Value&& value) {
+        at::NoGradGuard no_grad;
+        name_ = std::move(name);
+        placed_ = true;
+        if (parameters.empty()) return;
+        auto const options = parameters.front().second.options().device(at::kCPU).requires_grad(false);
+        int64_t total = 0;
+        auto const unit = std::max<int64_t>(1, slot_alignment / static_cast<int64_t>(options.dtype().itemsize()));
+        for (auto const& [key, p] : parameters) {
+            check(p.dtype() == options.dtype(), code::config, "Fsdp: unit \"", name_, "\" holds parameters of ", options.dtype().name(), " and of ", p.dtype().name(), " (", key,
+                  "); hold them in units of their own");
+            slots_.push_back({key, p, total, p.numel(), static_cast<int64_t>(slots_.size())});
+            total += (p.numel() + unit - 1) / unit * unit;
+        }
+        chunk_ = (total + unit * size - 1) / (unit * size) * unit;
+        shard_ = at::zeros({chunk_}, options);
+        gradient_ = at::zeros({chunk_}, options);
+        full_ = at::empty({chunk_ * size}, options);
+        begin_ = chunk_ * rank;
+        for (auto& slot : slots_) {
+            auto const view = view_like(full_, slot.begin, slot.parameter);
+            auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
+            if (from < to) {
+                auto const whole = value(slot.parameter);
+                view_like(full_, slot.begin, slot.parameter).copy_(whole);
+                shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
+            }
+            // Handles that the user holds stay valid: the TensorImpl is the same.
+            if (slot.parameter.is_meta()) slot.parameter.unsafeGetTensorImpl()->shallow_copy_from(view.getIntrusivePtr());
+            else slot.parameter.set_data(view);
+        }
+        drop();
+    }
+
+    struct Position {
+        ShardedUnit *before = nullptr, *next = nullptr;  ///< in the order of registration
+        bool root = false;                               ///< stays gathered from the beginning of a forward to the end of its backward
+        bool leaf = true;                                ///< holds no other unit
+    };
+    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position) {
+        engine_ = std::move(engine);
+        position_ = position;
+        for (auto& slot : slots_)
+            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, 0);
+    }
+    /// Back to a module that nobody trains; its parameters stay where they are.
+    void unbind() { engine_.reset(); }
+
+    bool placed() const { return placed_; }
+    bool bound() const { return engine_ != nullptr; }
+    bool root() const { return position_.root; }
+    ShardedUnit* next() const { return position_.next; }  ///< whose parameters a forward will probably need after this one's
+    std::string const& name() const { return name_; }
+    std::vector<Slot> const& slots() const { return slots_; }
+    at::Tensor const& shard() const { return shard_; }        ///< this rank's stretch of the parameters, 1-D
+    at::Tensor const& gradient() const { return gradient_; }  ///< and of their reduced gradients
+    int64_t begin() const { return begin_; }                  ///< where in the unit's flat buffer the stretch begins
+    bool trains() const { return trainable_ > 0; }
+
+    /// Starts to gather, unless the parameters are there or under way.
+    void prefetch() {
+        if (slots_.empty() || storage_ != Storage::Sharded) return;
+        storage_ = Storage::Gathering;
+        ++engine_->gathers;
+        work_ = engine_->worker.submit([this] { gathered_ = engine_->comm.all_gather(shard_); });
+    }
+
+    /// Returns when the parameters are there.
+    void acquire() {
+        if (slots_.empty() || storage_ == Storage::Full) return;
+        if (storage_ == Storage::Gathering) ++engine_->prefetched;
+        prefetch();
+        work_.wait();
+        // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
+        auto* const from = gathered_.storage().unsafeGetStorageImpl();
+        auto* const to = full_.storage().unsafeGetStorageImpl();
+        auto const bytes = from->nbytes();
+        to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
+        to->set_nbytes(bytes);
+        gathered_ = at::Tensor();
+        storage_ = Storage::Full;
+    }
+
+    /// The parameters leave; the next `acquire` gathers them again.
+    void release() {
+        if (storage_ == Storage::Gathering) work_.wait(), gathered_ = at::Tensor();
+        if (storage_ != Storage::Sharded) drop();
+    }
+
+    /// Before a part of this unit's backward runs: the parameters come back, and gradients get memory to be added in.
+    void before_backward() {
+        check(bound(), code::call_order, "backward through unit \"", name_, "\" after the model that was prepared is gone");
+        if (auto* const other = std::exchange(engine_->leaving, nullptr); other != nullptr && other != this) other->release();
+        acquire();
+        if (position_.before != nullptr) position_.before->prefetch();
+        expect_gradients();
+        if (!trains()) leave();
+    }
+
+    /// Called by the hook of each trainable parameter when its gradient of this backward is complete.
+    void ready(size_t, size_t) {
+        if (engine_ == nullptr || --pending_ != 0) return;
+        complete_ = true;
+        if (trainable_ < static_cast<int64_t>(slots_.size())) leave();
+        else if (!root()) release();
+        submit_reductions(*engine_, false);
+    }
+
+    /// Submits the reductions that are due, from the last unit to the first: the same order on every rank, whatever each of them
+    /// finished first. `all`: also of units that backward did not reach, whose gradient is zero.
+    static void submit_reductions(ShardEngine<Comm>& engine, bool all) {
+        for (; engine.reduced < engine.units.size(); ++engine.reduced) {
+            auto& unit = *engine.units[engine.units.size() - 1 - engine.reduced];
+            if (!unit.trains()) continue;
+            if (!unit.complete_ && !all) return;
+            unit.reduce();
+        }
+    }
+
+    /// After a backward: the reduced gradient is there, and every parameter but the shard has left.
+    void finish() {
+        reduction_.wait();
+        reduction_ = {};
+        complete_ = false;
+        release();
+    }
+
+private:
+    enum class Storage { Sharded, Gathering, Full };
+
+    /// Frozen parameters may still be needed by what the forward did before: until another unit's backward begins. (Freeing earlier
+    /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
+    void leave() {
+        if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    void drop() {
+        auto* const storage = full_.storage().unsafeGetStorageImpl();
+        storage->set_data_ptr_noswap(at::DataPtr(nullptr, full_.device()));
+        storage->set_nbytes(0);
+        storage_ = Storage::Sharded;
+    }
+
+    void expect_gradients() {
+        if (unreduced_.defined() || !trains()) return;
+        unreduced_ = at::zeros({full_.numel()}, shard_.options());
+        pending_ = trainable_;
+        for (auto& slot : slots_)
+            if (slot.parameter.requires_grad()) slot.parameter.mutable_grad() = view_like(unreduced_, slot.begin, slot.parameter);
+    }
+
+    void reduce() {
+        expect_gradients();
+        adopt_strays();
+        for (auto& slot : slots_) slot.parameter.mutable_grad() = at::Tensor();
+        reduction_ = engine_->worker.submit([this, whole = std::exchange(unreduced_, at::Tensor())] {
+            at::NoGradGuard no_grad;
+            gradient_.add_(engine_->comm.reduce_scatter(whole, comm::Reduction::Mean));
+        });
+    }
+
+    /// A gradient that was put elsewhere (a backward with create_graph, `module->zero_grad()` in between) goes into its place.
+    void adopt_strays() {
+        at::NoGradGuard no_grad;
+        for (auto& slot : slots_) {
+            auto const& gradient = slot.parameter.grad();
+            if (!slot.parameter.requires_grad() || !gradient.defined()) continue;
+            auto const view = view_like(unreduced_, slot.begin, slot.parameter);
+            if (gradient.const_data_ptr() != view.const_data_ptr()) view.copy_(gradient.detach());
+        }
+    }
+
+    std::string name_;
+    std::vector<Slot> slots_;
+    at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
+    bool placed_ = false, complete_ = false;
+    Position position_;
+    Storage storage_ = Storage::Sharded;
+    std::shared_ptr<ShardEngine<Comm>> engine_;
+    comm::Worker::Handle work_, reduction_;
+};
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/sharding/unit_tree.hpp
+
+namespace accelerate::sharding {
+
+/// A unit of a model and the parameters that are its own.
+template <class Holder>
+struct UnitNode {
+    Holder* holder = nullptr;  ///< null: the model itself, where it is no unit
+    std::string name = {};
+    NamedParameters parameters = {};
+    bool leaf = true;      ///< holds no other unit
+};
+
+/// The units below `root` in the order of registration, the root first. Every parameter, trainable or not, belongs to the innermost
+/// unit above it; one that several units name (tied weights) to the root, which is there whenever any of them runs. `Holder` is a
+/// base class of the modules that are units.
+template <class Holder>
+std::vector<UnitNode<Holder>> unit_tree(torch::nn::Module& root) {
+    std::vector<UnitNode<Holder>> nodes(1);
+    nodes[0].holder = dynamic_cast<Holder*>(&root);
+    struct Owner {
+        size_t node;
+        std::string name;
+        at::Tensor parameter;
+    };
+    std::vector<Owner> owners;
+    std::unordered_map<at::TensorImpl*, size_t> known;
+    auto const walk = [&](auto const& self, torch::nn::Module& module, size_t node, std::string const& prefix) -> void {
+        for (auto const& p : module.named_parameters(false)) {
+            if (!p.value().defined()) continue;
+            auto const [it, fresh] = known.try_emplace(p.value().unsafeGetTensorImpl(), owners.size());
+            if (fresh) owners.push_back({node, prefix + p.key(), p.value()});
+            else if (owners[it->second].node != node) owners[it->second].node = 0;
+        }
+        for (auto const& child : module.named_children()) {
+            auto inside = node;
+            if (auto* const holder = dynamic_cast<Holder*>(child.value().get())) {
+                nodes[node].leaf = false;
+                inside = nodes.size();
+                nodes.push_back({holder, prefix + child.key()});
+            }
+            self(self, *child.value(), inside, prefix + child.key() + ".");
+        }
+    };
+    walk(walk, root, 0, "");
+    for (auto& owner : owners) nodes[owner.node].parameters.emplace_back(std::move(owner.name), owner.parameter);
+    return nodes;
+}
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/sharding/sharded.hpp
+
+namespace accelerate {
+namespace sharding {
+
+/// What tells a module that is a sharded unit from others. One member, so that a block's own names stay its own.
+template <comm::communicator Comm>
+struct HoldsShard {
+    virtual ~HoldsShard() = default;
+    ShardedUnit<Comm> sharded_unit;
+};
+
+/// A block whose parameters are gathered for its forward and its backward and are away in between.
+template <comm::communicator Comm, bool Reshard, class Block>
+class ShardedImpl : public Block, public HoldsShard<Comm> {
+    using Holds = HoldsShard<Comm>;
+
+public:
+    using Block::Block;
+
+    template <class... In>
+    decltype(auto) forward(In&&... in) {
+        auto& unit = this->Holds::sharded_unit;
+        if (!unit.bound()) {
+            check(!unit.placed(), code::call_order, "unit \"", unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
+            return Block::forward(std::forward<In>(in)...);
+        }
+        unit.acquire();
+        if (unit.next() != nullptr) unit.next()->prefetch();
+        auto out = Block::forward(std::forward<In>(in)...);
+        if (unit.root()) return out;  // its model knows when backward begins
+        if constexpr (Reshard) unit.release();
+        for_each_tensor(out, [&](at::Tensor const& t) {
+            // Holds the module, not `this`: the graph may outlive the model.
+            if (t.requires_grad())
+                t.register_hook([self = std::static_pointer_cast<ShardedImpl>(this->shared_from_this())](at::Tensor const&) { self->Holds::sharded_unit.before_backward(); });
+        });
+        return out;
+    }
+
+    /// Not offered: a copy of a shard is no model.
+    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& = std::nullopt) const override {
+        throw Error(code::config, concat("clone: unit \"", this->Holds::sharded_unit.name(), "\" is sharded; clone the model before `make` shards it, or load its weights into another one"));
+    }
+};
+
+}  // namespace sharding
+
+namespace place {
+
+/// Parameters are spread over the ranks of `Comm` and gathered unit by unit, the next one ahead; gradients are reduce-scattered.
+/// Needs 1/n of parameters, gradients and optimizer state on each of n ranks, and one or two units gathered at a time; moves the
+/// parameters twice and the gradients once a step (`Reshard = false`: parameters once, and the model stays gathered until its
+/// backward).
+template <comm::communicator Comm, bool Reshard = true>
+struct Sharded {
+    template <class Block>
+    using impl = sharding::ShardedImpl<Comm, Reshard, Block>;
+
+    /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
+    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
+        for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), [&](at::Tensor const& p) {
+                module::Replay replay(tape);
+                replay.run({p});
+                return replay.value(p);
+            });
+        module::materialize(root, tape);  // buffers
+    }
+};
+
+}  // namespace place
+}  // namespace accelerate
+
+// ---- accelerate/sharding/fsdp.hpp
+
+namespace accelerate {
+
+/// Options of `sharding::Fsdp`; names are those of PyTorch's FSDP.
+struct fsdp {
+    bool reshard_after_forward = true;  ///< false: units stay gathered from their forward to their backward: one gather less a step
+};
+
+namespace sharding {
+
+/// A model whose units are spread over the ranks of a communicator: parameters, gradients and optimizer state. What is no unit (a
+/// model that knows nothing of units, or loose parameters) is held as one more, the root.
+template <comm::communicator Comm, fsdp O>
+class FsdpModel : public FlatModel {
+    using Unit = ShardedUnit<Comm>;
+
+public:
+    FsdpModel(ModelParts parts, Comm const& communicator) : FlatModel(std::move(parts.parameters)), module_(std::move(parts.module)), engine_(std::make_shared<ShardEngine<Comm>>(communicator)) {
+        auto& comm = engine_->comm;
+        if (comm.size() > 1) check_replicas(parameters_, parts.buffers, comm);
+        auto const nodes = unit_tree<HoldsShard<Comm>>(*module_);
+        for (auto const& node : nodes) {
+            auto& unit = node.holder != nullptr ? node.holder->sharded_unit : own_root_;
+            engine_->units.push_back(&unit);
+            if (unit.placed()) continue;
+            for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), [](at::Tensor const& p) { return p.detach(); });
+        }
+        auto const& units = engine_->units;
+        for (size_t i = 0; i < units.size(); ++i) {
+            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf});
+            add_flat(*units[i]);
+        }
+        for (auto& [name, b] : parts.buffers) {
+            at::NoGradGuard no_grad;
+            comm.broadcast(b, 0);
+        }
+        ++layout_;
+    }
+    ~FsdpModel() {
+        for (auto* unit : engine_->units) unit->unbind();
+    }
+
+    void before_forward() {
+        root().acquire();
+        if (root().next() != nullptr) root().next()->prefetch();
+    }
+    void before_backward(at::Tensor const&) {
+        engine_->reduced = 0;
+        root().before_backward();
+    }
+    void after_backward() {
+        Unit::submit_reductions(*engine_, true);
+        engine_->leaving = nullptr;
+        for (auto* unit : engine_->units) unit->finish();
+        if (window_.closed()) stage_ = Stage::Reduced;
+    }
+    void after_step() {
+        for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
+    }
+
+    static constexpr bool owns_everything = false;
+    void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
+    double sum_over_ranks(double value) const {
+        auto t = at::scalar_tensor(value, at::kDouble);
+        fold(t, comm::Reduction::Sum);
+        return t.template item<double>();
+    }
+    int64_t replicas() const { return engine_->comm.size(); }
+
+    /// While alive, every parameter is there on every rank (PyTorch's `summon_full_params`). Collective. Needs the memory of the
+    /// whole model; what is written into parameters is lost.
+    class [[nodiscard]] Whole {
+    public:
+        explicit Whole(FsdpModel& model) : model_(model) {
+            for (auto* unit : model_.engine_->units) unit->prefetch();
+            for (auto* unit : model_.engine_->units) unit->acquire();
+        }
+        ~Whole() {
+            for (auto* unit : model_.engine_->units) unit->release();
+        }
+        Whole(Whole const&) = delete;
+        Whole& operator=(Whole const&) = delete;
+
+    private:
+        FsdpModel& model_;
+    };
+    Whole whole() { return Whole(*this); }
+
+    ShardEngine<Comm> const& engine() const { return *engine_; }
+
+private:
+    Unit& root() { return *engine_->units.front(); }
+
+    /// The optimizer's view of a unit: this rank's stretch, in which slots may begin before it and end behind it.
+    void add_flat(Unit& unit) {
+        if (!unit.trains()) return;
+        Flat flat{unit.shard(), unit.gradient(), {}};
+        for (auto slot : unit.slots()) {
+            if (!slot.parameter.requires_grad()) continue;
+            slot.begin -= unit.begin();
+            slot.registration = registration_of(slot.parameter);
+            flat.slots.push_back(std::move(slot));
+        }
+        // Neighbouring trainable slots are one piece; frozen ones in between are none.
+        auto const frozen_between = [&](int64_t from, int64_t to) {
+            return std::ranges::any_of(unit.slots(), [&](Slot const& s) { return !s.parameter.requires_grad() && s.begin - unit.begin() >= from && s.begin - unit.begin() < to; });
+        };
+        auto const add_piece = [&](int64_t from, int64_t to) {
+            from = std::clamp<int64_t>(from, 0, flat.parameters.numel()), to = std::clamp<int64_t>(to, 0, flat.parameters.numel());
+            if (from < to) pieces_.push_back({static_cast<int64_t>(flats_.size()), from, to, flat.gradients.narrow(0, from, to - from)});
+        };
+        auto from = flat.slots.front().begin, to = from;
+        for (auto const& slot : flat.slots) {
+            if (frozen_between(to, slot.begin)) add_piece(from, to), from = slot.begin;
+            to = slot.end();
+        }
+        add_piece(from, to);
+        flats_.push_back(std::move(flat));
+    }
+    int64_t registration_of(at::Tensor const& parameter) const {
+        auto const found = std::find_if(parameters_.begin(), parameters_.end(), [&](auto const& named) { return named.second.is_same(parameter); });
+        return found - parameters_.begin();
+    }
+
+    std::shared_ptr<torch::nn::Module> module_;
+    Unit own_root_;
+    std::shared_ptr<ShardEngine<Comm>> engine_;
+};
+
+/// Fully sharded data parallel (Zhao et al., VLDB 2023; PyTorch's FSDP2): each rank keeps 1/n of parameters, gradients and
+/// optimizer state and gathers one unit at a time. Models are built with `accelerator.make<Model>` over `Run::strategy`; one that
+/// knows nothing of units is accepted and held as a single unit, gathered whole for each step.
+template <fsdp O = fsdp{}>
+struct Fsdp {
+    static constexpr char const* name = "Fsdp";
+    static constexpr fsdp options = O;
+    template <class Device>
+    using placement = place::Sharded<typename Device::communicator, O.reshard_after_forward>;
+    template <class Device>
+    using model = FsdpModel<typename Device::communicator, O>;
+};
+
+}  // namespace sharding
+}  // namespace accelerate
+
 // ---- accelerate/sharding/none.hpp
 
 namespace accelerate::sharding {
@@ -10379,7 +11041,7 @@ namespace accelerate::sharding {
 class LocalModel : public FlatModel {
 public:
     template <class Communicator>
-    LocalModel(NamedParameters parameters, NamedParameters /*buffers*/, Communicator const&) : FlatModel(std::move(parameters)) {
+    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
         constexpr auto whole = std::numeric_limits<int64_t>::max();
         adopt(plan_layout(parameters_, registration_order(), whole, whole),
               [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
@@ -10408,6 +11070,241 @@ struct None {
 };
 
 }  // namespace accelerate::sharding
+
+// ---- accelerate/default_accelerator.hpp
+
+// What a build says (CMake: accelerate_policies(target DEVICE .. PRECISION .. SHARDING .. LOADER ..), or the cache variables of these
+// names); each is a type.
+#ifndef ACCELERATE_DEFAULT_DEVICE
+#define ACCELERATE_DEFAULT_DEVICE ::accelerate::device::Cpu
+#endif
+#ifndef ACCELERATE_DEFAULT_PRECISION
+#define ACCELERATE_DEFAULT_PRECISION ::accelerate::precision::Fp32
+#endif
+#ifndef ACCELERATE_DEFAULT_SHARDING
+#define ACCELERATE_DEFAULT_SHARDING ::accelerate::sharding::Ddp<>
+#endif
+#ifndef ACCELERATE_DEFAULT_LOADER
+#define ACCELERATE_DEFAULT_LOADER ::accelerate::loader::Stateful<>
+#endif
+
+namespace accelerate {
+
+/// The policies that the build chose, so that one source becomes a program for each machine. An alias, not a class: translation
+/// units with different choices go into one program.
+using DefaultAccelerator = Accelerator<ACCELERATE_DEFAULT_DEVICE, ACCELERATE_DEFAULT_PRECISION, ACCELERATE_DEFAULT_SHARDING, ACCELERATE_DEFAULT_LOADER>;
+
+}  // namespace accelerate
+
+// ---- accelerate/module/chain.hpp
+
+namespace accelerate {
+
+/// A model that is a row of parts, each fed with what the one before gives: what a pipeline or a device map may cut, between parts
+/// and inside `Layers`. A base class of the model, so that names have no extra level:
+///
+///   template <class S = acc::Plain>
+///   struct Gpt : acc::Chain<S, acc::Unit<S, Embed>, acc::Layers<S, Block<S>>, acc::Linear<S>> {
+///       explicit Gpt(Config c) : Gpt::Chain{{"wte", acc::Unit<S, Embed>(c)}, {"h", acc::Layers<S, Block<S>>(c.depth, c.width)},
+///                                           {"head", acc::Linear<S>(c.width, c.vocabulary)}} {}
+///   };
+///
+/// In braces the parts are built from left to right; in parentheses each compiler has its own order, so that the same seed gives
+/// other weights with another compiler.
+template <strategy S, class... Parts>
+class Chain : public torch::nn::Module {
+public:
+    /// A part and its name in the model.
+    template <class Part>
+    struct Named {
+        std::string name;
+        Part part;
+    };
+
+    explicit Chain(Named<Parts>... named) : parts_(std::move(named.part)...) {
+        std::string const names[] = {std::move(named.name)...};
+        std::apply([&](auto const&... part) { add(names, part...); }, parts_);
+    }
+
+    static constexpr size_t size() { return sizeof...(Parts); }
+
+    /// Part I, from the front.
+    template <size_t I>
+    auto const& part() const {
+        return std::get<I>(parts_);
+    }
+
+    /// The fold: the first part gets the arguments, each other one what the part before it gave.
+    template <class... In>
+    decltype(auto) forward(In&&... in) {
+        return fold<0>(std::forward<In>(in)...);
+    }
+
+private:
+    template <class... P>
+    void add(std::string const* name, P const&... part) {
+        ((check(!part.is_empty(), code::config, "Chain: part \"", *name, "\" is an empty holder"), this->register_module(*name++, part.ptr())), ...);
+    }
+
+    template <size_t I, class... In>
+    decltype(auto) fold(In&&... in) {
+        if constexpr (I + 1 == sizeof...(Parts)) return std::get<I>(parts_)(std::forward<In>(in)...);
+        else return fold<I + 1>(std::get<I>(parts_)(std::forward<In>(in)...));
+    }
+
+    std::tuple<Parts...> parts_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/module/init_empty_weights.hpp
+
+namespace accelerate {
+
+/// While alive, modules are built without memory: every parameter and buffer is a meta tensor (Python's `init_empty_weights`).
+/// Costs microseconds a layer, however large. Constructors that need the value of a tensor fail, with LibTorch's own error.
+class [[nodiscard]] init_empty_weights : module::Recording {
+public:
+    init_empty_weights() : Recording(nullptr) {}
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/module/layers.hpp
+
+namespace accelerate {
+
+/// n blocks of one type in a row, each a unit; children are named 0..n-1, as Python's ModuleList names them.
+template <strategy S, class Block>
+class LayersImpl : public torch::nn::Module {
+public:
+    using unit_type = Unit<S, Block>;
+    using unit_impl = typename unit_type::impl_type;
+
+    /// Builds one block: what a function that is given to `Layers` calls with the arguments of block i.
+    struct Make {
+        template <class... Arguments>
+        unit_type operator()(Arguments&&... arguments) const {
+            constexpr bool possible = std::constructible_from<unit_impl, Arguments...>;
+            static_assert(possible, "Layers: the block cannot be built from the arguments given to make(...)");
+            if constexpr (possible) return unit_type(std::make_shared<unit_impl>(std::forward<Arguments>(arguments)...));
+            else return unit_type(nullptr);
+        }
+    };
+
+    /// Every block gets the same arguments.
+    template <class... Arguments>
+        requires std::constructible_from<unit_impl, Arguments const&...>
+    explicit LayersImpl(int64_t n, Arguments const&... arguments) {
+        reserve(n);
+        for (int64_t i = 0; i < n; ++i) add(Make()(arguments...));
+    }
+
+    /// `f(make, i)` gives block i, built by `make(arguments...)`.
+    template <class F>
+        requires(!std::constructible_from<unit_impl, F const&>) && std::invocable<F&, Make, int64_t>
+    LayersImpl(int64_t n, F&& f) {
+        reserve(n);
+        for (int64_t i = 0; i < n; ++i) add(f(Make(), i));
+    }
+
+    /// One block after the other; what else a block takes (a mask) goes to each.
+    template <class X, class... Shared>
+    X forward(X x, Shared const&... shared) {
+        for (auto& unit : units_) x = unit(std::move(x), shared...);
+        return x;
+    }
+
+    unit_type const& operator[](size_t i) const { return units_.at(i); }
+    size_t size() const { return units_.size(); }
+    auto begin() const { return units_.begin(); }
+    auto end() const { return units_.end(); }
+
+    /// A copy of every block, where the block can be cloned.
+    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
+        auto copy = std::make_shared<LayersImpl>(*this);
+        copy->clear();
+        for (auto const& unit : units_) copy->add(unit_type(std::dynamic_pointer_cast<unit_impl>(unit->clone(device))));
+        return copy;
+    }
+
+private:
+    /// LibTorch's half of cloning a parent: `this` is a fresh child, `other` what it shall copy.
+    void clone_(torch::nn::Module& other, std::optional<at::Device> const& device) override {
+        *this = static_cast<LayersImpl const&>(*other.clone(device));
+    }
+
+    void reserve(int64_t n) {
+        check(n >= 0, code::config, "Layers: ", n, " blocks; the number of blocks must not be negative");
+        units_.reserve(static_cast<size_t>(n));
+    }
+    void clear() {
+        for (size_t i = 0; i < units_.size(); ++i) this->unregister_module(std::to_string(i));
+        units_.clear();
+    }
+    void add(unit_type unit) {
+        this->register_module(std::to_string(units_.size()), unit.ptr());
+        units_.push_back(std::move(unit));
+    }
+
+    std::vector<unit_type> units_;
+};
+
+/// The holder of `LayersImpl`; not a unit itself, it holds them. `acc::Layers<S, Block<S>> h;` constructed `h(this, "h", depth,
+/// width)`, or, where blocks differ, `h(this, "h", depth, [&](auto make, int64_t i) { return make(width, i); })`.
+template <strategy S, class Block>
+class Layers : public detail::Holder<LayersImpl<S, Block>> {
+public:
+    using detail::Holder<LayersImpl<S, Block>>::Holder;
+    auto const& operator[](size_t i) const { return (*this->impl_)[i]; }
+    size_t size() const { return this->impl_->size(); }
+    auto begin() const { return this->impl_->begin(); }
+    auto end() const { return this->impl_->end(); }
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/module/linear.hpp
+
+#include <torch/nn/modules/linear.h>
+
+namespace accelerate {
+
+/// A linear layer in the arithmetic of the strategy: `torch::nn::LinearImpl` itself for Fp32; another precision brings its own.
+///   acc::Linear<S> up;    constructed up(this, "up", in, out), up(this, "up", torch::nn::LinearOptions(in, out).bias(false)),
+///                         or without parent and name, for register_module
+template <strategy S = Plain>
+class Linear : public detail::Holder<typename S::precision::template impl<torch::nn::LinearImpl>> {
+public:
+    using detail::Holder<typename S::precision::template impl<torch::nn::LinearImpl>>::Holder;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/module/tie_weights.hpp
+
+namespace accelerate {
+
+/// Makes `module`'s parameter `name`, whose member is `member`, the same tensor as `source`:
+///   acc::tie_weights(*head, "weight", head->weight, wte->weight);
+/// Assigning the member alone ties nothing, since LibTorch keeps a handle of its own. Holds through `make` and `prepare`; a clone
+/// (LibTorch's) copies each module for itself, so tie again there. Error E_CONFIG when there is no such parameter, the member is
+/// not it, or shapes or dtypes differ.
+inline void tie_weights(torch::nn::Module& module, std::string const& name, at::Tensor& member, at::Tensor const& source) {
+    struct Open : torch::nn::Module {
+        using torch::nn::Module::parameters_;
+    };
+    auto& parameters = module.*(&Open::parameters_);
+    auto* const registered = parameters.find(name);
+    check(registered != nullptr && registered->defined(), code::config, "tie_weights: the module has no parameter \"", name, "\"");
+    check(registered->is_same(member), code::config, "tie_weights: the member passed is not the module's parameter \"", name, "\"; pass module->", name);
+    check(source.defined() && source.sizes() == member.sizes() && source.scalar_type() == member.scalar_type(), code::config, "tie_weights: \"", name, "\" is a ", member.scalar_type(),
+          " of shape ", member.sizes(), ", the source ", source.defined() ? concat("a ", source.scalar_type(), " of shape ", source.sizes()) : "undefined");
+    *registered = source;
+    member = source;
+}
+
+}  // namespace accelerate
 
 // ---- accelerate/state/reader.hpp
 
@@ -10670,8 +11567,11 @@ void check_ties(TensorMap const& model, Source const& source, LoadReport& report
 template <class Source>
 LoadReport load_model_from(TensorMap const& model, Source const& source, bool strict) {
     LoadReport report;
-    for (auto const& item : model)
+    for (auto const& item : model) {
+        check(item.second.is_meta() || item.second.numel() == 0 || item.second.storage().nbytes() > 0, code::config, "load_model: ", quote(item.first),
+              " is spread over the ranks; load before `prepare` into a model that is built by hand");
         check(!item.second.is_meta(), code::config, "load_model: ", quote(item.first), " is on the meta device and has no memory to load into; materialise the model first");
+    }
     auto const plan = plan_load(model, source, report);
     check_ties(model, source, report);
     check(report.mismatched.empty() && (!strict || report.complete()), code::ck_keys, "load_model: ", source.name(), " does not fit the model; nothing was loaded.", report.describe(),
@@ -10705,6 +11605,34 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 // ---- accelerate/state/safetensors.hpp
 
 // safetensors files: the whole of it.
+
+// ---- accelerate/supported.hpp
+
+namespace accelerate {
+
+/// A policy of a backend that this build is without: it names the option that switches it on (`static constexpr char const* absent`).
+template <class P>
+concept absent_policy = requires { { P::absent } -> std::convertible_to<char const*>; };
+
+/// Sharding policies of which some devices cannot hold what they make say so: `template <class Device> static constexpr bool holds`.
+template <class S, class Device>
+consteval bool sharding_holds() {
+    if constexpr (requires { { S::template holds<Device> } -> std::convertible_to<bool>; }) return S::template holds<Device>;
+    else return true;
+}
+
+/// Which four policies work together. The table in the README is made from it.
+template <class Device, class Precision, class Sharding, class Loader>
+inline constexpr bool supported = [] {
+    if constexpr (device_policy<Device> && precision_policy<Precision>) {
+        if constexpr (absent_policy<Device> || absent_policy<Precision>) return false;
+        else return sharding_policy<Sharding, Device> && loader_policy<Loader> && sharding_holds<Sharding, Device>();
+    } else {
+        return false;
+    }
+}();
+
+}  // namespace accelerate
 
 // ---- accelerate.hpp
 

@@ -27,7 +27,10 @@ public:
     Control(Region memory, int64_t me, std::vector<int64_t> ranks, std::vector<int64_t> members, std::shared_ptr<Family> family)
         : memory_(std::move(memory)), slots_(reinterpret_cast<Slot*>(memory_.data)), details_(reinterpret_cast<Detail*>(memory_.data + ranks.size() * sizeof(Slot))),
           me_(me), ranks_(std::move(ranks)), members_(std::move(members)), family_(std::move(family)), group(family_->groups.fetch_add(1)) {}
-    ~Control() { mine().gone.store(1, std::memory_order_release); }
+    ~Control() {
+        uint32_t here = 0;
+        mine().gone.compare_exchange_strong(here, 1, std::memory_order_release, std::memory_order_relaxed);
+    }
     Control(Control const&) = delete;
     Control& operator=(Control const&) = delete;
 
@@ -108,9 +111,10 @@ public:
             for (size_t q = p + 1; q < ranks_.size(); ++q) {
                 auto const a = describe(theirs), b = describe(call(static_cast<int64_t>(q), number_));
                 if (a != b) continue;
-                told[q] = true, ++several;
-                who += concat(", ", ranks_[q]);
+                told[q] = true;
+                if (++several < 8) who += concat(", ", ranks_[q]);
             }
+            if (several >= 8) who += concat(" and ", several - 7, " more");
             text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", describe(theirs));
         }
         return text;
@@ -190,8 +194,8 @@ private:
             if (missing(p)) absent += concat(absent.empty() ? "" : "; ", "rank ", rank, " has not arrived, ", last_call(p));
             else present += concat(present.empty() ? "" : ", ", rank);
         }
-        auto const seconds = std::chrono::duration<double>(elapsed).count();
-        fail(code::deadline, concat(here(), ": waited ", static_cast<int64_t>(seconds * 10) / 10.0, " s: ", absent, present.empty() ? "" : concat("; arrived: ", present),
+        auto const tenths = static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count() / 100);
+        fail(code::deadline, concat(here(), ": waited ", tenths / 10, " s: ", absent, present.empty() ? "" : concat("; arrived: ", present),
                                     ". Find out what the missing rank does (SIGUSR2 makes a rank write its last operations), or raise the deadline with set_deadline"));
     }
 

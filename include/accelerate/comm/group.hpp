@@ -85,8 +85,8 @@ public:
             if (!refusal.empty()) refuse(refusal);
             return body();
         } catch (Error const& e) {
-            // After these two all ranks stand at the same place. After any other error nobody knows where they are.
-            if (!(e.code() == code::collective_mismatch) && !(e.code() == code::config)) abandon(e);
+            // After these two all ranks stand at the same place; after any other error nobody knows where they are.
+            if (e.code() != code::collective_mismatch && e.code() != code::config) abandon(e);
             throw;
         } catch (std::exception const& e) {
             abandon(Error(code::internal, concat(control.here(), ": ", text_of(e))));
@@ -120,8 +120,9 @@ public:
         control.arrive(2 * grace());
         if (verdict[0] == '\0') [[likely]] return;
         auto const e = error_from(verdict.data());
-        control.family().recorder.dump(e.code() == code::collective_mismatch ? "mismatch" : e.code() == code::deadline ? "deadline" : "peer lost");
-        throw Error(e.code(), concat(control.here(), ": ", std::string_view(e.what()).substr(e.code().name.size() + 2)));
+        if (e.code() == code::collective_mismatch) control.family().recorder.dump("mismatch");
+        else if (e.code() != code::config) control.family().recorder.dump(e.code() == code::deadline ? "deadline" : "peer lost");
+        throw Error(e.code(), concat(control.here(), ": ", message_of(e)));
     }
 
     /// Says to all who wait for this rank that it comes no more.
@@ -154,6 +155,7 @@ public:
 private:
     using Verdict = std::array<char, 2048>;  ///< what() of the error with which the leader's work ended; empty: well
 
+    static std::string_view message_of(Error const& e) { return std::string_view(e.what()).substr(e.code().name.size() + 2); }
     static std::string text_of(std::exception const& e) {
         auto const* const torch = dynamic_cast<c10::Error const*>(&e);
         return torch ? torch->what_without_backtrace() : e.what();
@@ -182,7 +184,7 @@ private:
         try {
             meet();
         } catch (Error const& e) {
-            if (!(e.code() == code::collective_mismatch)) throw;
+            if (e.code() != code::collective_mismatch) throw;
         }
         throw Error(code::config, concat(control.here(), ": ", why));
     }
@@ -195,33 +197,36 @@ private:
     /// What a leader tells the others about its node.
     struct Report {
         Fingerprint fingerprint;
-        int64_t agreed = 1;
-        char text[480] = "";
+        Call call;
+        int64_t rank = 0, members = 1;
+        char disagreement[480] = "";  // empty: all of them called that
+
+        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe(call)); }
     };
 
     void meet_nodes(bool agreed) {
         Report mine;
-        mine.fingerprint = control.fingerprint(who.me);
-        mine.agreed = agreed;
-        if (agreed) copied(concat(members() > 1 ? "the node of rank " : "rank ", who.rank, " called ", describe(control.call(who.me))), mine.text, sizeof mine.text - 1);
-        else copied(control.disagreement(), mine.text, sizeof mine.text - 1);
+        mine.fingerprint = control.fingerprint(who.me), mine.call = control.call(who.me);
+        mine.rank = who.rank, mine.members = members();
+        if (!agreed) copied(control.disagreement(), mine.disagreement, sizeof mine.disagreement - 1);
         std::vector<std::string> all;
         try {
             all = bridge->exchange({reinterpret_cast<char const*>(&mine), sizeof mine}, deadline() + grace());
         } catch (Error const& e) {
-            if (e.code() == code::deadline) throw Error(code::deadline, concat(std::string_view(e.what()).substr(e.code().name.size() + 2), "; the last call that all joined was ", describe(last_), ", operation ", last_number_));
-            throw;
+            if (e.code() != code::deadline) throw;
+            throw Error(code::deadline, concat(message_of(e), "; the last call that all joined was ", describe(last_), ", operation ", last_number_));
         }
-        last_ = control.call(who.me), last_number_ = control.number();
+        last_ = mine.call, last_number_ = control.number();
+        std::vector<Report> reports(all.size());
         bool same = true;
-        std::string text;
-        for (auto const& bytes : all) {
-            Report theirs;
-            std::memcpy(&theirs, bytes.data(), sizeof theirs);
-            same = same && theirs.agreed && theirs.fingerprint.agrees(mine.fingerprint);
-            text += concat(text.empty() ? "" : "; ", theirs.text);
+        for (size_t i = 0; i < all.size(); ++i) {
+            std::memcpy(static_cast<void*>(&reports[i]), all[i].data(), sizeof(Report));
+            same = same && !reports[i].disagreement[0] && reports[i].fingerprint.agrees(mine.fingerprint);
         }
-        if (!same) throw Error(code::collective_mismatch, advice(text));
+        if (same) [[likely]] return;
+        std::string text;
+        for (auto const& r : reports) text += concat(text.empty() ? "" : "; ", r.text());
+        throw Error(code::collective_mismatch, advice(text));
     }
 
     Call last_;

@@ -7,6 +7,7 @@
 #include <accelerate/comm/solo.hpp>
 #include <accelerate/core/run.hpp>
 #include <functional>
+#include <limits>
 #include <map>
 #include <mutex>
 
@@ -85,6 +86,8 @@ private:
 
     static std::shared_ptr<Group> connect(MPI_Comm given, mpi_options const& options) {
         check_given(given);
+        check(options.max_count >= 1 && options.max_count <= std::numeric_limits<int>::max() && options.ranks_per_node >= 0, code::config, "comm::Mpi: max_count ", options.max_count,
+              " must be at least 1 and fit an int, ranks_per_node ", options.ranks_per_node, " must not be negative");
         auto comm = MpiHandle::copy_of(given);
         int rank = 0, size = 1;
         MPI_Comm_rank(comm.get(), &rank);

@@ -327,24 +327,33 @@ private:
     }
     static MPI_Op operation(at::ScalarType dtype, Reduction reduction) {
         auto const logical = dtype == at::kBool;
+        // MPI_MAX and MPI_MIN lose a NaN or not, as the order has it; Open MPI 4.1 sums 8 and 16 bits with saturation on some processors.
         if (reduction == Reduction::Max || reduction == Reduction::Min) {
             auto const larger = reduction == Reduction::Max;
-            if (dtype == at::kFloat) return larger ? extreme_of<float, true>() : extreme_of<float, false>();
-            if (dtype == at::kDouble) return larger ? extreme_of<double, true>() : extreme_of<double, false>();
+            if (dtype == at::kFloat) return larger ? own<float, detail::extreme<true, float>>() : own<float, detail::extreme<false, float>>();
+            if (dtype == at::kDouble) return larger ? own<double, detail::extreme<true, double>>() : own<double, detail::extreme<false, double>>();
+        } else if (dtype == at::kByte || dtype == at::kChar) {
+            return own<uint8_t, wrapping<uint8_t>>();
+        } else if (dtype == at::kShort || dtype == at::kUInt16) {
+            return own<uint16_t, wrapping<uint16_t>>();
         }
         if (reduction == Reduction::Min) return logical ? MPI_LAND : MPI_MIN;
         if (reduction == Reduction::Max) return logical ? MPI_LOR : MPI_MAX;
         return logical ? MPI_LOR : MPI_SUM;
     }
 
-    /// MPI_MAX and MPI_MIN compare, so a NaN gets lost or not as the order has it; ours wins, as it does on one node.
-    template <class T, bool Larger>
-    static MPI_Op extreme_of() {
+    template <class T>
+    static T wrapping(T a, T b) {
+        return static_cast<T>(a + b);
+    }
+    /// An operation of MPI that does with two elements what it does on one node.
+    template <class T, auto Combine>
+    static MPI_Op own() {
         static MPI_Op const op = [] {
             MPI_Op made = MPI_OP_NULL;
             mpi::call(MPI_Op_create(
                           [](void* in, void* inout, int* n, MPI_Datatype*) {
-                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = detail::extreme<Larger>(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
+                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = Combine(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
                           },
                           1, &made),
                       "MPI_Op_create");

@@ -64,6 +64,8 @@ inline bool enter() {
     check(!finalised(), code::call_order, "comm::Mpi: MPI has been finalised already");
     if (!launched()) return false;
     int provided = 0;
+    // Open MPI's own waits should give the core away too, unless the user has said otherwise.
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     call(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
     return true;
 }

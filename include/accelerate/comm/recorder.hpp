@@ -47,13 +47,24 @@ public:
         directory_ = std::move(directory);
     }
 
-    /// Writes `accelerate-flight-<pid>-rank<r>.json` and says where, on stderr. Gives the path; empty when it could not be written.
+    /// Several recorders of one rank, as where a program has several runs, write to files of their own: those after the first add
+    /// their number.
+    void set_number(int64_t number) { number_ = number; }
+
+    /// `accelerate-flight-<pid>-rank<r>.json`
+    std::filesystem::path path() const {
+        std::lock_guard lock(mutex_);
+        return directory_ / concat("accelerate-flight-", getpid(), "-rank", rank_, number_ == 0 ? "" : concat("-", number_.load()), ".json");
+    }
+
+    /// Writes the file and says where it is, on stderr. Gives the path; empty when it could not be written.
     std::filesystem::path dump(std::string_view why) noexcept {
         try {
+            auto const path = this->path();
             std::lock_guard lock(mutex_);
-            auto const path = directory_ / concat("accelerate-flight-", getpid(), "-rank", rank_, ".json");
-            std::ofstream(path) << json(why);
-            if (!std::filesystem::exists(path)) return {};
+            std::ofstream out(path);
+            out << json(why);
+            if (!out.flush()) return {};
             log::warning(log::From::Everyone, "the last operations of this rank are in ", path.string(), " (", why, ")");
             return path;
         } catch (...) {
@@ -111,7 +122,8 @@ private:
     std::filesystem::path directory_;
     uint64_t tick_;
     std::chrono::steady_clock::time_point time_;
-    std::mutex mutex_;
+    std::atomic<int64_t> number_{0};
+    mutable std::mutex mutex_;
 };
 
 }  // namespace accelerate::comm

@@ -67,8 +67,8 @@ inline void all_reduce(Group& g, What const& w, void* data, int64_t count) {
         if (g.bridge) g.led([&] { g.bridge->all_reduce(g.stage(0, phase), n / unit, w.dtype, w.reduction, g.deadline()); });
         if (n > 0) std::memcpy(bytes + offset, g.stage(g.bridge ? 0 : g.who.me, phase), static_cast<size_t>(n));
     }
-    // A bridged piece is read after more arrivals than the one it was exposed for.
-    if (g.bridge) control.arrive();
+    // A bridged piece is read after more arrivals than the one it was exposed for. That is safe because every operation of a bridged
+    // group arrives before it writes to a stage.
 }
 
 /// Run r of every rank's `in`, reduced, to rank r.
@@ -110,7 +110,7 @@ inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int6
     if (!g.bridge) {
         // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
         if (gather) members(g, w, at(lo), g.members(), at(lo), hi - lo);
-        else members(g, w, at(lo), 1, [&](int64_t) { return at(lo)(g.who.me); }, hi - lo);
+        else members(g, w, at(lo), 1, [own = at(lo)(g.who.me)](int64_t) { return own; }, hi - lo);
         return g.control.arrive();
     }
     members(g, w, at(lo), 1, at(lo), hi - lo);  // to the leader's part
