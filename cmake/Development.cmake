@@ -37,6 +37,9 @@ endif()
 if(ACCELERATE_SANITIZE)
   target_compile_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE} -fno-omit-frame-pointer -g1)
   target_link_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(accelerate_development INTERFACE -Wno-maybe-uninitialized)  # g++ 12 sees it everywhere in instrumented code
+  endif()
 endif()
 
 foreach(linker mold lld)

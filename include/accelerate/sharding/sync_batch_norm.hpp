@@ -16,7 +16,8 @@ namespace sharding {
 class SumOverRanks {
 public:
     SumOverRanks() = default;
-    template <comm::communicator Comm>
+    template <class Comm>
+        requires(!std::same_as<Comm, SumOverRanks>) && comm::communicator<Comm>  // in this order: the concept asks whether Comm can be copied
     explicit SumOverRanks(Comm const& communicator)
         : context_(std::make_shared<Comm>(communicator)),
           sum_([](void* context, at::Tensor const& t) { static_cast<Comm*>(context)->all_reduce(t, comm::Reduction::Sum); }) {}
