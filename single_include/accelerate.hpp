@@ -602,7 +602,8 @@ template <class Training>
 void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
     training.settled();
     [[maybe_unused]] typename Training::autocast_pause const pause;
-    check(loss.defined() && loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found ", loss.defined() ? concat("shape ", loss.sizes()) : "an undefined tensor");
+    check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
+    check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
     bool scaled_before = false;
@@ -7265,7 +7266,7 @@ public:
         mine().phase.store(++phase_, std::memory_order_release);
         int64_t next = 0;
         auto const all = [&] {
-            while (next < size() && !missing(next)) ++next;
+            while (next < size() && (next == me_ || !missing(next))) ++next;
             return next == size();
         };
         if (all()) return;
@@ -7951,6 +7952,26 @@ private:
 
 namespace accelerate::comm::kernel {
 
+/// Copies to memory that peers read next, with stores that pass the caches by where that is worth it: to write a cache line that
+/// another core has read costs up to 50 ns, one line after the other, where the two cores share no cache.
+inline void copy_for_peers(std::byte* to, std::byte const* from, size_t n) {
+#if defined(__x86_64__)
+    constexpr size_t worth = 16 << 10;
+    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        size_t i = 0;
+        for (; i + 64 <= n; i += 64) {
+            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
+            auto* const out = reinterpret_cast<__m128i*>(to + i);
+            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
+        }
+        _mm_sfence();
+        to += i, from += i, n -= i;
+    }
+#endif
+    if (n > 0) std::memcpy(to, from, n);
+}
+
 // Sums of several arrays, times a factor, written to several arrays (which may be among the summed ones). Terms are added in the
 // order given, so every rank gets the same bits. Hand-vectorised, because a consumer compiles with -O2, where g++ 12 does not do
 // it; not templates, because `target` attributes and lambdas or templates do not mix well. 16-bit floats are added in fp32 and
@@ -8226,7 +8247,7 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
         auto const n = std::clamp<int64_t>(mine.bytes - offset, 0, room);
         auto* const stage = g.stage(g.who.me, g.control.phase() + 1);
         for (int64_t i = 0; n > 0 && i < mine.runs; ++i)
-            std::memcpy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
+            kernel::copy_for_peers(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
         if (offset == 0) {
             arrive();
             for (int64_t p = 0; p < g.members(); ++p) longest = std::max<int64_t>(longest, length(p));
@@ -8359,7 +8380,7 @@ inline void all_reduce(Group& g, What const& w, void* data, int64_t count) {
             g, {data, 1, total, unit}, [&] { g.meet(); }, [&](int64_t) { return total; },
             [&](int64_t p, int64_t, int64_t offset, std::byte const*, size_t n) {
                 if (p != 0) return;  // all of them at once
-                members(g, w, [&](int64_t q) { return g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
+                members(g, w, [&](int64_t q) { return q == g.who.me ? bytes + offset : g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
             });
         return;
     }
@@ -8407,8 +8428,8 @@ inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int6
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
     if (g.who.size == 1) return g.meet();
-    if (!g.bridge && n * unit <= g.options.small_bytes && gather) {
-        // Small: a copy costs less than an arrival, so everybody sums everything.
+    if (!g.bridge && g.members() > 2 && n * unit <= g.options.small_bytes && gather) {
+        // Small: a copy costs less than an arrival of many, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
         g.meet();

@@ -55,7 +55,8 @@ template <class Training>
 void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
     training.settled();
     [[maybe_unused]] typename Training::autocast_pause const pause;
-    check(loss.defined() && loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found ", loss.defined() ? concat("shape ", loss.sizes()) : "an undefined tensor");
+    check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
+    check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
     bool scaled_before = false;

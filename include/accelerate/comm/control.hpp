@@ -74,7 +74,7 @@ public:
         mine().phase.store(++phase_, std::memory_order_release);
         int64_t next = 0;
         auto const all = [&] {
-            while (next < size() && !missing(next)) ++next;
+            while (next < size() && (next == me_ || !missing(next))) ++next;
             return next == size();
         };
         if (all()) return;

@@ -49,7 +49,7 @@ inline void all_reduce(Group& g, What const& w, void* data, int64_t count) {
             g, {data, 1, total, unit}, [&] { g.meet(); }, [&](int64_t) { return total; },
             [&](int64_t p, int64_t, int64_t offset, std::byte const*, size_t n) {
                 if (p != 0) return;  // all of them at once
-                members(g, w, [&](int64_t q) { return g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
+                members(g, w, [&](int64_t q) { return q == g.who.me ? bytes + offset : g.stage(q, control.phase()); }, 1, [&](int64_t) { return bytes + offset; }, static_cast<int64_t>(n) / unit);
             });
         return;
     }
@@ -97,8 +97,8 @@ inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int6
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
     if (g.who.size == 1) return g.meet();
-    if (!g.bridge && n * unit <= g.options.small_bytes && gather) {
-        // Small: a copy costs less than an arrival, so everybody sums everything.
+    if (!g.bridge && g.members() > 2 && n * unit <= g.options.small_bytes && gather) {
+        // Small: a copy costs less than an arrival of many, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
         g.meet();
