@@ -55,7 +55,7 @@ set(ACCELERATE_DEFAULT_LOADER "Stateful" CACHE STRING "Loader policy of accelera
 # The C++ type of a policy that is named as in a sentence: Bf16 is accelerate::precision::Bf16<>. Options go in brackets, as in
 # Ddp<accelerate::ddp{.bucket_cap_mb = 50}>; any other name with :: is taken as it is, a policy of the user's.
 function(_accelerate_policy_type result slot name)
-  set(plain Cpu Cuda Fp32 Tf32 None)
+  set(plain Cpu Fp32 Tf32 None)
   set(templates Bf16 Ddp Fsdp Stateful)
   string(TOLOWER "${slot}" room)
   if(name MATCHES "^([A-Za-z0-9_]+)<" AND CMAKE_MATCH_1 IN_LIST templates)

@@ -2,13 +2,124 @@
 // Copyright: the authors of accelerate.hpp. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// ---- accelerate/data/loops.hpp
-
+#include <torch/torch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
+#include <c10/core/DeviceType.h>
+#include <c10/core/ScalarType.h>
+#include <concepts>
+#include <span>
+#include <string>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+#include <map>
+#include <filesystem>
+#include <optional>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <ATen/autocast_mode.h>
+#include <chrono>
+#include <cstddef>
+#include <tuple>
+#include <type_traits>
+#include <ranges>
+#include <ATen/Context.h>
+#include <compare>
+#include <initializer_list>
+#include <unordered_map>
+#include <nlohmann/json.hpp>
+#include <ATen/ThreadLocalState.h>
+#include <cstdlib>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <condition_variable>
+#include <exception>
+#include <thread>
+#include <c10/core/Device.h>
+#include <c10/util/Exception.h>
+#include <ATen/ops/stack.h>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <torch/nn/module.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/Generator.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <c10/core/TensorImpl.h>
+#include <ATen/core/List.h>
+#include <ATen/core/ivalue.h>
+#include <unordered_set>
+#include <ATen/ops/empty_strided.h>
+#include <torch/nn/pimpl.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <bit>
+#include <ATen/MemoryOverlap.h>
+#include <limits>
+#include <signal.h>
+#include <unistd.h>
+#include <cstdio>
+#include <atomic>
+#include <fstream>
+#include <fcntl.h>
+#include <cerrno>
+#include <system_error>
+#include <cstring>
+#include <new>
+#include <sched.h>
+#include <deque>
+#include <ATen/ops/from_blob.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Float8_e4m3fnuz.h>
+#include <c10/util/Float8_e5m2.h>
+#include <c10/util/Float8_e5m2fnuz.h>
+#include <c10/util/Half.h>
+#include <numeric>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <ATen/ops/as_strided.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/_fused_adagrad.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <torch/optim/optimizer.h>
+#include <numbers>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <sys/vfs.h>
+#include <random>
+#include <charconv>
+#include <c10/core/GradMode.h>
+#include <iostream>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/linear.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/nn/modules/linear.h>
+#include <ATen/ops/isfinite.h>
+
+// ---- accelerate/data/loops.hpp
 
 namespace accelerate::data {
 
@@ -75,11 +186,6 @@ enum class Operations {
 
 // ---- accelerate/precision/policy.hpp
 
-#include <c10/core/DeviceType.h>
-#include <c10/core/ScalarType.h>
-
-#include <concepts>
-
 namespace accelerate {
 namespace precision::detail {
 /// Stands for a device policy and for a module where a concept asks about templates.
@@ -127,10 +233,37 @@ struct NoScope {
 }  // namespace precision
 }  // namespace accelerate
 
-// ---- accelerate/sharding/flat.hpp
+// ---- accelerate/module/placement.hpp
 
-#include <span>
-#include <string>
+namespace torch::nn {
+class Module;
+}
+
+namespace accelerate {
+namespace place {
+
+/// The block itself, whole and always there. Nothing can be faster: the type that a unit holds *is* the user's.
+struct Resident {
+    template <class Block>
+    using impl = Block;
+};
+
+}  // namespace place
+
+/// A placement: how a unit of a model is held. `impl<Block>` is the module in the block's place; other than `Resident` it
+///   derives from the block, so that names, `as<Block>()` and members stay;
+///   takes the block's constructor arguments, and is plain until something is bound to it: construction is recorded on shapes;
+///   shadows `forward` with one that brings the parameters, calls `Block::forward` and sends them away; `for_each_tensor` tells
+///   which tensors the output holds, for what must happen before their backward;
+///   overrides `clone`, which would slice it, or refuses.
+/// `static void materialize(root, tape, communicator)`, optional: computes what this rank keeps of a model that `make` has recorded,
+///   in place of `module::materialize`, which computes all of it.
+template <class P>
+concept placement = requires { typename P::template impl<torch::nn::Module>; };
+
+}  // namespace accelerate
+
+// ---- accelerate/sharding/flat.hpp
 
 namespace accelerate::sharding {
 
@@ -179,11 +312,6 @@ concept flat_model = requires(M& m, M const& c) {
 }  // namespace accelerate::sharding
 
 // ---- accelerate/core/error.hpp
-
-#include <ostream>
-#include <sstream>
-#include <stdexcept>
-#include <string_view>
 
 namespace accelerate {
 
@@ -240,6 +368,107 @@ void check(bool condition, Code const& code, Parts const&... parts) {
 
 }  // namespace accelerate
 
+// ---- accelerate/sharding/layout.hpp
+
+namespace torch::nn {
+class Module;
+}
+
+namespace accelerate::sharding {
+
+using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
+struct ModelParts {
+    std::shared_ptr<torch::nn::Module> module = {};
+    NamedParameters parameters = {};
+    NamedParameters buffers = {};
+};
+
+/// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they
+/// would see in tensors of their own.
+inline constexpr int64_t slot_alignment = 64;
+
+/// A stretch of one flat that is reduced as a whole.
+struct Bucket {
+    int64_t flat = 0;
+    int64_t begin = 0, end = 0;
+    int64_t first_slot = 0, slots = 0;
+};
+
+/// How parameters lie in flats and buckets; pure arithmetic, no tensor is touched.
+struct Layout {
+    struct Place {
+        int64_t parameter = 0;  ///< index into the list of parameters
+        int64_t begin = 0;
+    };
+    struct FlatPlan {
+        at::ScalarType dtype = at::kFloat;
+        int64_t numel = 0;
+        std::vector<Place> places;
+    };
+    std::vector<FlatPlan> flats;
+    std::vector<Bucket> buckets;  ///< in the order in which they are expected to become ready
+};
+
+/// Lays parameters out in the given order. One flat for each dtype, cut into buckets of at most `bucket_bytes` (at least one
+/// parameter each), the first of at most `first_bucket_bytes` so that communication starts early. Inside a bucket matrices come
+/// before vectors: "no weight decay on norms and biases" is then two stretches of a bucket instead of one for each layer.
+inline Layout plan_layout(NamedParameters const& parameters, std::vector<int64_t> const& order, int64_t first_bucket_bytes, int64_t bucket_bytes) {
+    struct Open {
+        std::vector<int64_t> members;
+        int64_t bytes = 0;
+    };
+    Layout layout;
+    std::map<at::ScalarType, int64_t> flat_of;
+    std::vector<Open> open;
+    std::vector<bool> first;
+
+    auto close = [&](int64_t f) {
+        auto& bucket = open[static_cast<size_t>(f)];
+        auto& flat = layout.flats[static_cast<size_t>(f)];
+        if (bucket.members.empty()) return;
+        std::stable_partition(bucket.members.begin(), bucket.members.end(),
+                              [&](int64_t i) { return parameters[static_cast<size_t>(i)].second.dim() > 1; });
+        Bucket made{f, flat.numel, flat.numel, static_cast<int64_t>(flat.places.size()), static_cast<int64_t>(bucket.members.size())};
+        auto const item = static_cast<int64_t>(c10::elementSize(flat.dtype));
+        auto const unit = std::max<int64_t>(1, slot_alignment / item);
+        for (auto i : bucket.members) {
+            flat.places.push_back({i, flat.numel});
+            flat.numel += (parameters[static_cast<size_t>(i)].second.numel() + unit - 1) / unit * unit;
+        }
+        made.end = flat.numel;
+        layout.buckets.push_back(made);
+        bucket = {};
+        first[static_cast<size_t>(f)] = false;
+    };
+
+    for (auto i : order) {
+        auto const& tensor = parameters[static_cast<size_t>(i)].second;
+        auto [it, fresh] = flat_of.try_emplace(tensor.scalar_type(), static_cast<int64_t>(layout.flats.size()));
+        if (fresh) {
+            layout.flats.push_back({tensor.scalar_type(), 0, {}});
+            open.emplace_back();
+            first.push_back(true);
+        }
+        auto const f = static_cast<size_t>(it->second);
+        auto const bytes = static_cast<int64_t>(tensor.nbytes());
+        if (open[f].bytes + bytes > (first[f] ? first_bucket_bytes : bucket_bytes)) close(it->second);
+        open[f].members.push_back(i);
+        open[f].bytes += bytes;
+    }
+    for (size_t f = 0; f < open.size(); ++f) close(static_cast<int64_t>(f));
+    return layout;
+}
+
+/// A view of `flat` with the shape and the memory order of `like`, starting at `begin`.
+inline at::Tensor view_like(at::Tensor const& flat, int64_t begin, at::Tensor const& like) {
+    if (like.is_contiguous() || !like.is_non_overlapping_and_dense()) return flat.narrow(0, begin, like.numel()).view(like.sizes());
+    return flat.as_strided(like.sizes(), like.strides(), flat.storage_offset() + begin);
+}
+
+}  // namespace accelerate::sharding
+
 // ---- accelerate/sharding/window.hpp
 
 namespace accelerate {
@@ -294,28 +523,42 @@ private:
 // ---- accelerate/sharding/policy.hpp
 
 namespace accelerate {
+namespace sharding {
+
+/// A prepared model as the loop needs it: besides what an optimizer needs, it is told about each forward and backward.
+template <class M, class Communicator>
+concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, Communicator const&> && requires(M& m, M const& c, at::Tensor const& loss, double value) {
+    { m.parameters() } -> std::convertible_to<NamedParameters const&>;
+    { m.window() } -> std::same_as<Window&>;
+    { c.stage() } -> std::same_as<Stage>;
+    m.advance("call", Stage::Reduced, {Stage::Reduced});               // to a stage, from one of those in braces; else E_CALL_ORDER
+    m.expect_backward();                                               // E_CALL_ORDER when gradients can take no more
+    m.before_forward();                                                // also without grad mode
+    m.before_backward(loss);
+    m.after_backward();                                                // returns when the gradients are complete, if the window is closed
+    m.whole();                                                         // an object: while it lives every parameter is whole on this rank
+    { M::owns_everything } -> std::convertible_to<bool>;               // every rank updates all parameters: norms need no folding over ranks
+    { c.sum_over_ranks(value) } -> std::convertible_to<double>;
+    { c.replicas() } -> std::convertible_to<int64_t>;                  // how many ranks' losses the gradients are the mean of
+};
+
+}  // namespace sharding
 
 /// A sharding policy: how parameters, gradients and optimizer state are cut over the ranks.
-/// `name` is printed; `template <class Device> model` is what a prepared model becomes: constructible from (`sharding::ModelParts`,
-/// communicator), satisfying `sharding::flat_model`, and told about each forward and backward:
-///   before_forward() (also without grad mode), before_backward(loss), after_backward(), window(), stage(), advance(...),
-///   sum_over_ranks(double), replicas().
+///   `name`                is printed
+///   `placement<Device>`   how units of a model are held: `place::Resident` unless the model is cut
+///   `model<Device>`       what a prepared model becomes (`sharding::trained_model`); deriving from `sharding::FlatModel` brings most
 /// `sharding::None` is the shortest model of how to write one.
 template <class S, class Device>
 concept sharding_policy = requires {
     { S::name } -> std::convertible_to<char const*>;
-    typename S::template model<Device>;
-} && sharding::flat_model<typename S::template model<Device>>;
+    requires placement<typename S::template placement<Device>>;
+    requires sharding::trained_model<typename S::template model<Device>, typename Device::communicator>;
+};
 
 }  // namespace accelerate
 
 // ---- accelerate/training.hpp
-
-#include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
-
-#include <filesystem>
-#include <optional>
 
 namespace accelerate {
 
@@ -472,8 +715,6 @@ private:
 
 // ---- accelerate/precision/autocast.hpp
 
-#include <ATen/autocast_mode.h>
-
 namespace accelerate::precision {
 
 /// What LibTorch's automatic mixed precision is set to on this thread, for one device type.
@@ -550,9 +791,6 @@ private:
 }  // namespace accelerate::precision
 
 // ---- accelerate/backward.hpp
-
-#include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/autograd.h>
 
 namespace accelerate {
 
@@ -684,8 +922,6 @@ inline std::string_view why_not(Reduction r, at::ScalarType dtype) {
 
 // ---- accelerate/comm/communicator.hpp
 
-#include <chrono>
-
 namespace accelerate::comm {
 
 /// Memory for gradient buckets in which the ranks of a communicator can reduce in place; see `comm::Buffer` for the meaning.
@@ -745,10 +981,6 @@ concept communicator = std::copyable<C> && reducible_buffer<typename C::buffer> 
 
 // ---- accelerate/core/aggregate.hpp
 
-#include <cstddef>
-#include <tuple>
-#include <type_traits>
-
 namespace accelerate {
 
 namespace detail {
@@ -807,8 +1039,6 @@ constexpr auto fields(T& s) {
 }  // namespace accelerate
 
 // ---- accelerate/core/for_each_tensor.hpp
-
-#include <ranges>
 
 namespace accelerate {
 namespace detail::walk {
@@ -905,8 +1135,6 @@ void broadcast(Comm const& ranks, Value& value, int64_t from) {
 
 // ---- accelerate/core/seed.hpp
 
-#include <ATen/Context.h>
-
 namespace accelerate {
 
 /// Mixes two 64-bit numbers into one (the finaliser of splitmix64): streams of neighbouring seeds are unrelated.
@@ -955,8 +1183,6 @@ inline void set_seed(int64_t seed, seed_options options = {}, int64_t rank = 0) 
 
 // ---- accelerate/core/units.hpp
 
-#include <compare>
-
 namespace accelerate {
 
 /// A count that knows what it counts: `OptimizerSteps{100}` cannot be passed where `Samples` are meant. Zero cost.
@@ -991,9 +1217,6 @@ using Bytes = Count<unit::bytes>;
 }  // namespace accelerate
 
 // ---- accelerate/core/tensor_map.hpp
-
-#include <initializer_list>
-#include <unordered_map>
 
 namespace accelerate {
 
@@ -1070,8 +1293,6 @@ private:
 
 // ---- accelerate/core/state_dict.hpp
 
-#include <nlohmann/json.hpp>
-
 namespace accelerate {
 
 /// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
@@ -1102,11 +1323,6 @@ concept stateful = requires(T& t, T const& c, StateDict const& s) {
 }  // namespace accelerate
 
 // ---- accelerate/core/session.hpp
-
-#include <cstdlib>
-#include <functional>
-#include <mutex>
-#include <set>
 
 namespace accelerate {
 
@@ -1189,12 +1405,6 @@ private:
 
 // ---- accelerate/data/ahead.hpp
 
-#include <ATen/ThreadLocalState.h>
-
-#include <condition_variable>
-#include <exception>
-#include <thread>
-
 namespace accelerate::data {
 
 /// Makes batches 0 .. `count - 1` on a thread of its own, in order, one ahead of whoever takes them. The thread has the
@@ -1264,8 +1474,6 @@ private:
 
 // ---- accelerate/data/context.hpp
 
-#include <c10/core/Device.h>
-
 namespace accelerate::data {
 
 /// Where a loader is used: whose share of the batches it hands out, where they go, and who is told about the last one. The
@@ -1279,11 +1487,6 @@ struct Context {
 }  // namespace accelerate::data
 
 // ---- accelerate/data/collate.hpp
-
-#include <ATen/ops/stack.h>
-
-#include <array>
-#include <map>
 
 namespace accelerate::data {
 
@@ -1380,12 +1583,7 @@ auto collate_struct(std::vector<T>& items, std::index_sequence<I...>) {
         return typename T::batch{collate_part(items, [](T& item) -> auto& { return std::get<I>(fields(item)); })...};
     else if constexpr (keeps_type<T>)
         return T{collate_part(items, [](T& item) -> auto& { return std::get<I>(fields(item)); })...};
-    else {
-        static_assert(keeps_type<T>,
-                      "data::collate: a struct with members other than tensors cannot hold its own batch; give it a member type `batch`, a struct with "
-                      "the collated members in the same order (numbers become a torch::Tensor), or give the Loader a collate function");
-        return T(std::move(items[0]));
-    }
+    else return at::Tensor();  // require_collatable has refused it
 }
 
 template <class T>
@@ -1443,16 +1641,47 @@ auto collate(std::vector<T>&& items) {
     else if constexpr (is_array<T> || is_vector<T>) return collate_sequence(items);
     else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return collate_map(items);
     else if constexpr (decomposable<T>) return collate_struct(items, std::make_index_sequence<std::tuple_size_v<decltype(fields(std::declval<T&>()))>>());
-    else {
-        constexpr bool supported = decomposable<T>;
-        static_assert(supported,
-                      "data::collate: a sample must be a tensor, number, string, or a plain struct (at most 16 members, no constructors), tuple, pair, array, "
-                      "vector or map of such; else give the Loader a collate function");
-        return at::Tensor();
-    }
+    else return at::Tensor();  // require_collatable has refused it
+}
+
+/// Whether samples of a type can be collated: yes; no, a part is of no known kind; no, a struct cannot hold its own batch.
+enum class Fit { Yes, Unknown, NoBatch };
+
+template <class T>
+consteval Fit fit();
+
+template <class... Part>
+consteval Fit worst(std::type_identity<std::tuple<Part...>>) {
+    auto found = Fit::Yes;
+    ((found = found == Fit::Yes ? fit<std::remove_cvref_t<Part>>() : found), ...);
+    return found;
+}
+
+template <class T>
+consteval Fit fit() {
+    if constexpr (std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
+    else if constexpr (is_tuple<T>) return worst(std::type_identity<decltype(std::tuple_cat(std::declval<T>()))>());
+    else if constexpr (is_array<T> || is_vector<T>) return fit<typename T::value_type>();
+    else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return fit<typename T::mapped_type>();
+    else if constexpr (decomposable<T>) {
+        constexpr auto members = worst(std::type_identity<decltype(fields(std::declval<T&>()))>());
+        if constexpr (members != Fit::Yes || requires { typename T::batch; }) return members;
+        else return keeps_type<T> ? Fit::Yes : Fit::NoBatch;
+    } else return Fit::Unknown;
 }
 
 }  // namespace detail
+
+/// True, or a compile error that says why samples of type T cannot be collated.
+template <class T>
+consteval bool require_collatable() {
+    constexpr auto fit = detail::fit<T>();
+    static_assert(fit != detail::Fit::Unknown, "data::collate: a sample must be a tensor, number, string, or a plain struct (at most 16 members, no constructors), tuple, pair, array, "
+                                               "vector or map of such; else give the Loader a collate function");
+    static_assert(fit != detail::Fit::NoBatch, "data::collate: a struct with members other than tensors cannot hold its own batch; give it a member type `batch`, a struct with "
+                                               "the collated members in the same order (numbers become a torch::Tensor), or give the Loader a collate function");
+    return fit == detail::Fit::Yes;
+}
 
 /// Makes one batch of n samples, as Python's default collation does:
 ///
@@ -1470,6 +1699,7 @@ auto collate(std::vector<T>&& items) {
 struct Collate {
     template <class Sample>
     auto operator()(std::vector<Sample>&& samples) const {
+        static_assert(require_collatable<Sample>());
         return detail::collate(std::move(samples));
     }
 };
@@ -1511,8 +1741,6 @@ using sample_t = std::remove_cvref_t<decltype(std::declval<std::remove_reference
 }  // namespace accelerate::data
 
 // ---- accelerate/data/fetch.hpp
-
-#include <c10/util/Exception.h>
 
 namespace accelerate::data {
 
@@ -1585,8 +1813,6 @@ struct options {
 }  // namespace accelerate::data
 
 // ---- accelerate/data/permutation.hpp
-
-#include <cmath>
 
 namespace accelerate::data {
 
@@ -1687,6 +1913,14 @@ struct Standard {
 
 namespace accelerate::data {
 
+namespace detail {
+template <class D>
+auto sample_of() {
+    if constexpr (requires(std::remove_reference_t<D>& d, size_t i) { d[i]; }) return std::type_identity<std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>>();
+    else return std::type_identity<at::Tensor>();
+}
+}  // namespace detail
+
 /// What to load: a data set, options, and an order of its own if the options' `shuffle` is not enough. `accelerator.prepare` makes
 /// of it what the loop iterates.
 ///
@@ -1701,9 +1935,11 @@ class Loader {
     static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position]; see data/order.hpp");
 
 public:
+    static constexpr bool possible = has_samples && has_order;
     using dataset_type = std::remove_reference_t<Dataset>;
     using order_type = Order;
     using collate_type = Collation;
+    using sample_type = typename decltype(detail::sample_of<Dataset>())::type;
 
     explicit Loader(Dataset&& dataset, options o = {})
         requires std::same_as<Order, order::Standard>
@@ -1825,8 +2061,6 @@ struct Shard {
 }  // namespace accelerate::data
 
 // ---- accelerate/data/prepared.hpp
-
-#include <iterator>
 
 namespace accelerate::data {
 
@@ -2060,11 +2294,6 @@ concept device_policy = comm::communicator<typename D::communicator> && requires
 
 // ---- accelerate/module/intercept.hpp
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
-
 namespace accelerate::module {
 
 /// What runs in the place of every operation that this thread calls while an `Interception` of it is alive.
@@ -2124,9 +2353,6 @@ private:
 
 // ---- accelerate/module/boxed.hpp
 
-#include <ATen/core/List.h>
-#include <ATen/core/ivalue.h>
-
 namespace accelerate::module {
 
 /// Calls `f(tensor)` for each defined tensor in an argument or a result of an operation.
@@ -2160,10 +2386,6 @@ c10::IValue map_tensors(c10::IValue const& value, F&& f) {
 }  // namespace accelerate::module
 
 // ---- accelerate/module/tape.hpp
-
-#include <c10/core/TensorImpl.h>
-
-#include <unordered_set>
 
 namespace accelerate {
 
@@ -2230,9 +2452,6 @@ struct Tape {
 }  // namespace accelerate
 
 // ---- accelerate/module/replay.hpp
-
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/Generator.h>
 
 namespace accelerate::module {
 
@@ -2377,8 +2596,6 @@ inline void materialize(torch::nn::Module const& root, Tape const& tape) {
 
 // ---- accelerate/module/record.hpp
 
-#include <ATen/ops/empty_strided.h>
-
 namespace accelerate::module {
 
 /// While alive, this thread builds tensors on the meta device: shapes, no memory, no numbers. With a tape, what it does is
@@ -2487,8 +2704,6 @@ private:
 
 // ---- accelerate/module/construct.hpp
 
-#include <torch/nn/module.h>
-
 namespace accelerate {
 namespace detail {
 
@@ -2538,36 +2753,6 @@ Holder construct(int64_t seed, Arguments&&... arguments) {
 
 }  // namespace accelerate
 
-// ---- accelerate/module/placement.hpp
-
-namespace torch::nn {
-class Module;
-}
-
-namespace accelerate {
-namespace place {
-
-/// The block itself, whole and always there. Nothing can be faster: the type that a unit holds *is* the user's.
-struct Resident {
-    template <class Block>
-    using impl = Block;
-};
-
-}  // namespace place
-
-/// A placement: how a unit of a model is held. `impl<Block>` is the module in the block's place; other than `Resident` it
-///   derives from the block, so that names, `as<Block>()` and members stay;
-///   takes the block's constructor arguments, and is plain until something is bound to it: construction is recorded on shapes;
-///   shadows `forward` with one that brings the parameters, calls `Block::forward` and sends them away; `for_each_tensor` tells
-///   which tensors the output holds, for what must happen before their backward;
-///   overrides `clone`, which would slice it, or refuses.
-/// `static void materialize(root, tape, communicator)`, optional: computes what this rank keeps of a model that `make` has recorded,
-///   in place of `module::materialize`, which computes all of it.
-template <class P>
-concept placement = requires { typename P::template impl<torch::nn::Module>; };
-
-}  // namespace accelerate
-
 // ---- accelerate/precision/fp32.hpp
 
 namespace accelerate::precision {
@@ -2607,8 +2792,6 @@ concept strategy = placement<typename S::placement> && precision_policy<typename
 }  // namespace accelerate
 
 // ---- accelerate/module/holder.hpp
-
-#include <torch/nn/pimpl.h>
 
 namespace accelerate::detail {
 
@@ -2705,8 +2888,6 @@ public:
 }  // namespace accelerate
 
 // ---- accelerate/optim/reductions.hpp
-
-#include <bit>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -2814,11 +2995,6 @@ inline float largest_magnitude(float const* x, int64_t n) {
 
 // ---- accelerate/optim/norm.hpp
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/scalar_tensor.h>
-
 namespace accelerate::optim {
 
 /// How partial results of a norm become one: by adding powers, or as an extreme.
@@ -2909,9 +3085,6 @@ inline at::Tensor total_norm(std::span<at::Tensor const> buffers, double p = 2) 
 }  // namespace accelerate::optim
 
 // ---- accelerate/optim/clip.hpp
-
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
 
 namespace accelerate::optim {
 
@@ -3009,8 +3182,6 @@ void clip_grad_value(std::span<Model* const> models, double value) {
 
 // ---- accelerate/clipping.hpp
 
-#include <ATen/ops/zeros.h>
-
 namespace accelerate::detail {
 
 /// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients.
@@ -3039,3637 +3210,6 @@ void clip_grad_value(Training& training, Model& model, double value) {
 }
 
 }  // namespace accelerate::detail
-
-// ---- accelerate/optim/moments.hpp
-
-#include <ATen/ops/as_strided.h>
-#include <ATen/ops/full.h>
-
-namespace accelerate::optim {
-
-/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
-struct Stretch {
-    at::Tensor parameters;
-    at::Tensor gradients;
-    std::vector<at::Tensor> states;
-};
-
-/// The part [from, to) of one parameter, counted in memory order, that lies in a stretch at `offset`.
-struct Part {
-    std::string key;                ///< the parameter's name; numbered when several models are bound
-    std::vector<int64_t> sizes;
-    std::vector<int64_t> strides;
-    int64_t numel = 0;
-    int64_t from = 0;
-    int64_t to = 0;
-    size_t stretch = 0;
-    int64_t offset = 0;
-    int64_t order = 0;              ///< position in Python's order: model by model, parameters as registered
-    size_t set = 0;                 ///< of hyper-parameters
-
-    int64_t length() const { return to - from; }
-};
-
-/// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
-/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load.
-class Moments {
-public:
-    Moments(std::vector<std::string> names, double initial) : names_(std::move(names)), initial_(initial) {}
-
-    std::vector<Stretch> const& stretches() const { return stretches_; }
-    std::vector<Part> const& parts() const { return parts_; }
-
-    /// Takes over a new arrangement; state moves along by name. Parameters not seen before start with the initial value. `keys`
-    /// are those of all parameters, also of those that other ranks update.
-    void arrange(std::vector<Stretch> stretches, std::vector<Part> parts, std::set<std::string> keys) {
-        for (auto& s : stretches)
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options()));
-        auto const before = index();
-        for (auto const& part : parts) {
-            auto old = before.find(part.key);
-            if (old == before.end()) continue;
-            int64_t found = 0;
-            for (auto i : old->second) {
-                auto const& source = parts_[i];
-                auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
-                if (from >= to) continue;
-                found += to - from;
-                for (size_t n = 0; n < names_.size(); ++n)
-                    stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
-                        .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
-            }
-            check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
-                  " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
-        }
-        stretches_ = std::move(stretches);
-        parts_ = std::move(parts);
-        keys_ = std::move(keys);
-    }
-
-    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
-    /// its place under "slices".
-    void save(StateDict& state) const {
-        for (auto const& [key, indices] : index())
-            for (size_t n = 0; n < names_.size(); ++n) {
-                auto const name = names_[n] + "." + key;
-                auto const& first = parts_[indices.front()];
-                auto const& last = parts_[indices.back()];
-                int64_t held = 0;
-                for (auto i : indices) held += parts_[i].length();
-                check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-                auto flat = at::empty({held}, stretches_[first.stretch].parameters.options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
-                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
-                else {
-                    state.tensors.insert(name, flat);
-                    state.values["slices"][name] = {first.from, last.to};
-                }
-            }
-    }
-
-    /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
-    /// misshapen tensor; nothing has been changed then.
-    void load(StateDict const& state) {
-        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
-        for (auto const& part : parts_)
-            for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
-        for (auto const& [name, tensor] : state.tensors)
-            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
-        for (auto& [target, source] : copies) target.copy_(source);
-    }
-
-    /// Back to the value before the first update.
-    void reset() {
-        for (auto& s : stretches_)
-            for (auto& t : s.states) t.fill_(initial_);
-    }
-
-private:
-    /// Parts by parameter, in ascending order within each.
-    std::map<std::string, std::vector<size_t>> index() const {
-        std::map<std::string, std::vector<size_t>> by_key;
-        for (size_t i = 0; i < parts_.size(); ++i) by_key[parts_[i].key].push_back(i);
-        for (auto& [key, indices] : by_key) std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) { return parts_[a].from < parts_[b].from; });
-        return by_key;
-    }
-
-    at::Tensor slice(Part const& part, size_t n) const { return stretches_[part.stretch].states[n].narrow(0, part.offset, part.length()); }
-
-    bool known(std::string const& name) const {
-        auto const dot = name.find('.');  // names of states have none
-        return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
-    }
-
-    static at::Tensor stored(StateDict const& state, std::string const& name, Part const& part) {
-        auto found = state.tensors.find(name);
-        check(found != state.tensors.end(), code::data, "optimizer.load_state_dict: the state has no tensor \"", name, "\"; was it saved for another model?");
-        auto const& tensor = found->second;
-        if (state.values.contains("slices") && state.values["slices"].contains(name)) {
-            auto const range = state.values["slices"][name].get<std::pair<int64_t, int64_t>>();
-            check(range.first <= part.from && part.to <= range.second && tensor.dim() == 1 && tensor.numel() == range.second - range.first, code::data,
-                  "optimizer.load_state_dict: \"", name, "\" holds elements ", range.first, " to ", range.second, ", this rank needs ", part.from, " to ", part.to,
-                  "; join the ranks' states first");
-            return tensor.narrow(0, part.from - range.first, part.length());
-        }
-        check(tensor.sizes() == at::IntArrayRef(part.sizes), code::data, "optimizer.load_state_dict: \"", name, "\" has shape ", tensor.sizes(), ", the parameter ",
-              at::IntArrayRef(part.sizes));
-        auto in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options());
-        in_memory_order.copy_(tensor);
-        return in_memory_order.as_strided({part.numel}, {1}).narrow(0, part.from, part.length());
-    }
-
-    std::vector<std::string> names_;
-    double initial_;
-    std::vector<Stretch> stretches_;
-    std::vector<Part> parts_;
-    std::set<std::string> keys_;
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/core/log.hpp
-
-#include <cstdio>
-
-namespace accelerate::log {
-
-/// Who speaks: by default rank 0 for all, since N ranks saying the same thing is noise.
-enum class From { Main, Everyone };
-
-namespace detail {
-inline void line(char const* level, std::string const& text) {
-    // One write, so that lines of several ranks do not interleave.
-    auto const whole = concat("[accelerate", Session::instance().size() > 1 ? concat(" rank ", Session::instance().rank()) : "", "] ", level, text, "\n");
-    std::fwrite(whole.data(), 1, whole.size(), stderr);
-}
-inline bool speaks(From from) { return from == From::Everyone || Session::instance().rank() == 0; }
-}  // namespace detail
-
-/// Notices go to stderr: stdout belongs to the user (and to `accelerator.print`).
-template <class... Parts>
-void info(Parts const&... parts) {
-    if (detail::speaks(From::Main)) detail::line("", concat(parts...));
-}
-
-template <class... Parts>
-void warning(From from, Parts const&... parts) {
-    if (detail::speaks(from)) detail::line("warning: ", concat(parts...));
-}
-
-template <class... Parts>
-void warning(Parts const&... parts) {
-    warning(From::Main, parts...);
-}
-
-/// Says each text once in the life of the process.
-template <class... Parts>
-void warning_once(Parts const&... parts) {
-    auto text = concat(parts...);
-    if (detail::speaks(From::Main) && Session::instance().first_time(text)) detail::line("warning: ", text);
-}
-
-}  // namespace accelerate::log
-
-// ---- accelerate/optim/callable.hpp
-
-namespace accelerate::optim {
-
-template <class Signature>
-class Callable;
-
-/// A function given by the user as an option: a predicate on names, a factor of the learning rate. Copies share one object, so
-/// that copying a recipe never copies what a lambda has captured; it is called as const. Used when things are bound and once a
-/// schedule step, never per parameter in an optimizer step.
-template <class R, class... Args>
-class Callable<R(Args...)> {
-public:
-    Callable() = default;
-
-    template <class F>
-        requires(!std::is_same_v<std::remove_cvref_t<F>, Callable> && std::is_invocable_r_v<R, F const&, Args...>)
-    Callable(F f) : object_(std::make_shared<F const>(std::move(f))), call_([](void const* object, Args... args) -> R {
-        return static_cast<R>((*static_cast<F const*>(object))(std::forward<Args>(args)...));
-    }) {}
-
-    explicit operator bool() const { return call_ != nullptr; }
-    R operator()(Args... args) const { return call_(object_.get(), std::forward<Args>(args)...); }
-
-private:
-    std::shared_ptr<void const> object_;
-    R (*call_)(void const*, Args...) = nullptr;
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/groups.hpp
-
-namespace accelerate::optim {
-
-/// Parameters with hyper-parameters of their own: those whose name satisfies `match` and no earlier group's. What is not set is
-/// the recipe's. `set_lr` and schedules keep the ratio between a group's `lr` and the recipe's.
-struct ParameterGroup {
-    Callable<bool(std::string const&)> match = {};  ///< empty: every name
-    std::optional<double> lr = {};
-    std::optional<double> weight_decay = {};
-};
-
-/// The hyper-parameters that may differ between parameters, and what `set_lr` needs to scale them.
-struct Hyper {
-    double lr = 0;            ///< in force now
-    double initial_lr = 0;    ///< as in the recipe
-    double weight_decay = 0;
-
-    bool same(Hyper const& o) const { return initial_lr == o.initial_lr && weight_decay == o.weight_decay; }
-};
-
-/// Sorts parameters into sets of equal hyper-parameters by the recipe's groups. Runs when an optimizer is bound, never in a step.
-class Grouping {
-public:
-    template <class Recipe>
-    explicit Grouping(Recipe const& recipe)
-        : base_{recipe.lr, recipe.lr, recipe.weight_decay}, no_decay_(recipe.no_decay_on_norms_and_biases), rules_(recipe.groups), used_(recipe.groups.size()) {
-        for (auto const& rule : rules_)
-            check(!rule.lr || recipe.lr != 0, code::config, "optimizer: a parameter group with its own lr needs a recipe whose lr is not 0, since set_lr keeps the ratio of the two");
-    }
-
-    /// Index of the set that the parameter belongs to. A group's explicit `weight_decay` wins over `no_decay_on_norms_and_biases`.
-    size_t set_of(sharding::Slot const& slot) {
-        auto hyper = base_;
-        bool decay_given = false;
-        for (size_t i = 0; i < rules_.size(); ++i) {
-            if (rules_[i].match && !rules_[i].match(slot.name)) continue;
-            used_[i] = true;
-            if (rules_[i].lr) hyper.lr = hyper.initial_lr = *rules_[i].lr;
-            if (rules_[i].weight_decay) hyper.weight_decay = *rules_[i].weight_decay, decay_given = true;
-            break;
-        }
-        if (no_decay_ && !decay_given && (slot.parameter.dim() <= 1 || slot.name.ends_with("bias"))) hyper.weight_decay = 0;
-        for (size_t i = 0; i < sets_.size(); ++i)
-            if (sets_[i].same(hyper)) return i;
-        hyper.lr = scaled(hyper);
-        sets_.push_back(hyper);
-        return sets_.size() - 1;
-    }
-
-    /// A group that matches no name is nearly always a spelling mistake.
-    void warn_about_unused() const {
-        for (size_t i = 0; i < used_.size(); ++i)
-            if (!used_[i]) log::warning_once("optimizer: parameter group ", i, " matches no parameter name (or earlier groups took all that it matches)");
-    }
-
-    double lr() const { return base_.lr; }
-
-    void set_lr(double lr) {
-        base_.lr = lr;
-        for (auto& set : sets_) set.lr = scaled(set);
-    }
-
-    Hyper const& operator[](size_t set) const { return sets_[set]; }
-    std::vector<Hyper> const& sets() const { return sets_; }
-
-private:
-    // With the recipe's own lr in force the quotient is exactly 1, so a group's lr is used to the last bit as it was written.
-    double scaled(Hyper const& set) const { return set.initial_lr == base_.initial_lr ? base_.lr : set.initial_lr * (base_.lr / base_.initial_lr); }
-
-    Hyper base_;
-    bool no_decay_;
-    std::vector<ParameterGroup> rules_;
-    std::vector<bool> used_;
-    std::vector<Hyper> sets_;
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/recipes.hpp
-
-namespace accelerate::optim {
-
-// A recipe says how to update, not what: `accelerator.prepare` binds it to the prepared parameters, so it cannot go stale.
-// Members have Python's names and defaults. Those that every recipe has:
-//   no_decay_on_norms_and_biases  weight_decay 0 for parameters of at most one dimension and for names that end in "bias"
-//   groups                        other hyper-parameters by parameter name; the first match wins
-//   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
-
-/// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
-struct AdamW {
-    double lr = 1e-3;
-    std::pair<double, double> betas = {0.9, 0.999};
-    double eps = 1e-8;
-    double weight_decay = 1e-2;
-    bool amsgrad = false;
-    bool maximize = false;
-    bool no_decay_on_norms_and_biases = false;
-    std::vector<ParameterGroup> groups = {};
-    Operations operations = Operations::Fused;
-};
-
-/// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
-struct Adam {
-    double lr = 1e-3;
-    std::pair<double, double> betas = {0.9, 0.999};
-    double eps = 1e-8;
-    double weight_decay = 0;
-    bool amsgrad = false;
-    bool maximize = false;
-    bool no_decay_on_norms_and_biases = false;
-    std::vector<ParameterGroup> groups = {};
-    Operations operations = Operations::Fused;
-};
-
-/// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
-struct Sgd {
-    double lr = 1e-3;
-    double momentum = 0;
-    bool nesterov = false;
-    double weight_decay = 0;
-    double dampening = 0;
-    bool maximize = false;
-    bool no_decay_on_norms_and_biases = false;
-    std::vector<ParameterGroup> groups = {};
-    Operations operations = Operations::Fused;
-};
-
-/// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
-struct Adagrad {
-    double lr = 1e-2;
-    double lr_decay = 0;
-    double eps = 1e-10;
-    double weight_decay = 0;
-    double initial_accumulator_value = 0;
-    bool maximize = false;
-    bool no_decay_on_norms_and_biases = false;
-    std::vector<ParameterGroup> groups = {};
-    Operations operations = Operations::Fused;
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/rules.hpp
-
-#include <ATen/ops/_fused_adagrad.h>
-#include <ATen/ops/_fused_adam.h>
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/_fused_sgd.h>
-
-namespace accelerate::optim {
-
-/// What one update reads and writes, column by column: entry i of every list belongs to the same stretch of memory.
-/// Built when the optimizer is bound; a step only passes the lists on.
-struct Columns {
-    std::vector<at::Tensor> parameters;
-    std::vector<at::Tensor> gradients;
-    std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
-    std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
-};
-
-/// The arithmetic of a recipe, apart from binding, grouping and the storage of state. To add an optimizer write an aggregate with
-/// the members that all recipes share and specialise this beside it.
-template <class Recipe>
-struct Rule;
-
-/// An aggregate of hyper-parameters with a `Rule`.
-template <class R>
-concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns, bool first) {
-    { r.lr } -> std::convertible_to<double>;
-    { r.weight_decay } -> std::convertible_to<double>;
-    { r.no_decay_on_norms_and_biases } -> std::convertible_to<bool>;
-    { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
-    { r.operations } -> std::convertible_to<Operations>;
-    { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
-    { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
-    { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
-    Rule<R>::validate(r);                                                          // Error E_CONFIG for values that cannot work
-    Rule<R>::update(r, hyper, columns, first);                                     // one update of every entry of the lists
-};
-
-namespace detail {
-
-inline void validate(bool holds, char const* kind, char const* what) { check(holds, code::config, "optim::", kind, ": ", what); }
-
-template <class R>
-void validate_common(R const& r, char const* kind) {
-    validate(r.lr >= 0, kind, "lr must not be negative");
-    validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
-}
-
-template <class R>
-struct AdamFamily {
-    static std::vector<std::string> states(R const& r) {
-        std::vector<std::string> names{"exp_avg", "exp_avg_sq"};
-        if (r.amsgrad) names.emplace_back("max_exp_avg_sq");
-        return names;
-    }
-    static double initial(R const&) { return 0; }
-    static void validate(R const& r) {
-        validate_common(r, Rule<R>::kind);
-        detail::validate(r.betas.first >= 0 && r.betas.first < 1 && r.betas.second >= 0 && r.betas.second < 1, Rule<R>::kind, "betas must be in [0, 1)");
-        detail::validate(r.eps >= 0, Rule<R>::kind, "eps must not be negative");
-    }
-    static at::TensorList largest(R const& r, Columns const& c) { return r.amsgrad ? at::TensorList(c.states[2]) : at::TensorList(); }
-};
-
-}  // namespace detail
-
-/// `p *= 1 - lr*wd; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g*g; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)`
-template <>
-struct Rule<AdamW> : detail::AdamFamily<AdamW> {
-    static constexpr char const* kind = "AdamW";
-    static void update(AdamW const& r, Hyper const& h, Columns const& c, bool) {
-        at::_fused_adamw_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
-                          r.amsgrad, r.maximize);
-    }
-};
-
-/// As AdamW's without its first line, and with `g += wd*p` instead.
-template <>
-struct Rule<Adam> : detail::AdamFamily<Adam> {
-    static constexpr char const* kind = "Adam";
-    static void update(Adam const& r, Hyper const& h, Columns const& c, bool) {
-        at::_fused_adam_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
-                         r.amsgrad, r.maximize);
-    }
-};
-
-/// `g += wd*p; b = first ? g : momentum*b + (1-dampening)*g; p -= lr * (nesterov ? g + momentum*b : b)`
-template <>
-struct Rule<Sgd> {
-    static constexpr char const* kind = "Sgd";
-    static std::vector<std::string> states(Sgd const& r) { return r.momentum != 0 ? std::vector<std::string>{"momentum_buffer"} : std::vector<std::string>{}; }
-    static double initial(Sgd const&) { return 0; }
-    static void validate(Sgd const& r) {
-        detail::validate_common(r, kind);
-        detail::validate(r.momentum >= 0, kind, "momentum must not be negative");
-        detail::validate(!r.nesterov || (r.momentum > 0 && r.dampening == 0), kind, "nesterov needs a momentum and no dampening");
-    }
-    static void update(Sgd const& r, Hyper const& h, Columns const& c, bool first) {
-        at::_fused_sgd_(c.parameters, c.gradients, c.states.empty() ? at::TensorList() : at::TensorList(c.states[0]), h.weight_decay, r.momentum, h.lr, r.dampening,
-                        r.nesterov, r.maximize, first);
-    }
-};
-
-/// `g += wd*p; s += g*g; p -= lr/(1 + (t-1)*lr_decay) * g / (sqrt(s) + eps)`
-template <>
-struct Rule<Adagrad> {
-    static constexpr char const* kind = "Adagrad";
-    static std::vector<std::string> states(Adagrad const&) { return {"sum"}; }
-    static double initial(Adagrad const& r) { return r.initial_accumulator_value; }
-    static void validate(Adagrad const& r) {
-        detail::validate_common(r, kind);
-        detail::validate(r.lr_decay >= 0 && r.eps >= 0 && r.initial_accumulator_value >= 0, kind, "lr_decay, eps and initial_accumulator_value must not be negative");
-    }
-    static void update(Adagrad const& r, Hyper const& h, Columns const& c, bool) {
-        at::_fused_adagrad_(c.parameters, c.gradients, c.states[0], c.steps, h.lr, r.lr_decay, h.weight_decay, r.eps, r.maximize);
-    }
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/batches.hpp
-
-#include <numeric>
-
-namespace accelerate::optim {
-
-/// One call of a rule: everything of equal hyper-parameters, dtype and device.
-struct Batch {
-    size_t set = 0;
-    Columns columns;
-};
-
-/// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
-/// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
-/// parameter is an entry of its own, in the order of registration.
-inline std::vector<Batch> make_batches(Moments const& moments, Operations operations) {
-    auto const& stretches = moments.stretches();
-    auto const& parts = moments.parts();
-    std::vector<Batch> batches;
-
-    auto add = [&](size_t stretch, size_t set, int64_t begin, int64_t end) {
-        if (begin == end) return;
-        auto const& s = stretches[stretch];
-        auto batch = std::find_if(batches.begin(), batches.end(), [&](Batch const& b) {
-            auto const& other = b.columns.parameters.front();
-            return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
-        });
-        if (batch == batches.end()) {
-            batch = batches.insert(batch, Batch{set, {}});
-            batch->columns.states.resize(s.states.size());
-        }
-        auto& c = batch->columns;
-        c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
-        c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
-        for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
-    };
-
-    std::vector<size_t> order(parts.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    if (operations == Operations::Torch) {
-        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].order, parts[a].from) < std::pair(parts[b].order, parts[b].from); });
-        for (auto i : order) add(parts[i].stretch, parts[i].set, parts[i].offset, parts[i].offset + parts[i].length());
-        return batches;
-    }
-    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].stretch, parts[a].offset) < std::pair(parts[b].stretch, parts[b].offset); });
-    int64_t begin = 0;
-    for (size_t k = 0; k < order.size(); ++k) {
-        auto const& part = parts[order[k]];
-        auto const* next = k + 1 < order.size() && parts[order[k + 1]].stretch == part.stretch ? &parts[order[k + 1]] : nullptr;
-        if (next && next->set == part.set) continue;
-        auto const end = next ? next->offset : stretches[part.stretch].parameters.numel();
-        add(part.stretch, part.set, begin, end);
-        begin = next ? end : 0;
-    }
-    return batches;
-}
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/optimizer.hpp
-
-namespace accelerate::optim {
-
-/// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
-/// optimizer. One update costs one fused call per set of hyper-parameters over flat buffers and nothing per parameter; memory is
-/// the rule's state in the parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and
-/// `zero_grad` do nothing.
-template <recipe Recipe, sharding::flat_model Model>
-class Optimizer {
-public:
-    using recipe_type = Recipe;
-    using model_type = Model;
-
-    /// Error E_CONFIG when the recipe's values cannot work.
-    Optimizer(Recipe recipe, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(recipe), std::move(models))) {}
-
-    /// Updates all parameters from their gradients. Error E_CALL_ORDER (from the model) when the gradients are not complete.
-    void step() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        at::NoGradGuard const no_grad;
-        if (s.stale()) [[unlikely]]
-            s.bind();
-        s.count(s.steps + 1);
-        for (auto const& batch : s.batches) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update, as a gradient scaler must that found a non-finite gradient.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// Clears the gradients; they stay views of the flat buffers.
-    void zero_grad() {
-        if (!window_closed()) return;
-        for (auto& model : shared_->models) model->zero_grad();
-    }
-
-    /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
-    double lr() const { return shared_->grouping.lr(); }
-    void set_lr(double lr) { shared_->grouping.set_lr(lr); }
-
-    int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
-    int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
-    bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
-    Recipe const& recipe() const { return shared_->recipe; }
-    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
-
-    /// False inside an unfinished accumulation window of any of its models.
-    bool window_closed() const {
-        for (auto const& model : shared_->models)
-            if (!model->window_closed()) return false;
-        return true;
-    }
-
-    /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
-    StateDict state_dict() const {
-        auto& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"groups", nlohmann::json::array()}};
-        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
-        if (s.bound) {
-            if (s.stale()) s.bind();
-            s.moments.save(state);
-        }
-        return state;
-    }
-
-    /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
-    /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
-    void load_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const who = concat("optim::", Rule<Recipe>::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-        auto const lr = state.value<double>("lr", who);
-        auto const steps = state.value<int64_t>("steps", who);
-        at::NoGradGuard const no_grad;
-        if (s.stale()) s.bind();
-        if (steps == 0 && state.tensors.empty()) s.moments.reset();
-        else s.moments.load(state);
-        s.grouping.set_lr(lr);
-        s.count(steps);
-    }
-
-private:
-    struct Shared {
-        Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
-            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
-            check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
-        }
-
-        bool stale() const {
-            for (size_t i = 0; i < models.size(); ++i)
-                if (layouts[i] != models[i]->layout()) return true;
-            return !bound;
-        }
-
-        void count(int64_t n) {
-            steps = n;
-            for (auto& counter : counters) {
-                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n);
-                else counter.fill_(n);
-            }
-        }
-
-        void bind();
-
-        Recipe recipe;
-        std::vector<std::shared_ptr<Model>> models;
-        Grouping grouping;
-        Moments moments;
-        std::vector<Batch> batches;
-        std::vector<at::Tensor> counters;  // one per device, the same tensor in every entry of the lists
-        std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
-        int64_t steps = 0;
-        int64_t updates = 0;
-        bool bound = false;
-        bool skipped = false;
-    };
-
-    std::shared_ptr<Shared> shared_;
-};
-
-// Looks at every parameter: at the first step, and again only when slots have moved.
-template <recipe Recipe, sharding::flat_model Model>
-void Optimizer<Recipe, Model>::Shared::bind() {
-    std::vector<Stretch> stretches;
-    std::vector<Part> parts;
-    std::set<std::string> keys;
-    int64_t first_of_model = 0;
-    for (size_t m = 0; m < models.size(); ++m) {
-        std::span<sharding::Flat const> const flats = models[m]->flats();
-        std::span<sharding::Piece const> const pieces = models[m]->pieces();
-        int64_t slots = 0;
-        auto const first_stretch = stretches.size();
-        for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}});
-        for (size_t f = 0; f < flats.size(); ++f)
-            for (auto const& slot : flats[f].slots) {
-                ++slots;
-                auto const set = grouping.set_of(slot);
-                auto const key = models.size() > 1 ? concat(m, ".", slot.name) : slot.name;
-                keys.insert(key);
-                for (size_t p = 0; p < pieces.size(); ++p) {
-                    if (pieces[p].flat != static_cast<int64_t>(f)) continue;
-                    auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
-                    if (from > to || (from == to && slot.numel > 0)) continue;
-                    parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
-                                     from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
-                }
-            }
-        first_of_model += slots;
-        layouts[m] = models[m]->layout();
-    }
-    if (!bound) grouping.warn_about_unused();
-    moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
-    batches = make_batches(moments, recipe.operations);
-    counters.clear();
-    for (auto& batch : batches) {
-        auto const device = batch.columns.parameters.front().device();
-        auto counter = std::find_if(counters.begin(), counters.end(), [&](at::Tensor const& c) { return c.device() == device; });
-        if (counter == counters.end()) counter = counters.insert(counter, at::full({}, steps, at::TensorOptions().dtype(at::kFloat).device(device)));
-        batch.columns.steps.assign(batch.columns.parameters.size(), *counter);
-    }
-    bound = true;
-}
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/torch_state.hpp
-
-#include <torch/optim/optimizer.h>
-
-// Only named here: the class of an optimizer that a user holds is complete where he holds it, and its header is a heavy one.
-namespace torch::optim {
-class Adagrad;
-class Adam;
-class AdamW;
-class RMSprop;
-class SGD;
-struct AdagradParamState;
-struct AdamParamState;
-struct AdamWParamState;
-struct RMSpropParamState;
-struct SGDParamState;
-}  // namespace torch::optim
-
-namespace accelerate::optim {
-
-/// The per-parameter state of a torch::optim class and the name that state dicts know it by; that of the recipe, where there is
-/// one. To save an optimizer class of your own, specialise this.
-template <class Optimizer>
-struct torch_state {
-    static constexpr char const* kind = nullptr;
-};
-template <>
-struct torch_state<torch::optim::AdamW> {
-    static constexpr char const* kind = "AdamW";
-    using type = torch::optim::AdamWParamState;
-};
-template <>
-struct torch_state<torch::optim::Adam> {
-    static constexpr char const* kind = "Adam";
-    using type = torch::optim::AdamParamState;
-};
-template <>
-struct torch_state<torch::optim::SGD> {
-    static constexpr char const* kind = "Sgd";
-    using type = torch::optim::SGDParamState;
-};
-template <>
-struct torch_state<torch::optim::Adagrad> {
-    static constexpr char const* kind = "Adagrad";
-    using type = torch::optim::AdagradParamState;
-};
-template <>
-struct torch_state<torch::optim::RMSprop> {
-    static constexpr char const* kind = "RMSprop";
-    using type = torch::optim::RMSpropParamState;
-};
-
-/// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
-template <class State, class F>
-void for_each_field(State& s, F&& f) {
-    if constexpr (requires { s.exp_avg(); }) {
-        f("exp_avg", s.exp_avg(), [&](at::Tensor t) { s.exp_avg(std::move(t)); });
-        f("exp_avg_sq", s.exp_avg_sq(), [&](at::Tensor t) { s.exp_avg_sq(std::move(t)); });
-        f("max_exp_avg_sq", s.max_exp_avg_sq(), [&](at::Tensor t) { s.max_exp_avg_sq(std::move(t)); });
-    }
-    if constexpr (requires { s.momentum_buffer(); }) f("momentum_buffer", s.momentum_buffer(), [&](at::Tensor t) { s.momentum_buffer(std::move(t)); });
-    if constexpr (requires { s.sum(); }) f("sum", s.sum(), [&](at::Tensor t) { s.sum(std::move(t)); });
-    if constexpr (requires { s.square_avg(); }) {
-        f("square_avg", s.square_avg(), [&](at::Tensor t) { s.square_avg(std::move(t)); });
-        f("grad_avg", s.grad_avg(), [&](at::Tensor t) { s.grad_avg(std::move(t)); });
-    }
-}
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/torch_adapter.hpp
-
-namespace accelerate::optim {
-
-/// Any torch::optim optimizer over prepared models that every rank holds whole, with the interface of `Optimizer`: its step waits
-/// for the window's end, its gradients stay views of the flat buffers. It runs LibTorch's own loop over parameters, 8 to 30 times
-/// slower than a recipe; use it for optimizers that we have no recipe for. A handle: copies are the same optimizer.
-template <std::derived_from<torch::optim::Optimizer> Held, sharding::flat_model Model>
-class TorchAdapter {
-public:
-    using model_type = Model;
-
-    /// Error E_CONFIG when none of its parameters belongs to the models, or when gradients are not gathered on every rank.
-    TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
-
-    void step() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.held->step();
-        ++s.steps;
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own
-    /// `zero_grad` does.
-    void zero_grad() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->zero_grad();
-        for (auto& p : s.others) p.mutable_grad().reset();
-    }
-
-    /// Of the first parameter group; the others keep their ratio to it.
-    double lr() const { return shared_->lr; }
-    void set_lr(double lr) {
-        auto& s = *shared_;
-        s.lr = lr;
-        auto& groups = s.held->param_groups();
-        for (size_t i = 0; i < groups.size(); ++i) {
-            auto const own = s.initial_lrs[i], first = s.initial_lrs[0];
-            groups[i].options().set_lr(own == first ? lr : own * (lr / first));
-        }
-    }
-
-    int64_t steps() const { return shared_->steps; }
-    int64_t updates() const { return shared_->updates; }
-    bool step_was_skipped() const { return shared_->skipped; }
-    Held& unwrap() const { return *shared_->held; }  ///< the optimizer itself
-    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
-
-    bool window_closed() const {
-        for (auto const& model : shared_->models)
-            if (!model->window_closed()) return false;
-        return true;
-    }
-
-    /// Under the same names as a recipe's. Error E_CONFIG for a class that has no `torch_state`, and for one held by its base.
-    StateDict state_dict() const {
-        [[maybe_unused]] auto& s = *shared_;
-        StateDict state;
-        if constexpr (torch_state<Held>::kind == nullptr) refuse("state_dict");
-        else {
-            state.values = {{"kind", torch_state<Held>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_steps", nlohmann::json::object()}};
-            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
-                auto found = s.held->state().find(parameter.unsafeGetTensorImpl());
-                if (found == s.held->state().end()) return;
-                auto& own = static_cast<typename torch_state<Held>::type&>(*found->second);
-                for_each_field(own, [&](char const* name, at::Tensor const& t, auto&&) {
-                    if (t.defined()) state.tensors.insert(concat(name, ".", key), t.detach().clone());
-                });
-                if constexpr (requires { own.step(); }) state.values["parameter_steps"][key] = own.step();
-            });
-        }
-        return state;
-    }
-
-    /// Takes what `state_dict` gave, or the state of a recipe of the same kind.
-    void load_state_dict([[maybe_unused]] StateDict const& state) {
-        [[maybe_unused]] auto& s = *shared_;
-        if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
-        else {
-            auto const who = concat("torch::optim::", torch_state<Held>::kind);
-            auto const kind = state.value<std::string>("kind", who);
-            check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-            auto const saved_lr = state.value<double>("lr", who);
-            auto const steps = state.value<int64_t>("steps", who);
-            using State = typename torch_state<Held>::type;
-            std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
-                auto own = std::make_unique<State>();
-                bool any = false;
-                for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
-                    auto found = state.tensors.find(concat(name, ".", key));
-                    if (found == state.tensors.end()) return;
-                    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
-                          ", the parameter ", parameter.sizes());
-                    write(found->second.to(parameter.options(), false, true));
-                    any = true;
-                });
-                if constexpr (requires { own->step(); }) {
-                    auto const& each = state.values.contains("parameter_steps") ? state.values["parameter_steps"] : nlohmann::json::object();
-                    own->step(each.value(key, static_cast<decltype(own->step() + 0)>(steps)));
-                }
-                if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
-            });
-            check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
-            s.held->state().clear();
-            for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
-            set_lr(saved_lr);
-            s.steps = steps;
-        }
-    }
-
-private:
-    struct Shared {
-        Shared(std::shared_ptr<Held> h, std::vector<std::shared_ptr<Model>> m) : held(std::move(h)), models(std::move(m)) {
-            check(held != nullptr && !models.empty() && !held->param_groups().empty(), code::config, "prepare: a torch::optim optimizer needs parameters and a model");
-            std::unordered_set<at::TensorImpl const*> ours;
-            for (auto const& model : models) {
-                std::span<sharding::Flat const> const flats = model->flats();
-                std::vector<int64_t> covered(flats.size());
-                bool gathered = true;
-                for (auto const& piece : std::span<sharding::Piece const>(model->pieces())) {
-                    auto const f = static_cast<size_t>(piece.flat);
-                    covered[f] += piece.end - piece.begin;
-                    gathered = gathered && (piece.begin == piece.end || piece.gradients.is_alias_of(flats[f].gradients));
-                }
-                for (size_t f = 0; f < flats.size(); ++f) {
-                    gathered = gathered && covered[f] == flats[f].parameters.numel();
-                    for (auto const& slot : flats[f].slots) ours.insert(slot.parameter.unsafeGetTensorImpl());
-                }
-                check(gathered, code::config, "prepare: a torch::optim optimizer reads p.grad(), which this sharding does not complete on every rank; use a recipe such as "
-                      "acc::optim::AdamW{...}, or sharding::Ddp<> with gather_gradients = true");
-            }
-            size_t found = 0;
-            for (auto& group : held->param_groups()) {
-                initial_lrs.push_back(group.options().get_lr());
-                for (auto const& p : group.params())
-                    if (ours.contains(p.unsafeGetTensorImpl())) ++found;
-                    else others.push_back(p);
-            }
-            check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
-            lr = initial_lrs[0];
-        }
-
-        template <class F>
-        void for_each_parameter(F&& f) const {
-            for (size_t m = 0; m < models.size(); ++m)
-                for (auto const& flat : std::span<sharding::Flat const>(models[m]->flats()))
-                    for (auto const& slot : flat.slots) f(models.size() > 1 ? concat(m, ".", slot.name) : slot.name, slot.parameter);
-        }
-
-        std::shared_ptr<Held> held;
-        std::vector<std::shared_ptr<Model>> models;
-        std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
-        std::vector<double> initial_lrs;
-        double lr = 0;
-        int64_t steps = 0;
-        int64_t updates = 0;
-        bool skipped = false;
-    };
-
-    [[noreturn]] static void refuse(char const* call) {
-        throw Error(code::config, concat("optimizer.", call, ": the state of this torch::optim optimizer is not known by its type; hold it as its own class (not as "
-                                         "torch::optim::Optimizer), specialise accelerate::optim::torch_state for a class of your own, or use a recipe such as acc::optim::AdamW{...}"));
-    }
-
-    std::shared_ptr<Shared> shared_;
-};
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/bind.hpp
-
-namespace accelerate::optim {
-
-template <class T>
-inline constexpr bool is_torch_optimizer = std::derived_from<T, torch::optim::Optimizer>;
-template <class O>
-inline constexpr bool is_torch_optimizer<std::shared_ptr<O>> = std::derived_from<O, torch::optim::Optimizer>;
-template <class O>
-inline constexpr bool is_torch_optimizer<std::unique_ptr<O>> = std::derived_from<O, torch::optim::Optimizer>;
-
-/// What `prepare` takes for an optimizer: a recipe; or a torch::optim optimizer by value (moved in), by reference (which must
-/// outlive what is prepared) or by smart pointer.
-template <class T>
-inline constexpr bool is_optimizer = recipe<T> || is_torch_optimizer<T>;
-
-/// Binds an optimizer to prepared models.
-template <class Given, sharding::flat_model Model>
-    requires is_optimizer<std::remove_cvref_t<Given>>
-auto bind(Given&& given, std::vector<std::shared_ptr<Model>> models) {
-    using O = std::remove_cvref_t<Given>;
-    if constexpr (recipe<O>) return Optimizer<O, Model>(std::forward<Given>(given), std::move(models));
-    else if constexpr (!std::derived_from<O, torch::optim::Optimizer>) return TorchAdapter<typename O::element_type, Model>(std::forward<Given>(given), std::move(models));
-    else if constexpr (std::is_lvalue_reference_v<Given>) return TorchAdapter<O, Model>(std::shared_ptr<O>(std::shared_ptr<void>(), &given), std::move(models));
-    else return TorchAdapter<O, Model>(std::make_shared<O>(std::move(given)), std::move(models));
-}
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/schedule_length.hpp
-
-namespace accelerate::schedule {
-
-/// What a schedule counts. `Any` is a length that was not given: it takes the unit of the others.
-enum class Unit { Any, OptimizerSteps, Samples, Tokens, Epochs };
-
-template <class Tag>
-inline constexpr Unit unit_of = Unit::Any;
-template <>
-inline constexpr Unit unit_of<unit::optimizer_steps> = Unit::OptimizerSteps;
-template <>
-inline constexpr Unit unit_of<unit::samples> = Unit::Samples;
-template <>
-inline constexpr Unit unit_of<unit::tokens> = Unit::Tokens;
-template <>
-inline constexpr Unit unit_of<unit::epochs> = Unit::Epochs;
-
-constexpr char const* name(Unit unit) {
-    switch (unit) {
-        case Unit::OptimizerSteps: return unit::optimizer_steps::name;
-        case Unit::Samples: return unit::samples::name;
-        case Unit::Tokens: return unit::tokens::name;
-        case Unit::Epochs: return unit::epochs::name;
-        case Unit::Any: break;
-    }
-    return "any unit";
-}
-
-/// A stretch of training with its unit: made from `OptimizerSteps{100}`, `Samples{n}`, `Tokens{n}` or `Epochs{n}`, and from
-/// nothing else, so that a bare number is a compile error.
-struct Length {
-    int64_t value = 0;
-    Unit unit = Unit::Any;
-
-    constexpr Length() = default;
-    template <class Tag>
-        requires(unit_of<Tag> != Unit::Any)
-    constexpr Length(Count<Tag> count) : value(count.value), unit(unit_of<Tag>) {}
-
-    explicit constexpr operator bool() const { return unit != Unit::Any; }
-};
-
-/// The one unit of several lengths (optimizer steps where none is given). Error E_CONFIG when they differ.
-inline Unit common_unit(char const* who, std::vector<Length> const& lengths) {
-    auto unit = Unit::Any;
-    for (auto const& length : lengths) {
-        if (length.unit == Unit::Any) continue;
-        check(unit == Unit::Any || unit == length.unit, code::config, "schedule::", who, ": lengths in ", name(unit), " and in ", name(length.unit), "; give all in one unit");
-        unit = length.unit;
-    }
-    return unit == Unit::Any ? Unit::OptimizerSteps : unit;
-}
-
-}  // namespace accelerate::schedule
-
-// ---- accelerate/optim/curves.hpp
-
-#include <numbers>
-
-namespace accelerate::schedule {
-
-/// A schedule that is a pure function of how far training is: `factor(position)` times the optimizer's lr. Closed forms only, so
-/// that any position costs the same and a resumed run computes the same numbers.
-template <class C>
-concept curve = requires(C const& c, int64_t position) {
-    { C::kind } -> std::convertible_to<char const*>;
-    { c.factor(position) } -> std::convertible_to<double>;
-    { c.unit() } -> std::convertible_to<Unit>;
-    c.validate();  // Error E_CONFIG for values that cannot work
-};
-
-namespace detail {
-
-/// Linear from 0 to 1 over the warm-up, `s / max(1, warmup)`, then `after(s - warmup)`.
-template <class After>
-double warmed(int64_t s, Length warmup, After&& after) {
-    if (s < warmup.value) return static_cast<double>(s) / static_cast<double>(std::max<int64_t>(1, warmup.value));
-    return after(s - warmup.value);
-}
-
-/// How much of (warmup, total] is done after t, in [0, 1].
-inline double progress(int64_t t, Length warmup, Length total) {
-    return std::min(1.0, static_cast<double>(t) / static_cast<double>(std::max<int64_t>(1, total.value - warmup.value)));
-}
-
-inline void validate_lengths(char const* who, Length warmup, Length total) {
-    check(total.value > 0, code::config, "schedule::", who, ": give .total, as in .total = OptimizerSteps{2000}");
-    check(warmup.value >= 0 && warmup.value <= total.value, code::config, "schedule::", who, ": .warmup (", warmup.value, ") must be between 0 and .total (", total.value, ")");
-}
-
-}  // namespace detail
-
-/// `value`, after a linear warm-up from 0 (transformers' `get_constant_schedule_with_warmup`).
-struct Constant {
-    Length warmup = {};
-    double value = 1;
-
-    static constexpr char const* kind = "Constant";
-    Unit unit() const { return common_unit(kind, {warmup}); }
-    void validate() const { check(warmup.value >= 0, code::config, "schedule::Constant: .warmup must not be negative"); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t) { return 1.0; }) * value;
-    }
-};
-
-/// `1 - (1 - min) * x` with x = (s - warmup) / (total - warmup), `min` after total
-/// (transformers' `get_linear_schedule_with_warmup`).
-struct Linear {
-    Length warmup = {};
-    Length total = {};
-    double min = 0;  ///< as a fraction of the optimizer's lr
-
-    static constexpr char const* kind = "Linear";
-    Unit unit() const { return common_unit(kind, {warmup, total}); }
-    void validate() const { detail::validate_lengths(kind, warmup, total); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t t) { return min + (1 - min) * (1 - detail::progress(t, warmup, total)); });
-    }
-};
-
-/// `min + (1 - min) * (1 + cos(2 pi cycles x)) / 2` with x as in `Linear`: half a wave by default (transformers'
-/// `get_cosine_schedule_with_warmup`, torch's `CosineAnnealingLR`). With `restarts`, `cycles` falling half waves, each from the
-/// top, and `min` at the end (`get_cosine_with_hard_restarts_schedule_with_warmup`). Stays where it is after total.
-struct Cosine {
-    Length warmup = {};
-    Length total = {};
-    double min = 0;
-    double cycles = 0.5;
-    bool restarts = false;
-
-    static constexpr char const* kind = "Cosine";
-    Unit unit() const { return common_unit(kind, {warmup, total}); }
-    void validate() const { detail::validate_lengths(kind, warmup, total); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t t) {
-            auto const x = detail::progress(t, warmup, total);
-            if (restarts && x >= 1) return min;
-            auto const angle = restarts ? std::numbers::pi * std::fmod(cycles * x, 1.0) : std::numbers::pi * cycles * 2.0 * x;
-            return min + (1 - min) * std::max(0.0, 0.5 * (1.0 + std::cos(angle)));
-        });
-    }
-};
-
-/// `min + (1 - min) * (1 - x)^power` with x as in `Linear` (transformers' `get_polynomial_decay_schedule_with_warmup`, torch's
-/// `PolynomialLR`).
-struct Polynomial {
-    Length warmup = {};
-    Length total = {};
-    double power = 1;
-    double min = 0;
-
-    static constexpr char const* kind = "Polynomial";
-    Unit unit() const { return common_unit(kind, {warmup, total}); }
-    void validate() const { detail::validate_lengths(kind, warmup, total); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t t) { return min + (1 - min) * std::pow(1 - detail::progress(t, warmup, total), power); });
-    }
-};
-
-/// `1 / sqrt((s - warmup + timescale) / timescale)`; `timescale` is the warm-up, or 10000 without one
-/// (transformers' `get_inverse_sqrt_schedule`).
-struct InverseSqrt {
-    Length warmup = {};
-    Length timescale = {};
-
-    static constexpr char const* kind = "InverseSqrt";
-    Unit unit() const { return common_unit(kind, {warmup, timescale}); }
-    void validate() const { check(warmup.value >= 0 && timescale.value >= 0, code::config, "schedule::InverseSqrt: lengths must not be negative"); }
-    double factor(int64_t s) const {
-        auto const scale = static_cast<double>(timescale.value > 0 ? timescale.value : warmup.value > 0 ? warmup.value : 10000);
-        return detail::warmed(s, warmup, [&](int64_t t) { return 1.0 / std::sqrt((static_cast<double>(t) + scale) / scale); });
-    }
-};
-
-/// `gamma^((s - warmup) / every)`, without steps (torch's `ExponentialLR` at every = 1).
-struct Exponential {
-    Length warmup = {};
-    double gamma = 0.95;
-    Length every = OptimizerSteps{1};
-
-    static constexpr char const* kind = "Exponential";
-    Unit unit() const { return common_unit(kind, {warmup, every}); }
-    void validate() const { check(every.value > 0 && gamma > 0, code::config, "schedule::Exponential: .every and .gamma must be positive"); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t t) { return std::pow(gamma, static_cast<double>(t) / static_cast<double>(every.value)); });
-    }
-};
-
-/// `gamma^floor((s - warmup) / every)` (torch's `StepLR`).
-struct Step {
-    Length warmup = {};
-    Length every = {};
-    double gamma = 0.1;
-
-    static constexpr char const* kind = "Step";
-    Unit unit() const { return common_unit(kind, {warmup, every}); }
-    void validate() const { check(every.value > 0, code::config, "schedule::Step: give .every, as in .every = Epochs{30}"); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t t) { return std::pow(gamma, static_cast<double>(t / every.value)); });
-    }
-};
-
-/// `gamma^(number of milestones <= s)` (torch's `MultiStepLR`). Milestones count from the beginning, not from the warm-up's end.
-struct MultiStep {
-    Length warmup = {};
-    std::vector<Length> milestones = {};
-    double gamma = 0.1;
-
-    static constexpr char const* kind = "MultiStep";
-    Unit unit() const {
-        auto lengths = milestones;
-        lengths.push_back(warmup);
-        return common_unit(kind, lengths);
-    }
-    void validate() const { check(!milestones.empty(), code::config, "schedule::MultiStep: give .milestones, as in .milestones = {Epochs{30}, Epochs{60}}"); }
-    double factor(int64_t s) const {
-        return detail::warmed(s, warmup, [&](int64_t) {
-            return std::pow(gamma, static_cast<double>(std::count_if(milestones.begin(), milestones.end(), [&](Length m) { return m.value <= s; })));
-        });
-    }
-};
-
-/// Up from `1/div_factor` to 1 over `pct_start` of total, then down to `1/(div_factor * final_div_factor)` (torch's `OneCycleLR`;
-/// the optimizer's lr is its `max_lr`; momentum is left alone). `three_phase`: down to `1/div_factor` over another `pct_start`
-/// first. Each phase runs from lo to hi as `hi + (lo - hi) * (1 + cos(pi x)) / 2`, or straight with `linear`.
-struct OneCycle {
-    Length total = {};
-    double pct_start = 0.3;
-    double div_factor = 25;
-    double final_div_factor = 1e4;
-    bool three_phase = false;
-    bool linear = false;
-
-    static constexpr char const* kind = "OneCycle";
-    Unit unit() const { return common_unit(kind, {total}); }
-    void validate() const {
-        detail::validate_lengths(kind, {}, total);
-        check(pct_start >= 0 && pct_start <= 1 && div_factor > 0 && final_div_factor > 0, code::config,
-              "schedule::OneCycle: .pct_start must be in [0, 1], .div_factor and .final_div_factor positive");
-    }
-    double factor(int64_t s) const {
-        auto const T = static_cast<double>(total.value), at = std::min(static_cast<double>(s), T - 1);
-        auto const low = 1 / div_factor, last = low / final_div_factor;
-        auto const up = pct_start * T - 1, down = 2 * pct_start * T - 2;
-        if (at <= up) return phase(low, 1, at, 0, up);
-        if (!three_phase) return phase(1, last, at, up, T - 1);
-        return at <= down ? phase(1, low, at, up, down) : phase(low, last, at, down, T - 1);
-    }
-
-private:
-    double phase(double from, double to, double at, double begin, double end) const {
-        auto const x = end > begin ? (at - begin) / (end - begin) : 1.0;
-        return linear ? (to - from) * x + from : to + (from - to) / 2.0 * (std::cos(std::numbers::pi * x) + 1);
-    }
-};
-
-/// Any function of the position (torch's `LambdaLR`). Keep it pure: it is called for the position after a resume, not for those
-/// before.
-struct Lambda {
-    optim::Callable<double(int64_t)> function = {};
-    Unit counts = Unit::OptimizerSteps;
-
-    static constexpr char const* kind = "Lambda";
-    Unit unit() const { return counts; }
-    void validate() const { check(bool(function), code::config, "schedule::Lambda: give .function, as in .function = [](int64_t s) { return 1.0; }"); }
-    double factor(int64_t s) const { return function(s); }
-};
-
-}  // namespace accelerate::schedule
-
-// ---- accelerate/optim/combinators.hpp
-
-namespace accelerate::schedule {
-
-/// A linear warm-up before any schedule, which begins when the warm-up has ended:
-/// `schedule::Warmup{OptimizerSteps{100}, schedule::Exponential{.gamma = 0.99}}`. From `start` (a fraction of what follows) to
-/// the first value of what follows. (torch's `LinearLR(start, 1, length)` before another.)
-template <curve Inner>
-class Warmup {
-public:
-    explicit Warmup(Length length, Inner inner, double start = 0) : length_(length), inner_(std::move(inner)), start_(start) {}
-
-    static constexpr char const* kind = "Warmup";
-    Unit unit() const {
-        auto const inside = inner_.unit();
-        check(!length_ || length_.unit == inside, code::config, "schedule::Warmup: a warm-up in ", name(length_.unit), " before a schedule in ", name(inside));
-        return inside;
-    }
-    void validate() const {
-        check(length_.value >= 0, code::config, "schedule::Warmup: the length must not be negative");
-        inner_.validate();
-    }
-    double factor(int64_t s) const {
-        if (s >= length_.value) return inner_.factor(s - length_.value);
-        return (start_ + (1 - start_) * (static_cast<double>(s) / static_cast<double>(length_.value))) * inner_.factor(0);
-    }
-
-private:
-    Length length_;
-    Inner inner_;
-    double start_;
-};
-
-/// Schedules one after the other: `schedule::Chain{{OptimizerSteps{100}}, schedule::Linear{...}, schedule::Cosine{...}}` changes
-/// over at the milestones, one fewer than schedules. Each counts from its own beginning (torch's `SequentialLR`).
-template <curve... Curves>
-class Chain {
-    static_assert(sizeof...(Curves) > 0, "schedule::Chain: give it at least one schedule");
-
-public:
-    explicit Chain(std::vector<Length> milestones, Curves... curves) : milestones_(std::move(milestones)), curves_(std::move(curves)...) {}
-
-    static constexpr char const* kind = "Chain";
-    Unit unit() const {
-        auto const first = std::get<0>(curves_).unit();
-        std::apply([&](auto const&... c) { (agree(first, c.unit()), ...); }, curves_);
-        for (auto const& m : milestones_) agree(first, m.unit);
-        return first;
-    }
-    void validate() const {
-        check(milestones_.size() + 1 == sizeof...(Curves), code::config, "schedule::Chain: ", sizeof...(Curves), " schedules need ", sizeof...(Curves) - 1, " milestones, found ",
-              milestones_.size());
-        check(std::is_sorted(milestones_.begin(), milestones_.end(), [](Length a, Length b) { return a.value < b.value; }), code::config,
-              "schedule::Chain: milestones must ascend");
-        std::apply([](auto const&... c) { (c.validate(), ...); }, curves_);
-    }
-    double factor(int64_t s) const {
-        size_t current = 0;
-        while (current < milestones_.size() && milestones_[current].value <= s) ++current;
-        auto const local = current == 0 ? s : s - milestones_[current - 1].value;
-        double result = 0;
-        [&]<size_t... I>(std::index_sequence<I...>) { ((I == current ? void(result = std::get<I>(curves_).factor(local)) : void()), ...); }(std::index_sequence_for<Curves...>());
-        return result;
-    }
-
-private:
-    static void agree(Unit a, Unit b) { check(a == b, code::config, "schedule::Chain: parts in ", name(a), " and in ", name(b), "; give all in one unit"); }
-
-    std::vector<Length> milestones_;
-    std::tuple<Curves...> curves_;
-};
-
-}  // namespace accelerate::schedule
-
-// ---- accelerate/optim/plateau.hpp
-
-namespace accelerate::schedule {
-
-/// Multiplies the lr by `factor` when a metric has not improved for more than `patience` observations (torch's
-/// `ReduceLROnPlateau`). Bound, it takes `.step(metric)`; give it the same metric on every rank.
-struct Plateau {
-    double factor = 0.1;
-    int64_t patience = 10;
-    double threshold = 1e-4;    ///< what counts as better: by this much
-    bool relative = true;       ///< `threshold` is a fraction of the best metric so far
-    bool maximize = false;      ///< the metric is to rise
-    int64_t cooldown = 0;       ///< observations after a reduction that do not count
-    double min = 0;             ///< as a fraction of the optimizer's lr
-    double eps = 1e-8;          ///< a smaller change of the lr is not made
-
-    static constexpr char const* kind = "Plateau";
-
-    /// What it remembers.
-    struct Memory {
-        double scale = 1;  ///< the factor of the lr now
-        std::optional<double> best = {};
-        int64_t bad = 0;
-        int64_t cooling = 0;
-    };
-
-    void validate() const {
-        check(factor > 0 && factor < 1 && patience >= 0 && cooldown >= 0, code::config, "schedule::Plateau: .factor must be in (0, 1), .patience and .cooldown not negative");
-    }
-
-    void observe(Memory& m, double metric, double base_lr) const {
-        if (better(m, metric)) m.best = metric, m.bad = 0;
-        else ++m.bad;
-        if (m.cooling > 0) --m.cooling, m.bad = 0;
-        if (m.bad <= patience) return;
-        auto const reduced = std::max(m.scale * factor, min);
-        if ((m.scale - reduced) * base_lr > eps) m.scale = reduced;
-        m.cooling = cooldown;
-        m.bad = 0;
-    }
-
-private:
-    bool better(Memory const& m, double metric) const {
-        if (!m.best) return metric == metric;
-        auto const margin = relative ? *m.best * threshold : threshold;
-        return maximize ? metric > *m.best + margin : metric < *m.best - margin;
-    }
-};
-
-}  // namespace accelerate::schedule
-
-// ---- accelerate/optim/scheduler.hpp
-
-namespace accelerate::schedule {
-
-/// What `accelerator.prepare` takes for a schedule.
-template <class R>
-concept recipe = curve<R> || std::same_as<R, Plateau>;
-
-/// What a schedule needs of an optimizer.
-template <class O>
-concept steerable = std::copyable<O> && requires(O& o, O const& c, double lr) {
-    { c.lr() } -> std::convertible_to<double>;
-    o.set_lr(lr);
-    { c.updates() } -> std::convertible_to<int64_t>;        // updates made by this object; never restored, never falls
-    { c.window_closed() } -> std::convertible_to<bool>;
-};
-
-struct scheduler_options {
-    /// True: `step()` counts the updates that the optimizer has really made. False: every `step()` counts one, as in a loop that
-    /// steps its schedule once an epoch.
-    bool step_with_optimizer = true;
-};
-
-/// A schedule bound to an optimizer: sets `lr = (the optimizer's lr when bound) * factor(position)`, at once for position 0. A
-/// handle: copies and moved-to objects are the same schedule.
-template <recipe Recipe, steerable Optimizer>
-class Scheduler {
-    static constexpr bool observes = std::same_as<Recipe, Plateau>;
-
-public:
-    using recipe_type = Recipe;
-    using options = scheduler_options;
-
-    /// Error E_CONFIG when the recipe's values cannot work or mix units.
-    Scheduler(Recipe given, Optimizer optimizer, options how = {}) : shared_(std::make_shared<Shared>(std::move(given), std::move(optimizer), how)) {
-        if constexpr (!observes) shared_->unit = shared_->recipe.unit();
-        shared_->recipe.validate();
-        shared_->apply();
-    }
-
-    /// After `optimizer.step()`: goes on by the updates made since the last call, so it stands still inside an unfinished window
-    /// and after a skipped step. Error E_CALL_ORDER for a schedule that counts samples, tokens or (unless
-    /// `step_with_optimizer = false`) epochs.
-    void step() {
-        static_assert(!observes, "schedule::Plateau follows a metric: call schedule.step(metric)");
-        auto& s = *shared_;
-        auto const made = s.optimizer.updates() - std::exchange(s.seen, s.optimizer.updates());
-        auto const by_call = !s.how.step_with_optimizer && (s.unit == Unit::OptimizerSteps || s.unit == Unit::Epochs);
-        check(by_call || s.unit == Unit::OptimizerSteps, code::call_order, "schedule.step(): this ", Recipe::kind, " counts ", name(s.unit),
-              "; say how many, as in schedule.step(acc::", s.unit == Unit::Epochs ? "Epochs{1}" : s.unit == Unit::Tokens ? "Tokens{n}" : "Samples{n}", ")");
-        auto const advance = by_call ? 1 : made;
-        if (advance == 0) return;
-        s.position += advance;
-        s.apply();
-    }
-
-    /// Goes on by `count`, over all ranks. Inside an unfinished window it is counted, and the lr stays until the window's end.
-    template <class Tag>
-    void step(Count<Tag> count) {
-        static_assert(!observes, "schedule::Plateau follows a metric: call schedule.step(metric)");
-        auto& s = *shared_;
-        check(unit_of<Tag> == s.unit, code::call_order, "schedule.step(", Tag::name, "): this ", Recipe::kind, " counts ", name(s.unit));
-        s.position += count.value;
-        s.seen = s.optimizer.updates();
-        if (s.optimizer.window_closed()) s.apply();
-    }
-
-    /// Observes a metric. Every call counts, also inside a window.
-    void step(double metric)
-        requires observes
-    {
-        auto& s = *shared_;
-        ++s.position;
-        s.recipe.observe(s.memory, metric, s.base_lr);
-        s.apply();
-    }
-
-    double lr() const { return shared_->optimizer.lr(); }
-    int64_t position() const { return shared_->position; }  ///< in the schedule's unit
-    Unit unit() const { return shared_->unit; }
-    Recipe const& recipe() const { return shared_->recipe; }
-
-    StateDict state_dict() const {
-        auto const& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Recipe::kind}, {"unit", name(s.unit)}, {"position", s.position}, {"base_lr", s.base_lr}};
-        if constexpr (observes) {
-            state.values["scale"] = s.memory.scale;
-            state.values["best"] = s.memory.best ? nlohmann::json(*s.memory.best) : nlohmann::json();
-            state.values["bad"] = s.memory.bad;
-            state.values["cooling"] = s.memory.cooling;
-        }
-        return state;
-    }
-
-    /// Restores position and base lr and sets the optimizer's lr; in any order with the optimizer's own state. The curve stays
-    /// this recipe's. Error E_DATA for another kind of schedule or another unit.
-    void load_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const who = concat("schedule::", Recipe::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        auto const unit = state.value<std::string>("unit", who);
-        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
-        auto const position = state.value<int64_t>("position", who);
-        auto const base_lr = state.value<double>("base_lr", who);
-        if constexpr (observes) {
-            typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
-            if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);
-            s.memory = memory;
-        }
-        s.position = position;
-        s.base_lr = base_lr;
-        s.seen = s.optimizer.updates();
-        s.apply();
-    }
-
-private:
-    struct Nothing {};
-    struct Shared {
-        Shared(Recipe r, Optimizer o, options h) : recipe(std::move(r)), optimizer(std::move(o)), how(h), base_lr(optimizer.lr()), seen(optimizer.updates()) {}
-
-        void apply() {
-            if constexpr (observes) optimizer.set_lr(base_lr * memory.scale);
-            else optimizer.set_lr(base_lr * recipe.factor(position));
-        }
-
-        Recipe recipe;
-        Optimizer optimizer;
-        options how;
-        double base_lr;
-        int64_t seen;          // of the optimizer's updates
-        int64_t position = 0;
-        Unit unit = Unit::Any;
-        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory;
-    };
-
-    std::shared_ptr<Shared> shared_;
-};
-
-}  // namespace accelerate::schedule
-
-// ---- accelerate/prepared.hpp
-
-namespace accelerate {
-
-/// A model that an accelerator prepared; used like the module itself: `model(x)`, `model->member`, `*model`. A cheap handle.
-template <class Module, class Training>
-class Prepared {
-public:
-    using module_type = Module;
-    using model_type = typename Training::model_type;
-
-    Prepared(std::shared_ptr<Module> module, std::shared_ptr<model_type> state, std::shared_ptr<Training> training)
-        : module_(std::move(module)), state_(std::move(state)), training_(std::move(training)) {}
-
-    /// The module's forward, in the precision of the accelerator.
-    template <class... In>
-    decltype(auto) operator()(In&&... in) const {
-        training_->before_forward(*state_);
-        if (training_->in_window() || !Training::autocasts) return module_->forward(std::forward<In>(in)...);
-        typename Training::Lingering scope(*training_);
-        auto out = module_->forward(std::forward<In>(in)...);
-        scope.keep();
-        return out;
-    }
-
-    Module* operator->() const { return module_.get(); }
-    Module& operator*() const { return *module_; }
-    std::shared_ptr<Module> const& module() const { return module_; }
-    model_type& state() const { return *state_; }
-    std::shared_ptr<model_type> const& shared_state() const { return state_; }
-
-private:
-    std::shared_ptr<Module> module_;
-    std::shared_ptr<model_type> state_;
-    std::shared_ptr<Training> training_;
-};
-
-template <class T>
-inline constexpr bool is_prepared_model = false;
-template <class Module, class Training>
-inline constexpr bool is_prepared_model<Prepared<Module, Training>> = true;
-
-}  // namespace accelerate
-
-// ---- accelerate/module/unique_parameters.hpp
-
-namespace accelerate {
-
-/// Parameters by name in registration order, each once: a tied one under its first name. (LibTorch lists it once a name.)
-inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::nn::Module const& module) {
-    std::vector<std::pair<std::string, at::Tensor>> found;
-    std::unordered_set<at::TensorImpl*> seen;
-    for (auto const& p : module.named_parameters())
-        if (seen.insert(p.value().unsafeGetTensorImpl()).second) found.emplace_back(p.key(), p.value());
-    return found;
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/sharding/layout.hpp
-
-namespace torch::nn {
-class Module;
-}
-
-namespace accelerate::sharding {
-
-using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
-
-/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
-struct ModelParts {
-    std::shared_ptr<torch::nn::Module> module = {};
-    NamedParameters parameters = {};
-    NamedParameters buffers = {};
-};
-
-/// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they
-/// would see in tensors of their own.
-inline constexpr int64_t slot_alignment = 64;
-
-/// A stretch of one flat that is reduced as a whole.
-struct Bucket {
-    int64_t flat = 0;
-    int64_t begin = 0, end = 0;
-    int64_t first_slot = 0, slots = 0;
-};
-
-/// How parameters lie in flats and buckets; pure arithmetic, no tensor is touched.
-struct Layout {
-    struct Place {
-        int64_t parameter = 0;  ///< index into the list of parameters
-        int64_t begin = 0;
-    };
-    struct FlatPlan {
-        at::ScalarType dtype = at::kFloat;
-        int64_t numel = 0;
-        std::vector<Place> places;
-    };
-    std::vector<FlatPlan> flats;
-    std::vector<Bucket> buckets;  ///< in the order in which they are expected to become ready
-};
-
-/// Lays parameters out in the given order. One flat for each dtype, cut into buckets of at most `bucket_bytes` (at least one
-/// parameter each), the first of at most `first_bucket_bytes` so that communication starts early. Inside a bucket matrices come
-/// before vectors: "no weight decay on norms and biases" is then two stretches of a bucket instead of one for each layer.
-inline Layout plan_layout(NamedParameters const& parameters, std::vector<int64_t> const& order, int64_t first_bucket_bytes, int64_t bucket_bytes) {
-    struct Open {
-        std::vector<int64_t> members;
-        int64_t bytes = 0;
-    };
-    Layout layout;
-    std::map<at::ScalarType, int64_t> flat_of;
-    std::vector<Open> open;
-    std::vector<bool> first;
-
-    auto close = [&](int64_t f) {
-        auto& bucket = open[static_cast<size_t>(f)];
-        auto& flat = layout.flats[static_cast<size_t>(f)];
-        if (bucket.members.empty()) return;
-        std::stable_partition(bucket.members.begin(), bucket.members.end(),
-                              [&](int64_t i) { return parameters[static_cast<size_t>(i)].second.dim() > 1; });
-        Bucket made{f, flat.numel, flat.numel, static_cast<int64_t>(flat.places.size()), static_cast<int64_t>(bucket.members.size())};
-        auto const item = static_cast<int64_t>(c10::elementSize(flat.dtype));
-        auto const unit = std::max<int64_t>(1, slot_alignment / item);
-        for (auto i : bucket.members) {
-            flat.places.push_back({i, flat.numel});
-            flat.numel += (parameters[static_cast<size_t>(i)].second.numel() + unit - 1) / unit * unit;
-        }
-        made.end = flat.numel;
-        layout.buckets.push_back(made);
-        bucket = {};
-        first[static_cast<size_t>(f)] = false;
-    };
-
-    for (auto i : order) {
-        auto const& tensor = parameters[static_cast<size_t>(i)].second;
-        auto [it, fresh] = flat_of.try_emplace(tensor.scalar_type(), static_cast<int64_t>(layout.flats.size()));
-        if (fresh) {
-            layout.flats.push_back({tensor.scalar_type(), 0, {}});
-            open.emplace_back();
-            first.push_back(true);
-        }
-        auto const f = static_cast<size_t>(it->second);
-        auto const bytes = static_cast<int64_t>(tensor.nbytes());
-        if (open[f].bytes + bytes > (first[f] ? first_bucket_bytes : bucket_bytes)) close(it->second);
-        open[f].members.push_back(i);
-        open[f].bytes += bytes;
-    }
-    for (size_t f = 0; f < open.size(); ++f) close(static_cast<int64_t>(f));
-    return layout;
-}
-
-/// A view of `flat` with the shape and the memory order of `like`, starting at `begin`.
-inline at::Tensor view_like(at::Tensor const& flat, int64_t begin, at::Tensor const& like) {
-    if (like.is_contiguous() || !like.is_non_overlapping_and_dense()) return flat.narrow(0, begin, like.numel()).view(like.sizes());
-    return flat.as_strided(like.sizes(), like.strides(), flat.storage_offset() + begin);
-}
-
-}  // namespace accelerate::sharding
-
-// ---- accelerate/sharding/sync_batch_norm.hpp
-
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/nn/modules/batchnorm.h>
-#include <torch/nn/modules/container/sequential.h>
-
-namespace accelerate {
-namespace sharding {
-
-/// Sums a tensor over the ranks; erased to a function pointer, so that a module needs no communicator in its type.
-class SumOverRanks {
-public:
-    SumOverRanks() = default;
-    template <class Comm>
-        requires(!std::same_as<Comm, SumOverRanks>) && comm::communicator<Comm>  // in this order: the concept asks whether Comm can be copied
-    explicit SumOverRanks(Comm const& communicator)
-        : context_(std::make_shared<Comm>(communicator)),
-          sum_([](void* context, at::Tensor const& t) { static_cast<Comm*>(context)->all_reduce(t, comm::Reduction::Sum); }) {}
-
-    void operator()(at::Tensor const& t) const {
-        if (sum_) sum_(context_.get(), t);
-    }
-
-private:
-    std::shared_ptr<void> context_;
-    void (*sum_)(void*, at::Tensor const&) = nullptr;
-};
-
-/// Batch normalisation with the statistics of the batches of all ranks. Forward and backward exchange two numbers a channel each.
-struct SyncBatchNormFunction : torch::autograd::Function<SyncBatchNormFunction> {
-    /// Everything but dim 1.
-    static std::vector<int64_t> reduced_dims(at::Tensor const& x) {
-        std::vector<int64_t> dims{0};
-        for (int64_t d = 2; d < x.dim(); ++d) dims.push_back(d);
-        return dims;
-    }
-    static at::Tensor per_channel(at::Tensor const& v, at::Tensor const& x) {
-        std::vector<int64_t> shape(static_cast<size_t>(x.dim()), 1);
-        shape[1] = -1;
-        return v.view(shape);
-    }
-
-    /// `statistics` receives mean, biased variance and count over all ranks.
-    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, double eps,
-                              SumOverRanks const* sum, std::vector<at::Tensor>* statistics) {
-        auto const channels = x.size(1);
-        auto const dims = reduced_dims(x);
-        auto const wide = x.to(at::kDouble);
-        auto const count = at::full({1}, static_cast<double>(x.numel() / channels), wide.options());
-        auto const sums = at::cat({wide.sum(dims), (wide * wide).sum(dims), count});
-        (*sum)(sums);
-        auto const n = sums.narrow(0, 2 * channels, 1);
-        auto const mean = sums.narrow(0, 0, channels) / n;
-        auto const variance = (sums.narrow(0, channels, channels) / n - mean * mean).clamp_min(0);
-        auto const inverse = (variance + eps).rsqrt();
-        auto const normalised = ((wide - per_channel(mean, x)) * per_channel(inverse, x)).to(x.scalar_type());
-        *statistics = {mean, variance, n};
-        context->save_for_backward({normalised, weight, inverse, n});
-        context->saved_data["sum"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(*sum));
-        auto y = normalised;
-        if (weight.defined()) y = y * per_channel(weight, x);
-        if (bias.defined()) y = y + per_channel(bias, x);
-        return y;
-    }
-
-    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
-        auto const saved = context->get_saved_variables();
-        auto const& normalised = saved[0];
-        auto const& weight = saved[1];
-        auto const& dy = gradients[0];
-        auto const channels = normalised.size(1);
-        auto const dims = reduced_dims(normalised);
-        auto const wide = dy.to(at::kDouble);
-        auto const sum_dy = wide.sum(dims), sum_dy_x = (wide * normalised).sum(dims);
-        auto const sums = at::cat({sum_dy, sum_dy_x});
-        auto const holder = c10::static_intrusive_pointer_cast<Holder>(context->saved_data["sum"].toCapsule());
-        holder->sum(sums);
-        auto const mean_dy = per_channel(sums.narrow(0, 0, channels) / saved[3], dy), mean_dy_x = per_channel(sums.narrow(0, channels, channels) / saved[3], dy);
-        auto scale = saved[2];
-        if (weight.defined()) scale = scale * weight;
-        auto const dx = ((wide - mean_dy - normalised * mean_dy_x) * per_channel(scale, dy)).to(dy.scalar_type());
-        return {dx, weight.defined() ? sum_dy_x.to(weight.scalar_type()) : at::Tensor(), weight.defined() ? sum_dy.to(weight.scalar_type()) : at::Tensor(), {}, {}, {}};
-    }
-
-    struct Holder : torch::CustomClassHolder {
-        explicit Holder(SumOverRanks const& s) : sum(s) {}
-        SumOverRanks sum;
-    };
-};
-
-}  // namespace sharding
-
-/// `torch::nn::BatchNorm1d/2d/3d` over the global batch (PyTorch's SyncBatchNorm): same parameters, buffers and names. In
-/// evaluation, or before it is prepared, it is an ordinary batch normalisation. `prepare` connects it to the accelerator's ranks.
-class SyncBatchNormImpl : public torch::nn::BatchNormImplBase<2, SyncBatchNormImpl> {
-public:
-    using Base = torch::nn::BatchNormImplBase<2, SyncBatchNormImpl>;
-    using Base::Base;
-
-    template <comm::communicator Comm>
-    void connect(Comm const& communicator) {
-        if (communicator.size() > 1) sum_ = sharding::SumOverRanks(communicator), connected_ = true;
-    }
-
-    at::Tensor forward(at::Tensor const& x) {
-        if (!this->is_training() || !connected_) return Base::forward(x);
-        std::vector<at::Tensor> statistics;
-        auto y = sharding::SyncBatchNormFunction::apply(x, weight, bias, options.eps(), &sum_, &statistics);
-        if (options.track_running_stats()) update_running(statistics);
-        return y;
-    }
-
-private:
-    /// Any rank of input that a batch normalisation takes.
-    void _check_input_dim(at::Tensor const& x) override { check(x.dim() >= 2, code::data, "SyncBatchNorm: expected at least 2 dims, found ", x.dim()); }
-
-    void update_running(std::vector<at::Tensor> const& statistics) {
-        at::NoGradGuard no_grad;
-        num_batches_tracked += 1;
-        auto const momentum = options.momentum() ? *options.momentum() : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>());
-        auto const unbiased = statistics[1] * (statistics[2] / (statistics[2] - 1).clamp_min(1));
-        running_mean.lerp_(statistics[0].to(running_mean.scalar_type()), momentum);
-        running_var.lerp_(unbiased.to(running_var.scalar_type()), momentum);
-    }
-
-    sharding::SumOverRanks sum_;
-    bool connected_ = false;
-};
-TORCH_MODULE(SyncBatchNorm);
-
-/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
-/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
-/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model);
-
-namespace sharding {
-
-template <class Norm>
-bool convert_one(torch::nn::Module& module, std::string const& name, torch::nn::Sequential& out) {
-    auto* norm = module.as<Norm>();
-    if (!norm) return false;
-    SyncBatchNorm made(norm->options);
-    for (auto& p : norm->named_parameters(false)) made->named_parameters(false)[p.key()].set_data(p.value().data());
-    for (auto& b : norm->named_buffers(false)) made->named_buffers(false)[b.key()].set_data(b.value());
-    made->train(norm->is_training());
-    out->push_back(name, torch::nn::AnyModule(made));
-    return true;
-}
-
-}  // namespace sharding
-
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model) {
-    torch::nn::Sequential out;
-    auto any = model->begin();
-    for (auto const& child : model->named_children()) {
-        auto& module = *child.value();
-        if (!sharding::convert_one<torch::nn::BatchNorm1dImpl>(module, child.key(), out) && !sharding::convert_one<torch::nn::BatchNorm2dImpl>(module, child.key(), out) &&
-                 !sharding::convert_one<torch::nn::BatchNorm3dImpl>(module, child.key(), out))
-            out->push_back(child.key(), *any);
-        ++any;
-    }
-    out->train(model->is_training());
-    return out;
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/prepare.hpp
-
-namespace accelerate::detail {
-
-/// What `prepare` takes an argument for.
-enum class Kind { Model, Optimizer, Loader, Schedule, Foreign };
-
-template <class T>
-inline constexpr bool is_module_pointer = false;
-template <std::derived_from<torch::nn::Module> M>
-inline constexpr bool is_module_pointer<std::shared_ptr<M>> = true;
-template <std::derived_from<torch::nn::Module> M>
-inline constexpr bool is_module_pointer<std::unique_ptr<M>> = true;
-
-template <class Argument>
-consteval Kind kind_of() {
-    using T = std::remove_cvref_t<Argument>;
-    if constexpr (std::derived_from<T, torch::nn::Module> || std::is_base_of_v<torch::detail::ModuleHolderIndicator, T> || is_module_pointer<T>) return Kind::Model;
-    else if constexpr (optim::is_optimizer<T>) return Kind::Optimizer;
-    else if constexpr (data::is_loader<T>) return Kind::Loader;
-    else if constexpr (schedule::recipe<T>) return Kind::Schedule;
-    else return Kind::Foreign;
-}
-
-template <Kind K, class... Arguments>
-inline constexpr size_t count_of = ((kind_of<Arguments>() == K ? 1 : 0) + ... + 0);
-
-/// How many arguments of the kind of argument I stand before it.
-template <size_t I, class... Arguments>
-consteval size_t ordinal() {
-    constexpr Kind kinds[] = {kind_of<Arguments>()...};
-    size_t before = 0;
-    for (size_t i = 0; i < I; ++i) before += kinds[i] == kinds[I];
-    return before;
-}
-
-/// The arguments of one kind, each passed through `f(argument, its number among them)`, as a tuple in their order.
-template <Kind K, class... Arguments, class F>
-auto transform_kind(std::tuple<Arguments...>& arguments, F&& f) {
-    return [&]<size_t... I>(std::index_sequence<I...>) {
-        auto one = [&]<size_t J>(std::integral_constant<size_t, J>) {
-            using Argument = std::tuple_element_t<J, std::tuple<Arguments...>>;
-            if constexpr (kind_of<Argument>() == K)
-                return std::tuple(f(static_cast<Argument&&>(std::get<J>(arguments)), std::integral_constant<size_t, ordinal<J, Arguments...>()>()));
-            else return std::tuple<>();
-        };
-        return std::tuple_cat(one(std::integral_constant<size_t, I>())...);
-    }(std::index_sequence_for<Arguments...>());
-}
-
-/// The module behind whatever a user holds it by: a holder, a pointer, an object (moved in) or a reference (which must outlive
-/// what is prepared).
-template <class T>
-auto module_of(T&& model) {
-    using M = std::remove_cvref_t<T>;
-    if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, M>) return model.ptr();
-    else if constexpr (is_module_pointer<M>) return std::shared_ptr<typename M::element_type>(std::forward<T>(model));
-    else if constexpr (std::is_lvalue_reference_v<T>) return std::shared_ptr<M>(std::shared_ptr<void>(), &model);
-    else return std::make_shared<M>(std::forward<T>(model));
-}
-
-/// Modules that talk to the other ranks themselves learn how.
-template <class Comm>
-void connect_modules(torch::nn::Module& module, Comm const& communicator) {
-    for (auto const& m : module.modules())
-        if (auto* norm = m->template as<SyncBatchNormImpl>()) norm->connect(communicator);
-}
-
-/// Trainable parameters in registration order, each once; none may belong to one of `prepared` already.
-template <class Model>
-sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::shared_ptr<Model>> const& prepared) {
-    sharding::NamedParameters found;
-    for (auto const& [name, p] : unique_parameters(module)) {
-        if (!p.requires_grad()) continue;
-        for (auto const& model : prepared)
-            for (auto const& [other, q] : model->parameters())
-                check(!p.is_same(q), code::call_order, "prepare: parameter ", name, " belongs to a prepared model already (as ", other, "); pass each raw model once");
-        found.emplace_back(name, p);
-    }
-    return found;
-}
-
-inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
-    sharding::NamedParameters found;
-    for (auto const& b : module.named_buffers())
-        if (b.value().defined()) found.emplace_back(b.key(), b.value());
-    return found;
-}
-
-}  // namespace accelerate::detail
-
-// ---- accelerate/state/memory_span.hpp
-
-namespace accelerate::state {
-
-/// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
-struct MemorySpan {
-    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
-        if (t.numel() == 0) return;
-        int64_t last = 0;
-        for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-        begin = t.storage_offset() * static_cast<int64_t>(t.element_size());
-        end = begin + (last + 1) * static_cast<int64_t>(t.element_size());
-    }
-
-    bool empty() const { return begin == end; }
-    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
-    bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
-    /// Whoever has this has the other's values too.
-    bool covers(MemorySpan const& o) const {
-        if (o.empty() || storage != o.storage) return false;
-        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
-    }
-
-    at::Tensor tensor;
-    void const* storage = nullptr;
-    int64_t begin = 0, end = 0;  ///< bytes
-};
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/aliases.hpp
-
-namespace accelerate {
-
-/// Tensors without those whose memory another one covers, and for each of those the name of the one that stayed.
-struct Unaliased {
-    TensorMap tensors;
-    std::map<std::string, std::string> aliases;  ///< dropped name -> kept name; goes into the file's metadata, as in Python
-};
-
-/// Keeps one name for each memory, as Python's `safetensors.torch.save_model`: of tied tensors the first by name, of a tensor and
-/// a view of part of it the tensor. Views of one buffer that do not cover each other all stay.
-inline Unaliased drop_aliases(TensorMap const& tensors) {
-    struct Named {
-        std::string const* name;
-        state::MemorySpan span;
-    };
-    std::unordered_map<void const*, std::vector<Named>> storages;
-    for (auto const& item : tensors)
-        if (item.second.defined() && item.second.has_storage())
-            if (state::MemorySpan const span(item.second); !span.empty() && !item.second.is_meta()) storages[span.storage].push_back({&item.first, span});
-    Unaliased out;
-    for (auto& storage : storages) {
-        auto& group = storage.second;
-        if (group.size() < 2) continue;
-        // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
-        std::ranges::sort(group, [](Named const& a, Named const& b) {
-            auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
-            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
-        });
-        std::vector<Named const*> kept;
-        for (auto const& candidate : group) {
-            auto const cover = std::ranges::find_if(kept, [&](Named const* k) { return k->span.covers(candidate.span); });
-            if (cover == kept.end()) kept.push_back(&candidate);
-            else out.aliases.emplace(*candidate.name, *(*cover)->name);
-        }
-    }
-    for (auto const& item : tensors)
-        if (!out.aliases.contains(item.first)) out.tensors.insert(item.first, item.second);
-    return out;
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/state/model_tensors.hpp
-
-namespace accelerate {
-
-/// What of a model is saved: its parameters, then its buffers, under the names LibTorch (and so Python) gives them. Undefined ones
-/// (a Linear without bias) are left out. Tied tensors appear under each of their names. The model is a module, or whatever `*`
-/// makes one: a holder, a shared pointer, a prepared model.
-template <class Model>
-TensorMap model_tensors(Model const& model) {
-    if constexpr (requires { model.named_parameters(); }) {
-        TensorMap out;
-        auto const add = [&](auto const& named) {
-            for (auto const& item : named)
-                if (item.value().defined()) out.insert(item.key(), item.value());
-        };
-        add(model.named_parameters());
-        add(model.named_buffers());
-        return out;
-    } else {
-        return model_tensors(*model);
-    }
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/state/codes.hpp
-
-namespace accelerate::code {
-
-// Files as such.
-inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
-inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
-inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
-
-// safetensors: the file around the header.
-inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
-inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
-inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
-inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
-
-// safetensors: the header's text.
-inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
-inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
-inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
-inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
-inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
-inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
-inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
-inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
-
-// safetensors: the entry of one tensor.
-inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
-inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
-inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
-inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
-inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
-inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
-inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
-inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
-inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
-inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
-inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
-inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
-
-// safetensors: the data as a whole.
-inline constexpr Code st_hole{"E_ST_HOLE", 65};
-inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
-inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
-inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
-inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
-
-// safetensors: what cannot be written.
-inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
-inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
-
-inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
-
-}  // namespace accelerate::code
-
-// ---- accelerate/state/input_file.hpp
-
-#include <sys/vfs.h>
-
-#include <cerrno>
-#include <system_error>
-
-namespace accelerate::state {
-
-/// Owns a file descriptor.
-class Descriptor {
-public:
-    explicit Descriptor(int fd = -1) : fd_(fd) {}
-    Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-    Descriptor& operator=(Descriptor&& other) noexcept {
-        std::swap(fd_, other.fd_);
-        return *this;
-    }
-    ~Descriptor() {
-        if (fd_ >= 0) ::close(fd_);
-    }
-    int get() const { return fd_; }
-    int release() { return std::exchange(fd_, -1); }
-
-private:
-    int fd_;
-};
-
-/// E_NO_SPACE or E_IO for the operating system's `error`, naming what was tried on which path.
-[[noreturn]] inline void fail_io(char const* what, std::filesystem::path const& path, int error) {
-    bool const space = error == ENOSPC || error == EDQUOT || error == EFBIG;
-    throw Error(space ? code::no_space : code::io, concat(what, " ", path, ": ", std::generic_category().message(error)));
-}
-
-/// A regular file, opened once for reading at any position; never mapped, so a file that shrinks is an error and not a SIGBUS.
-/// Directories, FIFOs, sockets, devices and the files of /proc and /sys are E_NOT_REGULAR, without blocking and without side effect.
-class InputFile {
-public:
-    explicit InputFile(std::filesystem::path path) : path_(std::move(path)) {
-        struct stat seen {};
-        if (::stat(path_.c_str(), &seen) != 0) fail_io("cannot open", path_, errno);
-        require_regular(seen);  // before open: opening a device may already do something
-        do fd_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
-        while (fd_.get() < 0 && errno == EINTR);
-        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
-        at_open_ = status();
-        require_regular(at_open_);
-        struct statfs system {};
-        constexpr long proc = 0x9FA0, sys = 0x62656572;
-        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
-        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
-    }
-
-    std::filesystem::path const& path() const { return path_; }
-    int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
-
-    /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
-    void read_at(void* to, int64_t bytes, int64_t position) const {
-        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
-        auto* out = static_cast<char*>(to);
-        while (bytes > 0) {
-            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) fail_io("cannot read", path_, errno);
-            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
-            out += n, bytes -= n, position += n;
-        }
-    }
-
-    /// Error E_ST_CHANGED when size or time of last writing are not what they were at opening.
-    void check_unchanged() const {
-        auto const now = status();
-        check(now.st_size == at_open_.st_size && now.st_mtim.tv_sec == at_open_.st_mtim.tv_sec && now.st_mtim.tv_nsec == at_open_.st_mtim.tv_nsec, code::st_changed, path_,
-              " was written to while it was read (", size(), " bytes when opened, ", now.st_size, " now)");
-    }
-
-private:
-    struct stat status() const {
-        struct stat s {};
-        if (::fstat(fd_.get(), &s) != 0) fail_io("cannot stat", path_, errno);
-        return s;
-    }
-
-    void require_regular(struct stat const& s) const {
-        if (S_ISREG(s.st_mode)) return;
-        auto const* kind = S_ISDIR(s.st_mode) ? "directory" : S_ISFIFO(s.st_mode) ? "FIFO" : S_ISSOCK(s.st_mode) ? "socket" : "device";
-        throw Error(code::not_regular, concat(path_, " is a ", kind, "; expected a regular file"));
-    }
-
-    std::filesystem::path path_;
-    Descriptor fd_;
-    struct stat at_open_ {};
-};
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/output_file.hpp
-
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cstring>
-#include <random>
-
-namespace accelerate::state {
-
-/// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
-/// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
-/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
-/// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
-/// FIFO or device.
-class OutputFile {
-public:
-    /// `bytes` is the size the file will have: space is taken at once, so that a full disk is known before anything is written.
-    OutputFile(std::filesystem::path path, int64_t bytes) : path_(std::move(path)) {
-        auto const name = path_.filename().string();
-        check(!name.empty() && name != "." && name != "..", code::io, "cannot write ", path_, ": there is no file name in it");
-        struct stat there {};
-        bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
-        check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
-        auto const folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
-        std::error_code failed;
-        std::filesystem::create_directories(folder, failed);
-        if (failed) fail_io("cannot make the folder of", path_, failed.value());
-        // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
-        folder_ = Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        if (folder_.get() < 0) fail_io("cannot open the folder of", path_, errno);
-        buffer_.reserve(buffered);
-        std::random_device random;
-        do {
-            temporary_ = concat(".accelerate-", std::hex, random(), random(), ".tmp");
-            file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
-        } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
-        if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
-        if (bytes > 0 && ::fallocate(file_.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR && errno != EINVAL)
-            fail_with("cannot reserve space for", errno);
-    }
-
-    OutputFile(OutputFile const&) = delete;
-    OutputFile& operator=(OutputFile const&) = delete;
-    ~OutputFile() { discard(); }
-
-    /// Appends. Small pieces are collected, large ones go straight from the caller's memory to the system.
-    void write(void const* data, int64_t bytes) {
-        auto const* from = static_cast<char const*>(data);
-        auto const size = static_cast<size_t>(bytes);
-        if (buffer_.size() + size > buffered) flush();
-        if (size > buffered) write_now(from, size);
-        else buffer_.insert(buffer_.end(), from, from + size);
-    }
-    void write(std::string_view text) { write(text.data(), static_cast<int64_t>(text.size())); }
-
-    /// Makes the file durable and gives it its name.
-    void commit() {
-        flush();
-        if (::fsync(file_.get()) != 0) fail_with("cannot sync", errno);
-        if (::close(file_.release()) != 0) fail_with("cannot close", errno);
-        if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
-        temporary_.clear();
-        // Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
-        if (::fsync(folder_.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", path_, errno);
-    }
-
-private:
-    static constexpr size_t buffered = 1 << 18;
-
-    void flush() {
-        write_now(buffer_.data(), buffer_.size());
-        buffer_.clear();
-    }
-
-    void write_now(char const* from, size_t size) {
-        while (size > 0) {
-            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) fail_with("cannot write", errno);
-            from += n, size -= static_cast<size_t>(n);
-        }
-    }
-
-    [[noreturn]] void fail_with(char const* what, int error) {
-        discard();
-        fail_io(what, path_, error);
-    }
-
-    void discard() noexcept {
-        if (!temporary_.empty()) ::unlinkat(folder_.get(), temporary_.c_str(), 0);
-        temporary_.clear();
-    }
-
-    std::filesystem::path path_;
-    Descriptor folder_, file_;
-    std::string temporary_;
-    std::vector<char> buffer_;
-};
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/dtype.hpp
-
-namespace accelerate::state {
-
-/// One dtype of the safetensors format.
-struct Dtype {
-    std::string_view name;
-    int64_t bits = 0;                                    ///< of one element
-    at::ScalarType type = at::ScalarType::Undefined;     ///< Undefined: LibTorch has no such dtype
-};
-
-/// All of them, in the format's own order: a writer puts the largest of it first, which keeps every tensor aligned.
-inline constexpr std::array<Dtype, 22> dtypes{{
-    {"BOOL", 8, at::ScalarType::Bool},
-    {"F4", 4, at::ScalarType::Float4_e2m1fn_x2},         // LibTorch's element is two of the format's: the last dim is halved
-    {"F6_E2M3", 6, at::ScalarType::Undefined},
-    {"F6_E3M2", 6, at::ScalarType::Undefined},
-    {"U8", 8, at::ScalarType::Byte},
-    {"I8", 8, at::ScalarType::Char},
-    {"F8_E5M2", 8, at::ScalarType::Float8_e5m2},
-    {"F8_E4M3", 8, at::ScalarType::Float8_e4m3fn},
-    {"F8_E8M0", 8, at::ScalarType::Float8_e8m0fnu},
-    {"F8_E4M3FNUZ", 8, at::ScalarType::Float8_e4m3fnuz},
-    {"F8_E5M2FNUZ", 8, at::ScalarType::Float8_e5m2fnuz},
-    {"I16", 16, at::ScalarType::Short},
-    {"U16", 16, at::ScalarType::UInt16},
-    {"F16", 16, at::ScalarType::Half},
-    {"BF16", 16, at::ScalarType::BFloat16},
-    {"I32", 32, at::ScalarType::Int},
-    {"U32", 32, at::ScalarType::UInt32},
-    {"F32", 32, at::ScalarType::Float},
-    {"C64", 64, at::ScalarType::ComplexFloat},
-    {"F64", 64, at::ScalarType::Double},
-    {"I64", 64, at::ScalarType::Long},
-    {"U64", 64, at::ScalarType::UInt64},
-}};
-
-/// Place in `dtypes` of what the format calls `name`, or -1.
-constexpr int64_t find_dtype(std::string_view name) {
-    for (size_t i = 0; i < dtypes.size(); ++i)
-        if (dtypes[i].name == name) return static_cast<int64_t>(i);
-    return -1;
-}
-
-/// Place in `dtypes` of LibTorch's `type`, or -1.
-constexpr int64_t find_dtype(at::ScalarType type) {
-    for (size_t i = 0; i < dtypes.size(); ++i)
-        if (dtypes[i].type == type && type != at::ScalarType::Undefined) return static_cast<int64_t>(i);
-    return -1;
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/utf8.hpp
-
-namespace accelerate::state {
-
-/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
-inline size_t utf8_sequence(std::string_view rest) {
-    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
-    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
-    auto const lead = byte(0);
-    if (lead < 0x80) return 1;
-    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
-    if (lead >= 0xE0 && lead <= 0xEF) {
-        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
-    }
-    if (lead >= 0xF0 && lead <= 0xF4) {
-        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
-    }
-    return 0;
-}
-
-/// Where `text` stops being UTF-8; `text.size()` when it does not.
-inline size_t utf8_end(std::string_view text) {
-    size_t at = 0;
-    while (at < text.size()) {
-        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
-            uint64_t word = 0;
-            std::memcpy(&word, text.data() + at, 8);
-            if ((word & 0x8080808080808080u) == 0) {
-                at += 8;
-                continue;
-            }
-        }
-        auto const length = utf8_sequence(text.substr(at));
-        if (length == 0) return at;
-        at += length;
-    }
-    return at;
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/json_lexer.hpp
-
-#include <charconv>
-#include <limits>
-
-namespace accelerate::state {
-
-/// A text from a file, and how to complain about a byte of it.
-struct Source {
-    std::string_view text;
-    std::string name;      ///< of the file, quoted
-    size_t offset = 0;     ///< of the text in the file
-
-    template <class... Parts>
-    [[noreturn]] void fail(Code const& code, size_t at, Parts const&... parts) const {
-        throw Error(code, concat("safetensors file ", name, ", byte ", offset + at, ": ", parts...));
-    }
-};
-
-/// Cuts strict JSON (RFC 8259) into tokens. Integers stay exact; nothing is built, nothing recurses. For untrusted text that is
-/// valid UTF-8; anything else is E_ST_BAD_JSON naming the byte.
-class JsonLexer {
-public:
-    enum class Token { ObjectBegin, ObjectEnd, ArrayBegin, ArrayEnd, Comma, Colon, String, Unsigned, Number, Literal, End };
-
-    explicit JsonLexer(Source const& source) : source_(source), text_(source.text) {}
-
-    /// The next token. `Unsigned` is an integer without sign that fits into 64 bits, `Number` every other number.
-    Token next() {
-        while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
-        start_ = at_;
-        if (at_ == text_.size()) return Token::End;
-        switch (text_[at_]) {
-            case '{': return ++at_, Token::ObjectBegin;
-            case '}': return ++at_, Token::ObjectEnd;
-            case '[': return ++at_, Token::ArrayBegin;
-            case ']': return ++at_, Token::ArrayEnd;
-            case ',': return ++at_, Token::Comma;
-            case ':': return ++at_, Token::Colon;
-            case '"': return string();
-            case 't': return literal("true");
-            case 'f': return literal("false");
-            case 'n': return literal("null");
-            default: return number();
-        }
-    }
-
-    size_t start() const { return start_; }               ///< where the last token begins
-    std::string const& string_value() const { return string_; }  ///< of the last String, decoded
-    uint64_t unsigned_value() const { return unsigned_; }  ///< of the last Unsigned
-
-private:
-    template <class... Parts>
-    [[noreturn]] void fail(Parts const&... parts) const {
-        source_.fail(code::st_bad_json, at_, parts...);
-    }
-
-    bool digit() const { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; }
-
-    Token literal(std::string_view word) {
-        if (text_.substr(at_, word.size()) != word) fail("no JSON value begins like this");
-        at_ += word.size();
-        return Token::Literal;
-    }
-
-    void digits() {
-        if (!digit()) fail("a digit was expected");
-        while (digit()) ++at_;
-    }
-
-    Token number() {
-        bool plain = text_[at_] != '-';
-        if (!plain) ++at_;
-        else if (!digit()) fail("no JSON value begins like this");
-        if (at_ < text_.size() && text_[at_] == '0') ++at_;
-        else digits();
-        bool real = false;
-        if (at_ < text_.size() && text_[at_] == '.') real = true, ++at_, digits();
-        if (at_ < text_.size() && (text_[at_] == 'e' || text_[at_] == 'E')) {
-            real = true, ++at_;
-            if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-')) ++at_;
-            digits();
-        }
-        auto const* const begin = text_.data() + start_;
-        auto const* const end = text_.data() + at_;
-        if (real) {
-            double value = 0;
-            if (std::from_chars(begin, end, value).ec == std::errc::result_out_of_range) fail("the number ending here does not fit into a double");
-        } else if (plain && std::from_chars(begin, end, unsigned_).ec == std::errc()) {
-            return Token::Unsigned;
-        }
-        return Token::Number;
-    }
-
-    Token string() {
-        string_.clear();
-        for (++at_;;) {
-            auto const from = at_;
-            while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' && static_cast<unsigned char>(text_[at_]) >= 0x20) ++at_;
-            string_.append(text_, from, at_ - from);
-            if (at_ == text_.size()) fail("the string that begins at byte ", source_.offset + start_, " does not end");
-            char const c = text_[at_];
-            if (c == '"') return ++at_, Token::String;
-            if (c != '\\') fail("a control character inside a string");
-            escape();
-        }
-    }
-
-    void escape() {
-        char const kind = ++at_ < text_.size() ? text_[at_] : '\0';
-        ++at_;
-        switch (kind) {
-            case '"': case '\\': case '/': string_ += kind; return;
-            case 'b': string_ += '\b'; return;
-            case 'f': string_ += '\f'; return;
-            case 'n': string_ += '\n'; return;
-            case 'r': string_ += '\r'; return;
-            case 't': string_ += '\t'; return;
-            case 'u': break;
-            default: --at_, fail("an unknown escape in a string");
-        }
-        auto point = hex();
-        if (point >= 0xD800 && point < 0xE000) {
-            if (point >= 0xDC00 || text_.substr(at_, 2) != "\\u") fail("half of a surrogate pair");
-            at_ += 2;
-            auto const low = hex();
-            if (low < 0xDC00 || low >= 0xE000) fail("half of a surrogate pair");
-            point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00);
-        }
-        append_utf8(point);
-    }
-
-    uint32_t hex() {
-        uint32_t value = 0;
-        if (text_.size() - at_ < 4) fail("four hexadecimal digits were expected");
-        auto const [end, error] = std::from_chars(text_.data() + at_, text_.data() + at_ + 4, value, 16);
-        if (error != std::errc() || end != text_.data() + at_ + 4) fail("four hexadecimal digits were expected");
-        at_ += 4;
-        return value;
-    }
-
-    void append_utf8(uint32_t point) {
-        auto const add = [&](uint32_t byte) { string_ += static_cast<char>(byte); };
-        if (point < 0x80) {
-            add(point);
-        } else if (point < 0x800) {
-            add(0xC0 | (point >> 6)), add(0x80 | (point & 63));
-        } else if (point < 0x10000) {
-            add(0xE0 | (point >> 12)), add(0x80 | ((point >> 6) & 63)), add(0x80 | (point & 63));
-        } else {
-            add(0xF0 | (point >> 18)), add(0x80 | ((point >> 12) & 63)), add(0x80 | ((point >> 6) & 63)), add(0x80 | (point & 63));
-        }
-    }
-
-    Source const& source_;
-    std::string_view text_;
-    size_t at_ = 0, start_ = 0;
-    std::string string_;
-    uint64_t unsigned_ = 0;
-};
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/quote.hpp
-
-namespace accelerate::state {
-
-/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
-inline bool unprintable(std::string_view sequence) {
-    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
-    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
-    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
-    if (sequence.size() != 3) return false;
-    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
-    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
-}
-
-/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
-inline std::string quote(std::string_view name) {
-    constexpr size_t longest = 100;
-    constexpr char const* digits = "0123456789abcdef";
-    std::string out = "\"";
-    auto rest = name.substr(0, longest);
-    while (!rest.empty()) {
-        auto const length = utf8_sequence(rest);
-        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
-        if (length == 0 || unprintable(sequence)) {
-            for (char const c : sequence) {
-                auto const value = static_cast<unsigned char>(c);
-                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
-            }
-        } else {
-            if (sequence == "\"" || sequence == "\\") out += '\\';
-            out += sequence;
-        }
-        rest.remove_prefix(sequence.size());
-    }
-    return out + (name.size() > longest ? "...\"" : "\"");
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/safetensors_header.hpp
-
-namespace accelerate::state {
-
-/// One tensor of a safetensors file: its bytes are [begin, end) of the data behind the header.
-struct TensorInfo {
-    std::string name;
-    int64_t dtype = 0;           ///< place in `dtypes`
-    std::vector<int64_t> shape;  ///< as LibTorch has it: for F4 the last dim is half of the file's
-    int64_t begin = 0;
-    int64_t end = 0;
-
-    at::ScalarType type() const { return dtypes[static_cast<size_t>(dtype)].type; }
-};
-
-/// What the header of a safetensors file says.
-struct SafetensorsHeader {
-    std::vector<TensorInfo> tensors;              ///< in the order of their data
-    std::map<std::string, std::string> metadata;
-    bool leading_space = false;                   ///< white space before the first brace: read by all, but not in the format
-};
-
-inline constexpr uint64_t safetensors_header_limit = 100'000'000;  ///< bytes, as in the reference implementation
-inline constexpr int64_t safetensors_tensor_limit = 1'000'000;
-inline constexpr size_t safetensors_rank_limit = 64;
-inline constexpr size_t safetensors_name_limit = 4096;             ///< bytes
-inline constexpr std::string_view safetensors_metadata_key = "__metadata__";
-
-/// Whether a tensor may be called so: not too long, no control characters.
-inline bool valid_tensor_name(std::string_view name) {
-    if (name.size() > safetensors_name_limit) return false;
-    for (size_t i = 0; i < name.size(); ++i) {
-        auto const c = static_cast<unsigned char>(name[i]);
-        if (c < 0x20 || c == 0x7F || (c == 0xC2 && i + 1 < name.size() && static_cast<unsigned char>(name[i + 1]) < 0xA0)) return false;
-    }
-    return true;
-}
-
-/// Reads the JSON text of a header, trusting none of it: everything a reader will rely on (names, dtypes, shapes, and that the
-/// tensors fill `data_size` bytes exactly, without hole or overlap) has been checked when `run` returns. Time and memory are
-/// linear in the text (n log n in the number of tensors). No I/O, so that it can be fuzzed.
-class HeaderParser {
-public:
-    HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
-        : source_{text, quote(file), 8}, lexer_(source_), data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
-
-    SafetensorsHeader run() {
-        scan();
-        auto const first = next();
-        if (first == Token::End) source_.fail(code::st_bad_json, 0, "the header is empty; expected a JSON object");
-        if (first != Token::ObjectBegin) fail(code::st_not_object, "the header is not a JSON object");
-        header_.leading_space = lexer_.start() != 0;
-        bool metadata = false;
-        members("the header", [&](std::string const& key) {
-            if (key != safetensors_metadata_key) return tensor(key);
-            if (std::exchange(metadata, true)) fail(code::st_dup_key, "a second __metadata__");
-            read_metadata();
-        });
-        if (next() != Token::End) fail(code::st_bad_json, "something follows the header's JSON object");
-        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, "safetensors file ", source_.name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
-        check_duplicates();
-        check_layout();
-        return std::move(header_);
-    }
-
-private:
-    using Token = JsonLexer::Token;
-
-    Token next() { return lexer_.next(); }
-
-    /// The first token of a value.
-    Token value() { return begins_value(next()); }
-    Token begins_value(Token token) const {
-        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
-        return token;
-    }
-
-    template <class... Parts>
-    [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
-        source_.fail(code, lexer_.start(), parts...);
-    }
-
-    /// Encoding, depth and the number of members of the outermost object, before anything is stored.
-    void scan() {
-        auto const text = source_.text;
-        if (auto const valid = utf8_end(text); valid != text.size()) source_.fail(code::st_not_utf8, valid, "the header is not UTF-8");
-        if (text.starts_with("\xEF\xBB\xBF")) source_.fail(code::st_bad_start, 0, "the header begins with a byte order mark; expected {");
-        int64_t depth = 0;
-        bool quoted = false;
-        for (size_t i = 0; i < text.size(); ++i) {
-            char const c = text[i];
-            if (c == '"') quoted = !quoted;
-            else if (quoted) i += c == '\\' ? 1 : 0;
-            else if (c == '{' || c == '[') {
-                if (++depth > 64) source_.fail(code::st_too_deep, i, "more than 64 nested objects and arrays");
-            } else if (c == '}' || c == ']') --depth;
-            else if (c == ':' && depth == 1) ++entries_;
-        }
-    }
-
-    /// Reads the members of an object whose brace has been read; `value` must consume the member's value.
-    template <class Value>
-    void members(std::string_view what, Value value) {
-        auto token = next();
-        if (token == Token::ObjectEnd) return;
-        for (;; token = next()) {
-            if (token != Token::String) fail(code::st_bad_json, "in ", what, ", a name in double quotes was expected");
-            auto const key = lexer_.string_value();
-            if (next() != Token::Colon) fail(code::st_bad_json, "a colon was expected behind ", quote(key));
-            value(key);
-            token = next();
-            if (token == Token::ObjectEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, "a comma or } was expected behind the value of ", quote(key));
-        }
-    }
-
-    /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
-    void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
-        out.clear();
-        if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
-        auto token = next();
-        if (token == Token::ArrayEnd) return;
-        for (begins_value(token);; token = value()) {
-            if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
-            if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
-            out.push_back(lexer_.unsigned_value());
-            token = next();
-            if (token == Token::ArrayEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, where(), "a comma or ] was expected in ", what);
-        }
-    }
-
-    void read_metadata() {
-        if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
-        members("__metadata__", [&](std::string const& key) {
-            if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
-            if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
-        });
-    }
-
-    std::string where() const { return concat("tensor ", quote(info_.name), ": "); }
-
-    void tensor(std::string const& name) {
-        info_ = {};
-        info_.name = name;
-        if (!valid_tensor_name(name)) fail(code::st_bad_name, where(), "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (value() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
-        bool dtype = false, shape = false, offsets = false;
-        auto const once = [&](bool& seen, char const* field) {
-            if (std::exchange(seen, true)) fail(code::st_dup_key, where(), "a second ", field);
-        };
-        members("a tensor's entry", [&](std::string const& key) {
-            if (key == "dtype") once(dtype, "dtype"), read_dtype();
-            else if (key == "shape") once(shape, "shape"), integers(code::st_bad_shape, "shape", safetensors_rank_limit, code::st_too_many_dims, shape_);
-            else if (key == "data_offsets") once(offsets, "data_offsets"), integers(code::st_bad_offsets, "data_offsets", 2, code::st_bad_offsets, offsets_);
-            else fail(code::st_unknown_field, where(), "unknown field ", quote(key));
-        });
-        if (!dtype || !shape || !offsets) fail(code::st_missing_field, where(), "no ", !dtype ? "dtype" : !shape ? "shape" : "data_offsets");
-        place(size());
-        if (entries_ <= safetensors_tensor_limit) header_.tensors.push_back(std::move(info_));
-    }
-
-    void read_dtype() {
-        if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
-        info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
-        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
-    }
-
-    /// Bytes that dtype and shape ask for; also moves the shape into the tensor. A zero dim must not hide an overflow beside it.
-    uint64_t size() {
-        constexpr auto most = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
-        auto const& dtype = dtypes[static_cast<size_t>(info_.dtype)];
-        auto const bits = static_cast<uint64_t>(dtype.bits);
-        uint64_t product = 1;
-        bool empty = false;
-        for (auto const dim : shape_) {
-            empty = empty || dim == 0;
-            if (dim > most || (dim != 0 && product > most / dim)) fail(code::st_overflow, where(), "the shape has more than 2^63-1 elements");
-            if (dim != 0) product *= dim;
-            info_.shape.push_back(static_cast<int64_t>(dim));
-        }
-        if (product > (bits < 8 ? most / bits : most / (bits / 8))) fail(code::st_overflow, where(), "the shape needs more than 2^63-1 bytes");
-        auto const elements = empty ? 0 : product;
-        if (bits < 8 && (elements % 2 != 0 || (!shape_.empty() && shape_.back() % 2 != 0)))
-            fail(code::st_misaligned, where(), "an odd number of ", dtype.name, " elements, which are smaller than a byte");
-        if (dtype.type == at::ScalarType::Undefined) fail(code::st_unsupported_dtype, where(), "LibTorch has no ", dtype.name);
-        if (bits == 4) info_.shape.back() /= 2;
-        return bits < 8 ? elements / 2 : elements * (bits / 8);
-    }
-
-    /// Checks the offsets of a tensor of `bytes` bytes as far as one tensor can be checked alone.
-    void place(uint64_t bytes) {
-        constexpr auto most = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
-        if (offsets_.size() != 2) fail(code::st_bad_offsets, where(), "data_offsets has ", offsets_.size(), " numbers instead of 2");
-        auto const begin = offsets_[0], end = offsets_[1];
-        if (end < begin) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", before they begin at ", begin);
-        if (end > most) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", behind any file");
-        if (end - begin != bytes) {
-            if (end > data_size_) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", but there are ", data_size_, " bytes of data");
-            fail(code::st_size_mismatch, where(), "data_offsets hold ", end - begin, " bytes, but dtype and shape need ", bytes);
-        }
-        info_.begin = static_cast<int64_t>(begin);
-        info_.end = static_cast<int64_t>(end);
-        // Tensors that lie within `needed_` bytes and are together larger overlap: no need to read a million entries first.
-        needed_ = std::max(needed_, end);
-        total_ += bytes;
-        if (total_ > needed_) {
-            auto const name = info_.name;
-            header_.tensors.push_back(std::move(info_));
-            check_duplicates();
-            fail(code::st_overlap, "tensor ", quote(name), ": the tensors up to here need ", total_, " bytes but lie within ", needed_);
-        }
-    }
-
-    void check_duplicates() const {
-        std::vector<TensorInfo const*> by_name;
-        by_name.reserve(header_.tensors.size());
-        for (auto const& t : header_.tensors) by_name.push_back(&t);
-        std::ranges::sort(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
-        auto const twin = std::ranges::adjacent_find(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
-        check(twin == by_name.end(), code::st_dup_key, "safetensors file ", source_.name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
-    }
-
-    void check_layout() {
-        auto& tensors = header_.tensors;
-        std::ranges::stable_sort(tensors, {}, [](TensorInfo const& t) { return std::pair(t.begin, t.end); });
-        auto const bad = [&](Code const& code, TensorInfo const& t, auto const&... parts) {
-            throw Error(code, concat("safetensors file ", source_.name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
-        };
-        auto const size = static_cast<int64_t>(data_size_);
-        int64_t end = 0;
-        TensorInfo const* gap = nullptr;
-        for (auto const& t : tensors) {
-            if (t.begin != end && gap == nullptr) gap = &t;
-            if (gap != nullptr && t.end > size) bad(code::st_bad_offsets, t, "there are ", size, " bytes of data");
-            if (gap == nullptr) end = t.end;
-        }
-        if (gap != nullptr && gap->begin < end) bad(code::st_overlap, *gap, "the tensor before it ends at ", end);
-        if (gap != nullptr) bad(code::st_hole, *gap, "the tensor before it ends at ", end, ", so there is a hole");
-        check(end <= size, code::st_truncated, "safetensors file ", source_.name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
-        check(end >= size, code::st_trailing, "safetensors file ", source_.name, ": ", size - end, " bytes follow the last tensor");
-    }
-
-    Source source_;
-    JsonLexer lexer_;
-    uint64_t data_size_, needed_, total_ = 0;
-    int64_t entries_ = 0;
-    SafetensorsHeader header_;
-    TensorInfo info_;
-    std::vector<uint64_t> shape_, offsets_;
-};
-
-/// The checked header of a safetensors file that has `data_size` bytes behind its header. Errors: the E_ST_* codes, exit 65.
-inline SafetensorsHeader parse_safetensors_header(std::string_view text, int64_t data_size, std::string const& file) {
-    return HeaderParser(text, data_size, file).run();
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/save_file.hpp
-
-#include <c10/core/GradMode.h>
-
-namespace accelerate {
-namespace state {
-
-/// A JSON string as the reference implementation writes it: everything but controls, quote and backslash stays as it is.
-inline std::string json_string(std::string_view text) {
-    constexpr char const* digits = "0123456789abcdef";
-    std::string out = "\"";
-    for (char const c : text) {
-        switch (c) {
-            case '"': out += "\\\""; break;
-            case '\\': out += "\\\\"; break;
-            case '\b': out += "\\b"; break;
-            case '\f': out += "\\f"; break;
-            case '\n': out += "\\n"; break;
-            case '\r': out += "\\r"; break;
-            case '\t': out += "\\t"; break;
-            default:
-                if (static_cast<unsigned char>(c) >= 0x20) out += c;
-                else out += {'\\', 'u', '0', '0', digits[c >> 4], digits[c & 15]};
-        }
-    }
-    return out += '"';
-}
-
-/// One tensor to be written.
-struct Outgoing {
-    std::string const* name = nullptr;
-    at::Tensor const* tensor = nullptr;
-    int64_t dtype = 0;
-    int64_t bytes = 0;
-};
-
-/// Checks what can be checked without writing, and puts the tensors in the order of the file: largest dtype first, then by name.
-inline std::vector<Outgoing> outgoing_order(TensorMap const& tensors, std::filesystem::path const& path) {
-    std::vector<Outgoing> order;
-    order.reserve(tensors.size());
-    for (auto const& item : tensors) {
-        auto const& name = item.first;
-        auto const& t = item.second;
-        auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat("save_file(", path, "): tensor ", quote(name), ": ", why...)); };
-        if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
-        if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
-        if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
-        if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
-        if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
-        auto const dtype = find_dtype(t.scalar_type());
-        if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
-        if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
-        order.push_back({&name, &t, dtype, t.numel() * static_cast<int64_t>(t.element_size())});
-    }
-    std::ranges::sort(order, [](Outgoing const& a, Outgoing const& b) { return a.dtype != b.dtype ? a.dtype > b.dtype : *a.name < *b.name; });
-    return order;
-}
-
-/// Error E_ST_SHARED_MEMORY when two tensors overlap in memory: the file would hold their values twice, and loading would not
-/// bring the tie back.
-inline void refuse_shared_memory(std::vector<Outgoing> const& tensors, std::filesystem::path const& path) {
-    std::vector<std::pair<MemorySpan, std::string const*>> spans;
-    for (auto const& t : tensors)
-        if (MemorySpan const span(*t.tensor); !span.empty()) spans.emplace_back(span, t.name);
-    std::ranges::sort(spans, {}, [](auto const& s) { return std::tuple(s.first.storage, s.first.begin, s.first.end); });
-    auto const pair = std::ranges::adjacent_find(spans, [](auto const& a, auto const& b) { return a.first.overlaps(b.first); });
-    if (pair == spans.end()) return;
-    throw Error(code::st_shared_memory, concat("save_file(", path, "): tensors ", quote(*pair->second), " and ", quote(*std::next(pair)->second),
-                                               " share memory; drop one (acc::drop_aliases does it, acc::save_model for a whole model), or clone() it to have it twice"));
-}
-
-/// The bytes in front of the data: length, JSON, and spaces up to a multiple of eight.
-inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::map<std::string, std::string> const& metadata) {
-    std::string json = "{";
-    auto const key = [&](std::string_view name) { json += json.size() == 1 ? "" : ",", json += json_string(name), json += ':'; };
-    if (!metadata.empty()) {
-        key(safetensors_metadata_key);
-        char separator = '{';
-        for (auto const& [name, value] : metadata) json += separator, json += json_string(name), json += ':', json += json_string(value), separator = ',';
-        json += '}';
-    }
-    int64_t begin = 0;
-    for (auto const& t : tensors) {
-        auto const& dtype = dtypes[static_cast<size_t>(t.dtype)];
-        key(*t.name);
-        json += concat("{\"dtype\":\"", dtype.name, "\",\"shape\":[");
-        for (int64_t d = 0; d < t.tensor->dim(); ++d) {
-            bool const packed = dtype.bits == 4 && d == t.tensor->dim() - 1;  // LibTorch's element is two of the format's
-            json += concat(d == 0 ? "" : ",", t.tensor->size(d) * (packed ? 2 : 1));
-        }
-        json += concat("],\"data_offsets\":[", begin, ",", begin + t.bytes, "]}");
-        begin += t.bytes;
-    }
-    json += '}';
-    json.append((8 - json.size() % 8) % 8, ' ');
-    uint64_t const length = json.size();
-    std::string head(8, '\0');
-    std::memcpy(head.data(), &length, 8);
-    return head + json;
-}
-
-}  // namespace state
-
-/// Writes a safetensors file, byte for byte what Python's `safetensors.torch.save_file` writes (metadata sorted by key): tensors
-/// stand in the file by dtype (largest first), then name, and that is the order in which `load_file` gives them back. Tensors on
-/// other devices or with strides are copied one at a time; others are written from where they are. The file appears whole or not
-/// at all, and is durable when this returns (see `state::OutputFile`). Missing parent folders are made.
-/// Errors: E_ST_* for what the format cannot hold, E_ST_SHARED_MEMORY for tensors that overlap, E_NO_SPACE, E_IO, E_NOT_REGULAR.
-inline void save_file(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata = {}) {
-    c10::NoGradGuard no_grad;
-    auto const order = state::outgoing_order(tensors, path);
-    state::refuse_shared_memory(order, path);
-    for (auto const& item : metadata)
-        check(state::utf8_end(item.first) == item.first.size() && state::utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ",
-              state::quote(item.first), ": key or value is not UTF-8");
-    auto const head = state::safetensors_head(order, metadata);
-    check(head.size() - 8 <= state::safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", head.size() - 8,
-          " bytes; at most ", state::safetensors_header_limit, " can be read back");
-    check(order.size() <= static_cast<size_t>(state::safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order.size(), " tensors");
-    auto total = static_cast<int64_t>(head.size());
-    for (auto const& t : order) total += t.bytes;
-    state::OutputFile file(path, total);
-    file.write(head);
-    for (auto const& t : order) {
-        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-        file.write(plain.const_data_ptr(), t.bytes);
-    }
-    file.commit();
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/state/save_model.hpp
-
-namespace accelerate {
-
-/// Writes a model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors (and `from_pretrained`) opens:
-/// tied tensors once, with the other names in the metadata beside `format`. One process writes; see `save_file` for the errors.
-template <class Model>
-void save_model(Model const& model, std::filesystem::path const& dir, std::map<std::string, std::string> metadata = {}) {
-    auto const unaliased = drop_aliases(model_tensors(model));
-    metadata.emplace("format", "pt");
-    metadata.insert(unaliased.aliases.begin(), unaliased.aliases.end());
-    save_file(unaliased.tensors, dir / "model.safetensors", metadata);
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/accelerator.hpp
-
-#include <iostream>
-
-namespace accelerate {
-
-/// Runs one hand-written training loop on the hardware, in the precision, under the sharding and over the data order that its
-/// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
-/// outlive it.
-template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator {
-    using Shared = Training<Device, Precision, Sharding>;
-
-public:
-    using device_type = Device;
-    using precision_type = Precision;
-    using sharding_type = Sharding;
-    using loader_type = Loader;
-    using communicator = typename Device::communicator;
-    using strategy = Strategy<typename Sharding::template placement<Device>, Precision>;  ///< what `make` builds models with
-    using model_state = typename Shared::model_type;
-    using options = accelerator_options;
-
-    explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
-        training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
-    }
-    Accelerator(Accelerator const&) = delete;
-    Accelerator& operator=(Accelerator const&) = delete;
-
-    /// When an exception takes the accelerator down, its peers are told, so that none waits for this rank.
-    ~Accelerator() {
-        if (std::uncaught_exceptions() > exceptions_) training_->comm.leave("an exception ended its training loop");
-    }
-
-    // ---- building and preparing -------------------------------------------------------------------------------------------
-
-    /// Builds `Model<strategy>` from the arguments. Constructors run unchanged; the initial weights are a function of (seed,
-    /// model), the same for every policy and number of ranks, and the global generators are not touched.
-    template <template <class> class Model, class... Arguments>
-    auto make(Arguments&&... arguments) {
-        return make<Model<strategy>>(std::forward<Arguments>(arguments)...);
-    }
-    template <class Model, class... Arguments>
-    auto make(Arguments&&... arguments) {
-        using placement = typename strategy::placement;
-        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
-            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
-            else module::materialize(root, tape);
-        };
-        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
-    }
-
-    /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
-    /// what the loop uses, in that order: a tuple, or the object itself where there is one. Anything else passes through.
-    /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
-    template <class... Arguments>
-    auto prepare(Arguments&&... arguments) {
-        using detail::Kind;
-        constexpr auto models = detail::count_of<Kind::Model, Arguments...>;
-        constexpr auto optimizers = detail::count_of<Kind::Optimizer, Arguments...>;
-        constexpr auto schedules = detail::count_of<Kind::Schedule, Arguments...>;
-        static_assert(sizeof...(Arguments) > 0, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
-        static_assert(((!is_prepared_model<std::remove_cvref_t<Arguments>>) && ...), "prepare: this model is already prepared; pass the raw model, once");
-        static_assert(optimizers == 0 || models > 0, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
-        static_assert(schedules == 0 || optimizers > 0, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(optimizers <= 1 || optimizers == models, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
-        static_assert(schedules <= 1 || schedules == optimizers, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        static_assert(schedules != 1 || optimizers == 1, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        if constexpr ((optimizers != 0 && models == 0) || (schedules != 0 && optimizers == 0)) return std::tuple<>();
-        else return prepare_checked(std::forward<Arguments>(arguments)...);
-    }
-
-    // ---- the step ---------------------------------------------------------------------------------------------------------
-
-    /// Opens the next micro-batch of the models' window, in their precision; gradients are reduced, and optimizers step, only where
-    /// it ends: every `gradient_accumulation_steps` micro-batches and with the last batch of a loader.
-    template <class... Models>
-    auto accumulate(Models const&... models) {
-        return Accumulation<Shared>(*training_, models.state()...);
-    }
-
-    /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
-    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank.
-    void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
-    /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
-    void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
-
-    /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
-    template <class... Models>
-    auto no_sync(Models const&... models) {
-        return NoSync<Shared>({&models.state()...});
-    }
-    /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
-    template <class... Models>
-    void trigger_sync_in_backward(Models const&... models) {
-        (models.state().window().set_closed(true), ...);
-    }
-
-    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
-    /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
-    template <class Model>
-    at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
-        return detail::clip_grad_norm(*training_, model.state(), max_norm, norm_type);
-    }
-    /// Clamps every gradient to [-value, value].
-    template <class Model>
-    void clip_grad_value(Model const& model, double value) {
-        detail::clip_grad_value(*training_, model.state(), value);
-    }
-
-    /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
-    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(enabled); }
-
-    // ---- collectives ------------------------------------------------------------------------------------------------------
-
-    /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
-    template <class Value>
-    Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
-    /// A reduced copy: "sum", "mean", "max" or "min".
-    template <class Value>
-    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
-    /// Every rank gets `from`'s value, in place.
-    template <class Value>
-    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
-    void wait_for_everyone() { training_->settled().comm.barrier(); }
-
-    // ---- who and what -----------------------------------------------------------------------------------------------------
-
-    int64_t num_processes() const { return training_->comm.size(); }
-    int64_t process_index() const { return training_->comm.rank(); }
-    int64_t local_process_index() const { return training_->comm.local_rank(); }
-    bool is_main_process() const { return process_index() == 0; }
-    bool is_local_main_process() const { return local_process_index() == 0; }
-    bool is_last_process() const { return process_index() == num_processes() - 1; }
-    at::Device device() const { return Device::current(); }
-    std::string mixed_precision() const { return Precision::name; }
-    /// The four policies in a line, to be printed.
-    static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
-    bool sync_gradients() const { return training_->sync_gradients; }
-    int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
-    std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
-    communicator& comm() { return training_->comm; }
-
-    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
-    template <class... Parts>
-    void print(Parts const&... parts) const {
-        if (!is_main_process()) return;
-        std::ostringstream line;
-        char const* separator = "";
-        ((line << std::exchange(separator, " ") << parts), ...);
-        std::cout << line.str() << std::endl;
-    }
-
-    /// Seeds LibTorch's generators (see `seed_options`).
-    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, process_index()); }
-
-    /// The module that was prepared.
-    template <class Module>
-    std::shared_ptr<Module> unwrap_model(Prepared<Module, Shared> const& model) const { return model.module(); }
-
-    /// Copies of the model's parameters and buffers by name, whole on every rank whatever the sharding. Collective.
-    template <class Model>
-    TensorMap get_state_dict(Model const& model) {
-        training_->settled();
-        [[maybe_unused]] auto const whole = model.state().whole();
-        auto tensors = model_tensors(*model);
-        for (auto& [name, t] : tensors) t = t.detach().clone();
-        return tensors;
-    }
-
-    /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
-    /// writes; all return when it is there. Collective.
-    template <class Model>
-    void save_model(Model const& model, std::filesystem::path const& dir) {
-        training_->settled();
-        [[maybe_unused]] auto const whole = model.state().whole();
-        if (is_main_process()) accelerate::save_model(*model, dir);
-        wait_for_everyone();
-    }
-
-    // ---- preparing one thing ----------------------------------------------------------------------------------------------
-
-    /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
-    template <class Model>
-    auto prepare_model(Model&& model) {
-        auto module = detail::module_of(std::forward<Model>(model));
-        using Module = typename decltype(module)::element_type;
-        training_->settled();
-        check(module != nullptr, code::config, "prepare: the model is an empty holder");
-        detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
-        training_->models.push_back(state);
-        return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
-    }
-
-    /// A recipe, or a torch::optim optimizer, for models that are prepared already.
-    template <class Recipe, class... Modules>
-    auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
-        return bind_optimizer(std::forward<Recipe>(recipe), std::vector<std::shared_ptr<model_state>>{models.shared_state()...});
-    }
-
-    template <class AnyLoader>
-    auto prepare_loader(AnyLoader&& loader) {
-        using Prepared = typename Loader::template prepared<std::remove_cvref_t<AnyLoader>>;
-        return Prepared(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
-    }
-
-private:
-    template <class Recipe>
-    auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
-        if constexpr (requires { recipe.operations; })
-            for (auto& model : models) model->operations = recipe.operations;
-        return optim::bind(std::forward<Recipe>(recipe), std::move(models));
-    }
-
-    template <class Given, class Optimizers>
-    auto bind_schedules(Given& given, Optimizers& optimizers) {
-        return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
-            return schedule::Scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-        });
-    }
-
-    template <class... Arguments>
-    auto prepare_checked(Arguments&&... arguments) {
-        using detail::Kind;
-        training_->settled();
-        auto given = std::forward_as_tuple(std::forward<Arguments>(arguments)...);
-        auto models = detail::transform_kind<Kind::Model>(given, [&](auto&& m, auto) { return prepare_model(std::forward<decltype(m)>(m)); });
-        auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
-        constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
-        auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
-            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
-        });
-        auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
-        auto schedules = bind_schedules(given, optimizers);
-        return [&]<size_t... I>(std::index_sequence<I...>) {
-            auto pick = [&]<size_t J>() -> decltype(auto) {
-                using Argument = std::tuple_element_t<J, std::tuple<Arguments&&...>>;
-                constexpr auto n = detail::ordinal<J, Arguments...>();
-                if constexpr (detail::kind_of<Argument>() == Kind::Model) return std::move(std::get<n>(models));
-                else if constexpr (detail::kind_of<Argument>() == Kind::Optimizer) return std::move(std::get<n>(optimizers));
-                else if constexpr (detail::kind_of<Argument>() == Kind::Loader) return std::move(std::get<n>(loaders));
-                else if constexpr (detail::kind_of<Argument>() == Kind::Schedule) return std::move(std::get<n>(schedules));
-                else return static_cast<Argument>(std::get<J>(given));
-            };
-            if constexpr (sizeof...(I) == 1) {
-                using Only = std::tuple_element_t<0, std::tuple<Arguments...>>;
-                if constexpr (detail::kind_of<Only>() == Kind::Foreign) return std::remove_cvref_t<Only>(pick.template operator()<0>());
-                else return pick.template operator()<0>();
-            } else {
-                return std::tuple<passed_t<decltype(pick.template operator()<I>()), Arguments>...>(pick.template operator()<I>()...);
-            }
-        }(std::index_sequence_for<Arguments...>());
-    }
-    /// Lvalue foreigners stay references, everything else is held by value.
-    template <class Picked, class Argument>
-    using passed_t = std::conditional_t<std::is_lvalue_reference_v<Argument> && detail::kind_of<Argument>() == detail::Kind::Foreign, Picked, std::remove_cvref_t<Picked>>;
-
-    std::shared_ptr<Shared> training_;
-    int exceptions_ = std::uncaught_exceptions();
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/core/run.hpp
-
-namespace accelerate {
-
-/// `int main() { return accelerate::run([&] { ... }); }`: runs the body, maps what it throws to the documented exit codes,
-/// puts the message on the terminal with the rank in front, brings down the peers (they would wait for this rank for ever)
-/// and leaves MPI if the library entered it. The body may return nothing or an int, which becomes the exit code.
-template <std::invocable Body>
-int run(Body&& body) {
-    auto& session = Session::instance();
-    auto failed = [&](std::string const& text, int exit_code) {
-        auto const line = concat("[accelerate rank ", session.rank(), "] ", text, "\n");
-        std::fwrite(line.data(), 1, line.size(), stderr);
-        std::fflush(stderr);
-        // Peers that failed as this rank did, or wait for it and now hear that it has gone, get to say so before they are ended.
-        if (session.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
-        session.abort(exit_code);
-        return exit_code;
-    };
-    try {
-        int exit_code = 0;
-        if constexpr (std::is_void_v<std::invoke_result_t<Body>>) body();
-        else exit_code = static_cast<int>(body());
-        session.finalise();
-        return exit_code;
-    } catch (Error const& e) {
-        return failed(e.what(), e.exit_code());
-    } catch (c10::Error const& e) {
-        return failed(e.what_without_backtrace(), code::internal.exit);
-    } catch (std::exception const& e) {
-        return failed(e.what(), code::internal.exit);
-    } catch (...) {
-        return failed("something that is not a std::exception was thrown", code::internal.exit);
-    }
-}
-
-/// Says once when the ranks of this node ask for more threads than it has cores: with LibTorch's default spinning that makes a
-/// step up to 30 times slower. Communicators call it when they come up.
-inline void warn_if_oversubscribed() {
-    auto const ranks = Session::instance().local_size();
-    auto const threads = static_cast<int64_t>(at::get_num_threads());
-    auto const cores = static_cast<int64_t>(std::thread::hardware_concurrency());
-    if (cores > 0 && threads > 1 && ranks * threads > cores)
-        log::warning_once(ranks, " ranks with ", threads, " threads each on ", cores, " cores; set OMP_NUM_THREADS=", std::max<int64_t>(1, cores / ranks),
-                          " and OMP_WAIT_POLICY=passive before the program starts");
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/core/version.hpp
-
-#define ACCELERATE_VERSION_MAJOR 0
-#define ACCELERATE_VERSION_MINOR 1
-#define ACCELERATE_VERSION_PATCH 0
-
-namespace accelerate {
-
-/// The library's version, for programs that would rather not use macros.
-struct Version {
-    int64_t major = ACCELERATE_VERSION_MAJOR;
-    int64_t minor = ACCELERATE_VERSION_MINOR;
-    int64_t patch = ACCELERATE_VERSION_PATCH;
-};
-
-inline constexpr Version version{};
-
-}  // namespace accelerate
-
-// ---- accelerate/data/corpus.hpp
-
-#include <fstream>
-
-namespace accelerate::data {
-
-/// What `read_corpus` takes.
-struct corpus_options {
-    std::vector<std::string> extensions = {};  ///< of a folder's files, as in {".txt", ".md"}; none: all files
-    int64_t held_out_every = 10;               ///< one file in so many is set aside, at least one; 0: none
-    int64_t max_bytes = 0;                     ///< read at most so much; 0: everything
-    int64_t seed = 0;                          ///< draws the order of the files
-};
-
-/// Text to train on and text from files that are never trained on.
-struct Corpus {
-    std::string train = {}, held_out = {};
-    std::vector<std::filesystem::path> train_files = {}, held_out_files = {};
-};
-
-/// The bytes of a file, at most `max_bytes` of them. Error E_IO naming the file when it cannot be read.
-inline std::string read_file(std::filesystem::path const& path, int64_t max_bytes = std::numeric_limits<int64_t>::max()) {
-    auto const require = [&](bool fine, int error) {
-        check(fine, code::io, "data::read_file: ", path, " cannot be read: ", std::strerror(error ? error : EIO));
-    };
-    std::error_code failure;
-    auto const size = std::filesystem::file_size(path, failure);
-    require(!failure, failure.value());
-    errno = 0;
-    std::ifstream in(path, std::ios::binary);
-    require(in.is_open(), errno);
-    std::string text(std::min(size, static_cast<uintmax_t>(max_bytes)), '\0');
-    in.read(text.data(), static_cast<std::streamsize>(text.size()));
-    require(in.gcount() == static_cast<std::streamsize>(text.size()), errno);
-    return text;
-}
-
-namespace detail {
-
-/// Files below a folder by extension, sorted: the same list on every rank.
-inline std::vector<std::filesystem::path> files_below(std::filesystem::path const& folder, std::vector<std::string> const& extensions) {
-    std::vector<std::filesystem::path> files;
-    try {
-        for (auto const& entry : std::filesystem::recursive_directory_iterator(folder)) {
-            auto const wanted = extensions.empty() || std::find(extensions.begin(), extensions.end(), entry.path().extension()) != extensions.end();
-            if (wanted && entry.is_regular_file()) files.push_back(entry.path());
-        }
-    } catch (std::filesystem::filesystem_error const& e) {
-        throw Error(code::io, concat("data::read_corpus: folder ", folder, " cannot be read: ", e.what()));
-    }
-    std::sort(files.begin(), files.end());
-    return files;
-}
-
-}  // namespace detail
-
-/// Reads a text file, or all files below a folder that have one of the extensions, in an order drawn by the seed so that a limit
-/// on the bytes takes something of everything. Whole files are set aside as held-out text (of a single file its end). The same
-/// on every rank that sees the same files. Error E_IO naming what cannot be read, E_DATA naming what has no text.
-inline Corpus read_corpus(std::filesystem::path const& path, corpus_options const& o = {}) {
-    namespace fs = std::filesystem;
-    check(o.held_out_every != 1 && o.held_out_every >= 0 && o.max_bytes >= 0, code::config, "data::read_corpus: held_out_every is ", o.held_out_every,
-          " and max_bytes ", o.max_bytes, "; held_out_every must be 0 or at least 2, max_bytes not negative");
-    std::error_code missing;
-    auto const is_folder = fs::is_directory(path, missing);
-    auto const paths = is_folder ? detail::files_below(path, o.extensions) : std::vector<fs::path>{path};
-
-    std::vector<std::pair<fs::path, std::string>> files;
-    auto left = o.max_bytes > 0 ? o.max_bytes : std::numeric_limits<int64_t>::max();
-    Permutation const drawn(static_cast<uint64_t>(Seed(o.seed).data()), std::max<int64_t>(1, static_cast<int64_t>(paths.size())));
-    for (int64_t i = 0; i < static_cast<int64_t>(paths.size()) && left > 0; ++i) {
-        auto const& next = paths[static_cast<size_t>(drawn[i])];
-        auto text = read_file(next, left);
-        left -= static_cast<int64_t>(text.size());
-        if (!text.empty()) files.emplace_back(next, std::move(text));
-    }
-    std::string wanted;
-    for (auto const& e : o.extensions) wanted += " *" + e;
-    check(!files.empty(), code::data, "data::read_corpus: ", path, is_folder ? " has no file with content" : " is empty",
-          is_folder && !wanted.empty() ? " among" + wanted : "");
-
-    Corpus corpus;
-    auto const every = static_cast<size_t>(o.held_out_every);
-    if (files.size() == 1 && every > 0) {
-        auto const& text = files[0].second;
-        auto const cut = text.size() - text.size() / every;
-        return {text.substr(0, cut), text.substr(cut), {files[0].first}, {files[0].first}};
-    }
-    // Of few files the smallest is enough.
-    auto const smallest =
-        std::min_element(files.begin(), files.end(), [](auto const& a, auto const& b) { return a.second.size() < b.second.size(); }) - files.begin();
-    for (size_t i = 0; i < files.size(); ++i) {
-        auto const aside = every > 0 && (files.size() < every ? i == static_cast<size_t>(smallest) : i % every == 0);
-        (aside ? corpus.held_out : corpus.train) += files[i].second;
-        (aside ? corpus.held_out_files : corpus.train_files).push_back(std::move(files[i].first));
-    }
-    return corpus;
-}
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/tensors.hpp
-
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/index_select.h>
-
-namespace accelerate::data {
-
-/// A new tensor of those rows (dimension 0) of `from`, in that order. Contiguous rows in main memory are copied at memory speed.
-inline at::Tensor gather_rows(at::Tensor const& from, std::span<int64_t const> rows) {
-    auto const n = static_cast<int64_t>(rows.size());
-    if (!from.is_cpu() || !from.is_contiguous() || from.requires_grad()) {
-        auto const index = at::from_blob(const_cast<int64_t*>(rows.data()), {n}, at::TensorOptions(at::kLong));
-        return at::index_select(from, 0, index.to(from.device()));
-    }
-    auto sizes = from.sizes().vec();
-    sizes[0] = n;
-    auto out = at::empty(sizes, from.options());
-    auto const bytes = static_cast<int64_t>(from.nbytes()) / std::max<int64_t>(1, from.size(0));
-    auto const* source = static_cast<char const*>(from.const_data_ptr());
-    auto* to = static_cast<char*>(out.mutable_data_ptr());
-    for (auto row : rows) {
-        std::memcpy(to, source + row * bytes, static_cast<size_t>(bytes));
-        to += bytes;
-    }
-    return out;
-}
-
-/// A data set in memory: sample i is row i of each tensor, as a tensor where there is one and as a tuple where there are several.
-/// Batches are gathered row by row into new memory, without a tensor for each sample. Holds the tensors, copies nothing.
-///
-///     data::Loader{data::Tensors{images, labels}, {.batch_size = 64, .shuffle = true}}
-template <size_t N>
-class Tensors {
-public:
-    /// Error E_DATA when a tensor has no rows (0-dim) or another number of rows than the first.
-    template <std::convertible_to<at::Tensor>... T>
-        requires(sizeof...(T) == N)
-    explicit Tensors(T... tensors) : tensors_{std::move(tensors)...} {
-        for (auto const& t : tensors_)
-            check(t.dim() > 0 && t.size(0) == tensors_[0].size(0), code::data, "data::Tensors: shapes ", tensors_[0].sizes(), " and ", t.sizes(),
-                  "; all must have the same size in dimension 0");
-    }
-
-    size_t size() const { return static_cast<size_t>(tensors_[0].size(0)); }
-    auto operator[](size_t i) const {
-        return each([&](at::Tensor const& t) { return t.select(0, static_cast<int64_t>(i)); });
-    }
-    auto batch(std::span<int64_t const> indices) const {
-        return each([&](at::Tensor const& t) { return gather_rows(t, indices); });
-    }
-
-private:
-    template <class F>
-    auto each(F const& f) const {
-        if constexpr (N == 1) return f(tensors_[0]);
-        else return std::apply([&](auto const&... t) { return std::tuple{f(t)...}; }, tensors_);
-    }
-
-    std::array<at::Tensor, N> tensors_;
-};
-
-template <std::convertible_to<at::Tensor>... T>
-Tensors(T...) -> Tensors<sizeof...(T)>;
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/vocabulary.hpp
-
-namespace accelerate::data {
-
-/// The bytes that occur in a text, numbered in their order: a character-level vocabulary of at most 256 entries. One further
-/// number, the last, stands for every byte that did not occur (held-out text may have some); it is written as '?'.
-class Vocabulary {
-public:
-    explicit Vocabulary(std::string_view text) {
-        std::array<bool, 256> seen{};
-        for (auto c : text) seen[byte(c)] = true;
-        for (size_t b = 0; b < seen.size(); ++b)
-            if (seen[b]) symbols_ += static_cast<char>(b);
-        ids_.fill(static_cast<uint8_t>(std::min<size_t>(symbols_.size(), 255)));
-        for (size_t i = 0; i < symbols_.size(); ++i) ids_[byte(symbols_[i])] = static_cast<uint8_t>(i);
-    }
-
-    /// How many numbers there are.
-    int64_t size() const { return std::min<int64_t>(256, static_cast<int64_t>(symbols_.size()) + 1); }
-    /// The bytes by number. `Vocabulary(v.symbols())` equals v: keep this string beside a model.
-    std::string const& symbols() const { return symbols_; }
-
-    uint8_t id(char c) const { return ids_[byte(c)]; }
-    /// Error E_DATA when there is no such number.
-    char symbol(int64_t id) const {
-        check(id >= 0 && id < size(), code::data, "data::Vocabulary: number ", id, "; there are ", size());
-        return static_cast<size_t>(id) < symbols_.size() ? symbols_[static_cast<size_t>(id)] : '?';
-    }
-
-    /// The numbers of a text's bytes: int64, 1-D.
-    at::Tensor encode(std::string_view text) const {
-        auto out = at::empty({static_cast<int64_t>(text.size())}, at::TensorOptions(at::kLong));
-        auto* to = out.mutable_data_ptr<int64_t>();
-        for (auto c : text) *to++ = id(c);
-        return out;
-    }
-    /// The text of an integer tensor of numbers.
-    std::string decode(at::Tensor const& numbers) const {
-        auto const flat = numbers.to(at::kCPU, at::kLong).contiguous();
-        std::string text;
-        for (int64_t i = 0; i < flat.numel(); ++i) text += symbol(flat.const_data_ptr<int64_t>()[i]);
-        return text;
-    }
-
-private:
-    static size_t byte(char c) { return static_cast<unsigned char>(c); }
-
-    std::string symbols_;
-    std::array<uint8_t, 256> ids_;
-};
-
-/// Entropy of a text's byte frequencies in nats: the loss of a model that knows only how frequent each byte is.
-inline double unigram_entropy(std::string_view text) {
-    std::array<int64_t, 256> count{};
-    for (auto c : text) ++count[static_cast<unsigned char>(c)];
-    double entropy = 0;
-    for (auto c : count) {
-        auto const p = static_cast<double>(c) / static_cast<double>(text.size());
-        if (c > 0) entropy -= p * std::log(p);
-    }
-    return entropy;
-}
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/text.hpp
-
-namespace accelerate::data {
-
-/// Consecutive windows over a text, one token a byte: what a character-level language model trains on. A token takes one byte of
-/// memory; batches are written as int64 without a tensor for each sample.
-class TextWindows {
-public:
-    /// `target` is `input` one token later; both int64 of `context` elements (in a batch [samples, context]).
-    struct Window {
-        at::Tensor input, target;
-    };
-
-    /// With a `limit`, at most so many windows, spread evenly over the text. Error E_DATA when the text has not even one.
-    TextWindows(Vocabulary const& vocabulary, std::string_view text, int64_t context, int64_t limit = 0) : context_(context), tokens_(text.size()) {
-        check(context >= 1 && limit >= 0, code::config, "data::TextWindows: context is ", context, " and limit ", limit,
-              "; the context must be positive, the limit not negative");
-        std::transform(text.begin(), text.end(), tokens_.begin(), [&](char c) { return vocabulary.id(c); });
-        windows_ = (static_cast<int64_t>(text.size()) - 1) / context;
-        check(windows_ >= 1, code::data, "data::TextWindows: the text has ", text.size(), " bytes, one window needs ", context + 1,
-              "; use more text or a shorter context");
-        if (limit > 0 && windows_ > limit) {
-            every_ = windows_ / limit;
-            windows_ = limit;
-        }
-    }
-
-    size_t size() const { return static_cast<size_t>(windows_); }
-    Window operator[](size_t i) const {
-        auto const index = static_cast<int64_t>(i);
-        auto const one = batch({&index, 1});
-        return {one.input[0], one.target[0]};
-    }
-    Window batch(std::span<int64_t const> indices) const { return {rows(indices, 0), rows(indices, 1)}; }
-
-private:
-    at::Tensor rows(std::span<int64_t const> indices, int64_t shift) const {
-        auto out = at::empty({static_cast<int64_t>(indices.size()), context_}, at::TensorOptions(at::kLong));
-        auto* to = out.mutable_data_ptr<int64_t>();
-        for (auto i : indices) to = std::copy_n(tokens_.data() + i * every_ * context_ + shift, context_, to);
-        return out;
-    }
-
-    int64_t context_, windows_ = 0, every_ = 1;
-    std::vector<uint8_t> tokens_;
-};
-
-}  // namespace accelerate::data
 
 // ---- accelerate/comm/call.hpp
 
@@ -6805,9 +3345,48 @@ public:
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/comm/recorder.hpp
+// ---- accelerate/core/log.hpp
 
-#include <atomic>
+namespace accelerate::log {
+
+/// Who speaks: by default rank 0 for all, since N ranks saying the same thing is noise.
+enum class From { Main, Everyone };
+
+namespace detail {
+inline void line(char const* level, std::string const& text) {
+    // One write, so that lines of several ranks do not interleave.
+    auto const whole = concat("[accelerate", Session::instance().size() > 1 ? concat(" rank ", Session::instance().rank()) : "", "] ", level, text, "\n");
+    std::fwrite(whole.data(), 1, whole.size(), stderr);
+}
+inline bool speaks(From from) { return from == From::Everyone || Session::instance().rank() == 0; }
+}  // namespace detail
+
+/// Notices go to stderr: stdout belongs to the user (and to `accelerator.print`).
+template <class... Parts>
+void info(Parts const&... parts) {
+    if (detail::speaks(From::Main)) detail::line("", concat(parts...));
+}
+
+template <class... Parts>
+void warning(From from, Parts const&... parts) {
+    if (detail::speaks(from)) detail::line("warning: ", concat(parts...));
+}
+
+template <class... Parts>
+void warning(Parts const&... parts) {
+    warning(From::Main, parts...);
+}
+
+/// Says each text once in the life of the process.
+template <class... Parts>
+void warning_once(Parts const&... parts) {
+    auto text = concat(parts...);
+    if (detail::speaks(From::Main) && Session::instance().first_time(text)) detail::line("warning: ", text);
+}
+
+}  // namespace accelerate::log
+
+// ---- accelerate/comm/recorder.hpp
 
 namespace accelerate::comm {
 
@@ -7021,8 +3600,6 @@ private:
 
 // ---- accelerate/comm/region.hpp
 
-#include <new>
-
 namespace accelerate::comm {
 
 /// A stretch of zeroed memory that lives as long as anybody holds it.
@@ -7048,8 +3625,6 @@ struct Region {
 }  // namespace accelerate::comm
 
 // ---- accelerate/comm/family.hpp
-
-#include <signal.h>
 
 namespace accelerate::comm {
 
@@ -7153,8 +3728,6 @@ private:
 }  // namespace accelerate::comm
 
 // ---- accelerate/comm/wait.hpp
-
-#include <sched.h>
 
 namespace accelerate::comm {
 
@@ -7409,8 +3982,6 @@ public:
 }  // namespace accelerate::comm
 
 // ---- accelerate/comm/mailbox.hpp
-
-#include <deque>
 
 namespace accelerate::comm {
 
@@ -8083,13 +4654,6 @@ private:
 
 // ---- accelerate/comm/reduce.hpp
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Float8_e4m3fn.h>
-#include <c10/util/Float8_e4m3fnuz.h>
-#include <c10/util/Float8_e5m2.h>
-#include <c10/util/Float8_e5m2fnuz.h>
-#include <c10/util/Half.h>
-
 namespace accelerate::comm {
 
 /// One reduction over arrays that this process sees: `outs` arrays receive what `ins` arrays give, element by element. The outputs
@@ -8579,8 +5143,6 @@ inline Buffer allocate(Group& g, int64_t numel, at::ScalarType dtype) {
 
 // ---- accelerate/comm/operations.hpp
 
-#include <ATen/MemoryOverlap.h>
-
 namespace accelerate::comm {
 
 /// The operations of a communicator of CPU tensors, over a `Group`. `Derived` is the communicator's own type; it is constructible
@@ -8892,110 +5454,24 @@ inline std::shared_ptr<Group> solo() {
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/comm/threads.hpp
+// ---- accelerate/comm/self.hpp
 
 namespace accelerate::comm {
 
-/// Ranks are threads of this process: tests and `debug_launcher` need no mpirun. They share LibTorch's generators, so who draws
-/// from one on several ranks gets a mixture; the library never does.
-class Threads : public Operations<Threads> {
+/// The communicator of one process alone: no MPI, no threads. Every operation is what it would be among N ranks for N = 1.
+class Self : public Operations<Self> {
 public:
-    /// Calls `f(Threads)` on `n` threads, one for each rank, and waits for all. When one throws, peers that wait for it get
-    /// E_PEER_LOST; the first exception that was thrown is thrown again here.
-    template <class F>
-    static void run(int64_t n, F&& f, transport_options const& given = {}) {
-        check(n >= 1, code::config, "Threads::run: ", n, " ranks");
-        auto const options = given.fitted(n);
-        auto const memory = Region::heap(Group::bytes(n, options)), presence = Region::heap(Family::bytes(n));
-        auto const source = std::make_shared<ThreadMemory>();
-        std::mutex mutex;
-        std::exception_ptr first;
-        std::vector<std::thread> threads;
-        auto const body = [&](int64_t rank) {
-            Session::ThreadRank const name(rank);
-            auto const family = std::make_shared<Family>(presence, rank, rank, n);
-            // Outside of the `try`: peers should hear why this rank left, not that it dropped the communicator.
-            Group::Parts parts;
-            parts.who = everyone(rank, n);
-            parts.family = family;
-            parts.members = parts.who.ranks;
-            parts.memory = memory, parts.source = source, parts.options = options;
-            Threads const comm(std::make_shared<Group>(std::move(parts)));
-            Current const current(comm);
-            try {
-                f(Threads(comm));
-            } catch (...) {
-                auto const error = std::current_exception();
-                {
-                    std::lock_guard lock(mutex);
-                    if (!first) first = error;
-                }
-                family->leave(concat("it threw: ", text_of(error)));
-            }
-        };
-        for (int64_t r = 0; r < n; ++r) threads.emplace_back(body, r);
-        for (auto& t : threads) t.join();
-        if (first) std::rethrow_exception(first);
-    }
-
-    /// The communicator of the calling thread inside `run`; a rank alone elsewhere.
-    static Threads world() { return Current::get() ? *Current::get() : Threads(solo()); }
+    Self() : Operations(solo()) {}
+    static Self world() { return {}; }
 
 private:
-    friend class Operations<Threads>;
-    explicit Threads(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
-
-    class Current {
-    public:
-        explicit Current(Threads const& comm) { get() = &comm; }
-        ~Current() { get() = nullptr; }
-        Current(Current const&) = delete;
-        Current& operator=(Current const&) = delete;
-        static Threads const*& get() {
-            static thread_local Threads const* comm = nullptr;
-            return comm;
-        }
-    };
-
-    static Membership everyone(int64_t rank, int64_t n) {
-        Membership who;
-        who.rank = who.local_rank = who.me = rank;
-        who.size = who.local_size = n;
-        who.nodes.assign(static_cast<size_t>(n), 0);
-        who.hosts = who.nodes;
-        who.ranks.clear();
-        for (int64_t r = 0; r < n; ++r) who.ranks.push_back(r);
-        return who;
-    }
-
-    static std::string text_of(std::exception_ptr const& error) {
-        try {
-            std::rethrow_exception(error);
-        } catch (std::exception const& e) {
-            return e.what();
-        } catch (...) {
-            return "something that is not a std::exception";
-        }
-    }
+    friend class Operations<Self>;
+    explicit Self(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
 };
 
-static_assert(communicator<Threads>);
+static_assert(communicator<Self>);
 
 }  // namespace accelerate::comm
-
-// ---- accelerate/debug_launcher.hpp
-
-namespace accelerate {
-
-/// Runs `body(communicator)` on `n` ranks that are threads of this process (Python's `debug_launcher`): a distributed run on a
-/// laptop, in a debugger, without mpirun. The body makes its Accelerator with that communicator and
-/// `device::BasicCpu<comm::Threads>`. Returns when all ranks have; throws what the first failing rank threw.
-template <class Body>
-void debug_launcher(int64_t n, Body&& body) {
-    comm::Threads::run(n, std::forward<Body>(body));
-}
-
-}  // namespace accelerate
 
 // ---- accelerate/core/config.hpp
 
@@ -9005,6 +5481,28 @@ void debug_launcher(int64_t n, Body&& body) {
 
 #ifndef ACCELERATE_WITH_MPI
 #define ACCELERATE_WITH_MPI 0
+#endif
+
+// ---- accelerate/comm/absent_mpi.hpp
+
+#if !ACCELERATE_WITH_MPI
+
+namespace accelerate::comm {
+
+/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
+template <class Use = void>
+class AbsentMpi : public Self {
+    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
+
+public:
+    template <class... Arguments>
+    explicit AbsentMpi(Arguments const&...) {}
+    static AbsentMpi world() { return AbsentMpi(); }
+};
+using Mpi = AbsentMpi<>;
+
+}  // namespace accelerate::comm
+
 #endif
 
 // ---- accelerate/comm/mpi_session.hpp
@@ -9451,9 +5949,6 @@ private:
 
 // ---- accelerate/comm/process_memory.hpp
 
-#include <sys/mman.h>
-#include <sys/statvfs.h>
-
 namespace accelerate::comm {
 
 /// How the processes of a node come by common memory. `Anonymous` appears in no folder, whatever ends the process, and is not
@@ -9579,6 +6074,55 @@ private:
 };
 
 }  // namespace accelerate::comm
+
+// ---- accelerate/core/run.hpp
+
+namespace accelerate {
+
+/// `int main() { return accelerate::run([&] { ... }); }`: runs the body, maps what it throws to the documented exit codes,
+/// puts the message on the terminal with the rank in front, brings down the peers (they would wait for this rank for ever)
+/// and leaves MPI if the library entered it. The body may return nothing or an int, which becomes the exit code.
+template <std::invocable Body>
+int run(Body&& body) {
+    auto& session = Session::instance();
+    auto failed = [&](std::string const& text, int exit_code) {
+        auto const line = concat("[accelerate rank ", session.rank(), "] ", text, "\n");
+        std::fwrite(line.data(), 1, line.size(), stderr);
+        std::fflush(stderr);
+        // Peers that failed as this rank did, or wait for it and now hear that it has gone, get to say so before they are ended.
+        if (session.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+        session.abort(exit_code);
+        return exit_code;
+    };
+    try {
+        int exit_code = 0;
+        if constexpr (std::is_void_v<std::invoke_result_t<Body>>) body();
+        else exit_code = static_cast<int>(body());
+        session.finalise();
+        return exit_code;
+    } catch (Error const& e) {
+        return failed(e.what(), e.exit_code());
+    } catch (c10::Error const& e) {
+        return failed(e.what_without_backtrace(), code::internal.exit);
+    } catch (std::exception const& e) {
+        return failed(e.what(), code::internal.exit);
+    } catch (...) {
+        return failed("something that is not a std::exception was thrown", code::internal.exit);
+    }
+}
+
+/// Says once when the ranks of this node ask for more threads than it has cores: with LibTorch's default spinning that makes a
+/// step up to 30 times slower. Communicators call it when they come up.
+inline void warn_if_oversubscribed() {
+    auto const ranks = Session::instance().local_size();
+    auto const threads = static_cast<int64_t>(at::get_num_threads());
+    auto const cores = static_cast<int64_t>(std::thread::hardware_concurrency());
+    if (cores > 0 && threads > 1 && ranks * threads > cores)
+        log::warning_once(ranks, " ranks with ", threads, " threads each on ", cores, " cores; set OMP_NUM_THREADS=", std::max<int64_t>(1, cores / ranks),
+                          " and OMP_WAIT_POLICY=passive before the program starts");
+}
+
+}  // namespace accelerate
 
 // ---- accelerate/comm/mpi.hpp
 
@@ -9754,25 +6298,6 @@ static_assert(communicator<Mpi>);
 
 #endif
 
-// ---- accelerate/comm/self.hpp
-
-namespace accelerate::comm {
-
-/// The communicator of one process alone: no MPI, no threads. Every operation is what it would be among N ranks for N = 1.
-class Self : public Operations<Self> {
-public:
-    Self() : Operations(solo()) {}
-    static Self world() { return {}; }
-
-private:
-    friend class Operations<Self>;
-    explicit Self(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
-};
-
-static_assert(communicator<Self>);
-
-}  // namespace accelerate::comm
-
 // ---- accelerate/device/cpu.hpp
 
 namespace accelerate::device {
@@ -9798,9 +6323,3929 @@ using Cpu = BasicCpu<comm::Self>;
 
 }  // namespace accelerate::device
 
-// ---- accelerate/precision/cast_once_linear.hpp
+// ---- accelerate/sharding/flat_model.hpp
 
-#include <ATen/ops/linear.h>
+namespace accelerate::sharding {
+
+/// The part of a prepared model that every replicated sharding shares: trainable parameters in flats, gradients as views of flat
+/// buffers from the first step on, the accumulation window and the stage of the gradients. Satisfies `flat_model`.
+///
+/// Parameters keep their TensorImpl (`set_data`): handles that the user holds stay valid.
+class FlatModel {
+public:
+    explicit FlatModel(NamedParameters parameters) : parameters_(std::move(parameters)) {
+        for (auto const& [name, p] : parameters_)
+            check(p.is_floating_point() || p.is_complex(), code::config, "prepare: trainable parameter ", name, " has dtype ", p.scalar_type());
+    }
+    FlatModel(FlatModel const&) = delete;
+    FlatModel& operator=(FlatModel const&) = delete;
+
+    std::span<Flat const> flats() const { return flats_; }
+    std::span<Piece const> pieces() const { return pieces_; }
+    int64_t layout() const { return layout_; }
+    NamedParameters const& parameters() const { return parameters_; }
+
+    bool window_closed() const { return window_.closed(); }
+    Window& window() { return window_; }
+    Stage stage() const { return stage_; }
+
+    /// Moves to `stage`; error E_CALL_ORDER naming both states unless the present one is among `allowed`.
+    void advance(char const* call, Stage stage, std::initializer_list<Stage> allowed) {
+        if (std::find(allowed.begin(), allowed.end(), stage_) == allowed.end())
+            throw Error(code::call_order, concat(call, " would take the gradients to ", name(stage), " but they are ", name(stage_), remedy(stage_)));
+        stage_ = stage;
+    }
+
+    /// Gradients that have been unscaled or clipped cannot take more.
+    void expect_backward() const {
+        check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
+              " but they are ", name(stage_), remedy(stage_));
+    }
+
+    void before_step() { advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped}); }
+    void after_step() {}
+
+    /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
+    void zero_grad() {
+        if (!window_.closed()) return;
+        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
+              "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
+              " micro-batches of this window; call it after optimizer.step");
+        for (auto& flat : flats_) flat.gradients.zero_();
+        stage_ = Stage::Accumulating;
+    }
+
+    std::span<Piece const> owned() const { return pieces_; }
+    void settle() {}
+
+    /// A scope in which every parameter is whole on this rank; here they always are.
+    struct Whole {};
+    Whole whole() { return {}; }
+
+protected:
+    /// Moves parameters into flats of the given layout; gradients that exist move along.
+    /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
+    template <class Allocate>
+    void adopt(Layout const& plan, Allocate&& allocate) {
+        at::NoGradGuard no_grad;
+        std::vector<Flat> made;
+        std::vector<std::vector<at::Tensor>> views;
+        for (size_t f = 0; f < plan.flats.size(); ++f) {
+            auto const& part = plan.flats[f];
+            auto const options = parameter(part.places.front().parameter).options().requires_grad(false);
+            Flat flat{at::zeros({part.numel}, options), {}, {}};
+            std::vector<at::Tensor> old_gradients;
+            for (auto const& place : part.places) {
+                auto& p = parameter(place.parameter);
+                auto view = view_like(flat.parameters, place.begin, p);
+                view.copy_(p.detach());
+                old_gradients.push_back(p.grad().defined() ? p.grad().detach().clone() : at::Tensor());
+                p.set_data(view);
+                flat.slots.push_back({parameters_[static_cast<size_t>(place.parameter)].first, p, place.begin, p.numel(), place.parameter});
+            }
+            flat.gradients = allocate(static_cast<int64_t>(f), part.numel, options);
+            auto& slot_views = views.emplace_back();
+            for (size_t s = 0; s < flat.slots.size(); ++s) {
+                auto& p = flat.slots[s].parameter;
+                auto view = view_like(flat.gradients, flat.slots[s].begin, p);
+                if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
+                p.mutable_grad() = view;
+                slot_views.push_back(view);
+            }
+            made.push_back(std::move(flat));
+        }
+        flats_ = std::move(made);
+        views_ = std::move(views);
+        buckets_ = plan.buckets;
+        ++layout_;
+    }
+
+    /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
+    /// or a backward with create_graph.
+    bool aliased(size_t flat, size_t slot) const {
+        return flats_[flat].slots[slot].parameter.grad().unsafeGetTensorImpl() == views_[flat][slot].unsafeGetTensorImpl();
+    }
+
+    /// Puts a gradient that lives elsewhere back into its place in the flat buffer.
+    void repair(size_t flat, size_t slot) {
+        at::NoGradGuard no_grad;
+        auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
+        auto& view = views_[flat][slot];
+        if (gradient.defined()) view.copy_(gradient.detach());
+        else view.zero_();
+        gradient = view;
+    }
+
+    void repair_all() {
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s)
+                if (!aliased(f, s)) [[unlikely]]
+                    repair(f, s);
+    }
+
+    std::vector<int64_t> registration_order() const {
+        std::vector<int64_t> order(parameters_.size());
+        std::iota(order.begin(), order.end(), 0);
+        return order;
+    }
+
+    at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
+
+    NamedParameters parameters_;
+    std::vector<Flat> flats_;
+    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot
+    std::vector<Bucket> buckets_;
+    std::vector<Piece> pieces_;
+    int64_t layout_ = 0;
+    Window window_;
+    Stage stage_ = Stage::Accumulating;
+
+private:
+    static char const* remedy(Stage stage) {
+        switch (stage) {
+            case Stage::Accumulating: return "; call accelerator.backward first";
+            case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
+            case Stage::Clipped: return "; step before going on";
+            default: return "";
+        }
+    }
+};
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/sharding/none.hpp
+
+namespace accelerate::sharding {
+
+/// A prepared model that talks to nobody: every rank trains on its own (or there is one).
+class LocalModel : public FlatModel {
+public:
+    template <class Communicator>
+    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
+        constexpr auto whole = std::numeric_limits<int64_t>::max();
+        adopt(plan_layout(parameters_, registration_order(), whole, whole),
+              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
+        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+    }
+
+    void before_forward() {}
+    void before_backward(at::Tensor const& /*loss*/) {}
+    void after_backward() {
+        repair_all();
+        if (window_.closed()) stage_ = Stage::Reduced;
+    }
+    static constexpr bool owns_everything = true;
+    double sum_over_ranks(double value) const { return value; }
+    int64_t replicas() const { return 1; }
+};
+
+/// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
+/// For one process; with several ranks each trains a model of its own.
+struct None {
+    static constexpr char const* name = "None";
+    template <class Device>
+    using placement = place::Resident;
+    template <class Device>
+    using model = LocalModel;
+};
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/supported.hpp
+
+namespace accelerate {
+
+/// A policy of a backend that this build is without: it names the option that switches it on (`static constexpr char const* absent`).
+template <class P>
+concept absent_policy = requires { { P::absent } -> std::convertible_to<char const*>; };
+
+/// Sharding policies of which some devices cannot hold what they make say so: `template <class Device> static constexpr bool holds`.
+template <class S, class Device>
+consteval bool sharding_holds() {
+    if constexpr (requires { { S::template holds<Device> } -> std::convertible_to<bool>; }) return S::template holds<Device>;
+    else return true;
+}
+
+/// Which four policies work together. The table in the README is made from it.
+template <class Device, class Precision, class Sharding, class Loader>
+inline constexpr bool supported = [] {
+    if constexpr (device_policy<Device> && precision_policy<Precision>) {
+        if constexpr (absent_policy<Device> || absent_policy<Precision>) return false;
+        else return sharding_policy<Sharding, Device> && loader_policy<Loader> && sharding_holds<Sharding, Device>();
+    } else {
+        return false;
+    }
+}();
+
+}  // namespace accelerate
+
+// ---- accelerate/policy_errors.hpp
+
+namespace accelerate {
+namespace detail {
+
+// What a type has of a policy, member by member: the concepts say it too, but compilers print those as expressions and no remedy.
+template <class D>
+struct DeviceMembers {
+    static constexpr bool communicator = requires { requires comm::communicator<typename D::communicator>; };
+    static constexpr bool type = requires { { D::type } -> std::convertible_to<at::DeviceType>; };
+    static constexpr bool name = requires { { D::name } -> std::convertible_to<char const*>; };
+    static constexpr bool current = requires { { D::current() } -> std::same_as<at::Device>; };
+    static constexpr bool synchronize = requires { D::synchronize(); };
+    static constexpr bool any = communicator || type || current || synchronize;
+};
+
+template <class P, class Device = precision::detail::SomeDevice>
+struct PrecisionMembers {
+    static constexpr bool parameter = requires { { P::parameter } -> std::convertible_to<at::ScalarType>; };
+    static constexpr bool compute = requires { { P::compute } -> std::convertible_to<at::ScalarType>; };
+    static constexpr bool reduction = requires { { P::reduction } -> std::convertible_to<at::ScalarType>; };
+    static constexpr bool master = requires { { P::master } -> std::convertible_to<at::ScalarType>; };
+    static constexpr bool name = requires { { P::name } -> std::convertible_to<char const*>; };
+    static constexpr bool impl = requires { typename P::template impl<precision::detail::SomeImpl>; };
+    static constexpr bool scope = requires { typename P::template scope<Device>; requires std::default_initializable<typename P::template scope<Device>>; requires std::constructible_from<typename P::template scope<Device>, bool>; };
+    static constexpr bool pause = requires { requires std::default_initializable<typename P::template pause<Device>>; };
+    static constexpr bool parameters_changed = requires { P::parameters_changed(); };
+    static constexpr bool any = parameter || compute || reduction || master || scope || pause || parameters_changed;
+};
+
+template <class M>
+struct ModelMembers {
+    static constexpr bool before_forward = requires(M& m) { m.before_forward(); };
+    static constexpr bool before_backward = requires(M& m, at::Tensor const& loss) { m.before_backward(loss); };
+    static constexpr bool after_backward = requires(M& m) { m.after_backward(); };
+    static constexpr bool owns_everything = requires { { M::owns_everything } -> std::convertible_to<bool>; };
+    static constexpr bool sum_over_ranks = requires(M const& m, double value) { { m.sum_over_ranks(value) } -> std::convertible_to<double>; };
+    static constexpr bool replicas = requires(M const& m) { { m.replicas() } -> std::convertible_to<int64_t>; };
+    static constexpr bool these = before_forward && before_backward && after_backward && owns_everything && sum_over_ranks && replicas;
+};
+
+template <class S, class Device>
+struct ShardingMembers {
+    static constexpr bool name = requires { { S::name } -> std::convertible_to<char const*>; };
+    static constexpr bool placement = requires { requires accelerate::placement<typename S::template placement<Device>>; };
+    static constexpr bool model = requires { typename S::template model<Device>; };
+    static constexpr bool any = placement || model;
+};
+template <class S, class Device>
+struct ModelOf {
+    using type = void;
+};
+template <class S, class Device>
+    requires requires { typename S::template model<Device>; }
+struct ModelOf<S, Device> {
+    using type = typename S::template model<Device>;
+};
+
+template <class L>
+struct LoaderMembers {
+    static constexpr bool name = requires { { L::name } -> std::convertible_to<char const*>; };
+    static constexpr bool prepared = requires { typename L::template prepared<AnyLoader>; };
+};
+
+/// A policy of a backend that this build is without says which option switches it on.
+template <class P>
+consteval bool present() {
+    if constexpr (absent_policy<P>) return P::template present<P>();
+    else return true;
+}
+
+}  // namespace detail
+
+template <class Device, class Precision, class Sharding, class Loader>
+class Accelerator;
+
+namespace detail {
+/// What takes the place of an accelerator whose policies cannot be, so that one mistake is one error.
+template <class>
+struct Substitute {
+    using type = Accelerator<device::BasicCpu<comm::Self>, precision::Fp32, sharding::None, loader::Stateful<>>;
+};
+}  // namespace detail
+
+/// The accelerator of four types that are not a device, a precision, a sharding and a loader policy: it says what is missing.
+template <class Device, class Precision, class Sharding, class Loader>
+class Accelerator : public detail::Substitute<Device>::type {
+    using D = detail::DeviceMembers<Device>;
+    using P = detail::PrecisionMembers<Precision>;
+    using S = detail::ShardingMembers<Sharding, Device>;
+    using M = detail::ModelMembers<typename detail::ModelOf<Sharding, Device>::type>;
+    using L = detail::LoaderMembers<Loader>;
+    static constexpr bool here = detail::present<Device>() && detail::present<Precision>() && detail::present<Sharding>() && detail::present<Loader>();
+    static constexpr bool d = here && D::any, p = here && P::any, s = d && D::communicator && S::any, m = s && S::model, l = here && (L::prepared || L::name);
+
+    static_assert(!here || D::any, "Accelerator<Device, Precision, Sharding, Loader>: the first argument is no device policy; see accelerate/device/policy.hpp");
+    static_assert(!d || D::communicator, "device policy: give it `communicator`, the type through which its ranks talk, as in using communicator = acc::comm::Mpi");
+    static_assert(!d || D::type, "device policy: give it `type`, LibTorch's name for it, as in static constexpr at::DeviceType type = at::kCPU");
+    static_assert(!d || D::name, "device policy: give it `name`, as in static constexpr char const* name = \"cpu\"");
+    static_assert(!d || D::current, "device policy: give it `current`, the device of the calling rank, as in static at::Device current()");
+    static_assert(!d || D::synchronize, "device policy: give it `synchronize`, which waits for the device's work, as in static void synchronize()");
+
+    static_assert(!here || P::any, "Accelerator<Device, Precision, Sharding, Loader>: the second argument is no precision policy; see accelerate/precision/policy.hpp");
+    static_assert(!p || P::parameter, "precision policy: give it `parameter`, the dtype of parameters, as in static constexpr at::ScalarType parameter = at::kFloat");
+    static_assert(!p || P::compute, "precision policy: give it `compute`, the dtype of arithmetic, as in static constexpr at::ScalarType compute = at::kBFloat16");
+    static_assert(!p || P::reduction, "precision policy: give it `reduction`, the dtype in which gradients are reduced, as in static constexpr at::ScalarType reduction = at::kFloat");
+    static_assert(!p || P::master, "precision policy: give it `master`, the dtype that the optimizer updates, as in static constexpr at::ScalarType master = at::kFloat");
+    static_assert(!p || P::name, "precision policy: give it `name`, as in static constexpr char const* name = \"bf16\"");
+    static_assert(!p || P::impl, "precision policy: give it `impl`, what a linear layer becomes, as in template <class Impl> using impl = Impl");
+    static_assert(!p || P::scope, "precision policy: give it `scope<Device>`, made from nothing or a bool, as in template <class Device> using scope = acc::precision::NoScope");
+    static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
+    static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
+
+    static_assert(!(d && D::communicator) || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
+    static_assert(!s || S::name, "sharding policy: give it `name`, as in static constexpr char const* name = \"Ddp\"");
+    static_assert(!s || S::placement, "sharding policy: give it `placement<Device>`, how units are held, as in template <class Device> using placement = acc::place::Resident");
+    static_assert(!s || S::model, "sharding policy: give it `model<Device>`, what a prepared model becomes; see accelerate/sharding/policy.hpp");
+    static_assert(!m || M::before_forward, "sharding policy: give its model `before_forward`, as in void before_forward()");
+    static_assert(!m || M::before_backward, "sharding policy: give its model `before_backward`, as in void before_backward(at::Tensor const& loss)");
+    static_assert(!m || M::after_backward, "sharding policy: give its model `after_backward`, as in void after_backward()");
+    static_assert(!m || M::owns_everything, "sharding policy: give its model `owns_everything`, whether each rank updates all parameters, as in static constexpr bool owns_everything = true");
+    static_assert(!m || M::sum_over_ranks, "sharding policy: give its model `sum_over_ranks`, as in double sum_over_ranks(double value) const");
+    static_assert(!m || M::replicas, "sharding policy: give its model `replicas`, as in int64_t replicas() const");
+    static_assert(!(m && M::these && S::name && S::placement) || sharding_policy<Sharding, Device>,
+                  "sharding policy: its model does not satisfy sharding::trained_model; derive it from acc::sharding::FlatModel, and construct it from (ModelParts, communicator)");
+
+    static_assert(!here || L::prepared || L::name, "Accelerator<Device, Precision, Sharding, Loader>: the fourth argument is no loader policy; see accelerate/data/policy.hpp");
+    static_assert(!l || L::name, "loader policy: give it `name`, as in static constexpr char const* name = \"Stateful\"");
+    static_assert(!l || L::prepared, "loader policy: give it `prepared<Loader>`, what a loader becomes, as in template <class Loader> using prepared = acc::data::Prepared<Loader>");
+    static_assert(!(l && L::name && L::prepared) || loader_policy<Loader>, "loader policy: its prepared<Loader> must be made from (Loader, data::Context), be a range and have state_dict; see accelerate/data/policy.hpp");
+
+public:
+    template <class... Communicator>
+    explicit Accelerator(accelerator_options given = {}, Communicator const&...) : detail::Substitute<Device>::type(std::move(given)) {}
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/optim/moments.hpp
+
+namespace accelerate::optim {
+
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
+struct Stretch {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<at::Tensor> states;
+};
+
+/// The part [from, to) of one parameter, counted in memory order, that lies in a stretch at `offset`.
+struct Part {
+    std::string key;                ///< the parameter's name; numbered when several models are bound
+    std::vector<int64_t> sizes;
+    std::vector<int64_t> strides;
+    int64_t numel = 0;
+    int64_t from = 0;
+    int64_t to = 0;
+    size_t stretch = 0;
+    int64_t offset = 0;
+    int64_t order = 0;              ///< position in Python's order: model by model, parameters as registered
+    size_t set = 0;                 ///< of hyper-parameters
+
+    int64_t length() const { return to - from; }
+};
+
+/// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load.
+class Moments {
+public:
+    Moments(std::vector<std::string> names, double initial) : names_(std::move(names)), initial_(initial) {}
+
+    std::vector<Stretch> const& stretches() const { return stretches_; }
+    std::vector<Part> const& parts() const { return parts_; }
+
+    /// Takes over a new arrangement; state moves along by name. Parameters not seen before start with the initial value. `keys`
+    /// are those of all parameters, also of those that other ranks update.
+    void arrange(std::vector<Stretch> stretches, std::vector<Part> parts, std::set<std::string> keys) {
+        for (auto& s : stretches)
+            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options()));
+        auto const before = index();
+        for (auto const& part : parts) {
+            auto old = before.find(part.key);
+            if (old == before.end()) continue;
+            int64_t found = 0;
+            for (auto i : old->second) {
+                auto const& source = parts_[i];
+                auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
+                if (from >= to) continue;
+                found += to - from;
+                for (size_t n = 0; n < names_.size(); ++n)
+                    stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
+                        .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
+            }
+            check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
+                  " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
+        }
+        stretches_ = std::move(stretches);
+        parts_ = std::move(parts);
+        keys_ = std::move(keys);
+    }
+
+    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
+    /// its place under "slices".
+    void save(StateDict& state) const {
+        for (auto const& [key, indices] : index())
+            for (size_t n = 0; n < names_.size(); ++n) {
+                auto const name = names_[n] + "." + key;
+                auto const& first = parts_[indices.front()];
+                auto const& last = parts_[indices.back()];
+                int64_t held = 0;
+                for (auto i : indices) held += parts_[i].length();
+                check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
+                auto flat = at::empty({held}, stretches_[first.stretch].parameters.options());
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
+                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
+                else {
+                    state.tensors.insert(name, flat);
+                    state.values["slices"][name] = {first.from, last.to};
+                }
+            }
+    }
+
+    /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
+    /// misshapen tensor; nothing has been changed then.
+    void load(StateDict const& state) {
+        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        for (auto const& part : parts_)
+            for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
+        for (auto const& [name, tensor] : state.tensors)
+            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
+        for (auto& [target, source] : copies) target.copy_(source);
+    }
+
+    /// Back to the value before the first update.
+    void reset() {
+        for (auto& s : stretches_)
+            for (auto& t : s.states) t.fill_(initial_);
+    }
+
+private:
+    /// Parts by parameter, in ascending order within each.
+    std::map<std::string, std::vector<size_t>> index() const {
+        std::map<std::string, std::vector<size_t>> by_key;
+        for (size_t i = 0; i < parts_.size(); ++i) by_key[parts_[i].key].push_back(i);
+        for (auto& [key, indices] : by_key) std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) { return parts_[a].from < parts_[b].from; });
+        return by_key;
+    }
+
+    at::Tensor slice(Part const& part, size_t n) const { return stretches_[part.stretch].states[n].narrow(0, part.offset, part.length()); }
+
+    bool known(std::string const& name) const {
+        auto const dot = name.find('.');  // names of states have none
+        return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
+    }
+
+    static at::Tensor stored(StateDict const& state, std::string const& name, Part const& part) {
+        auto found = state.tensors.find(name);
+        check(found != state.tensors.end(), code::data, "optimizer.load_state_dict: the state has no tensor \"", name, "\"; was it saved for another model?");
+        auto const& tensor = found->second;
+        if (state.values.contains("slices") && state.values["slices"].contains(name)) {
+            auto const range = state.values["slices"][name].get<std::pair<int64_t, int64_t>>();
+            check(range.first <= part.from && part.to <= range.second && tensor.dim() == 1 && tensor.numel() == range.second - range.first, code::data,
+                  "optimizer.load_state_dict: \"", name, "\" holds elements ", range.first, " to ", range.second, ", this rank needs ", part.from, " to ", part.to,
+                  "; join the ranks' states first");
+            return tensor.narrow(0, part.from - range.first, part.length());
+        }
+        check(tensor.sizes() == at::IntArrayRef(part.sizes), code::data, "optimizer.load_state_dict: \"", name, "\" has shape ", tensor.sizes(), ", the parameter ",
+              at::IntArrayRef(part.sizes));
+        auto in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options());
+        in_memory_order.copy_(tensor);
+        return in_memory_order.as_strided({part.numel}, {1}).narrow(0, part.from, part.length());
+    }
+
+    std::vector<std::string> names_;
+    double initial_;
+    std::vector<Stretch> stretches_;
+    std::vector<Part> parts_;
+    std::set<std::string> keys_;
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/callable.hpp
+
+namespace accelerate::optim {
+
+template <class Signature>
+class Callable;
+
+/// A function given by the user as an option: a predicate on names, a factor of the learning rate. Copies share one object, so
+/// that copying a recipe never copies what a lambda has captured; it is called as const. Used when things are bound and once a
+/// schedule step, never per parameter in an optimizer step.
+template <class R, class... Args>
+class Callable<R(Args...)> {
+public:
+    Callable() = default;
+
+    template <class F>
+        requires(!std::is_same_v<std::remove_cvref_t<F>, Callable> && std::is_invocable_r_v<R, F const&, Args...>)
+    Callable(F f) : object_(std::make_shared<F const>(std::move(f))), call_([](void const* object, Args... args) -> R {
+        return static_cast<R>((*static_cast<F const*>(object))(std::forward<Args>(args)...));
+    }) {}
+
+    explicit operator bool() const { return call_ != nullptr; }
+    R operator()(Args... args) const { return call_(object_.get(), std::forward<Args>(args)...); }
+
+private:
+    std::shared_ptr<void const> object_;
+    R (*call_)(void const*, Args...) = nullptr;
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/groups.hpp
+
+namespace accelerate::optim {
+
+/// Parameters with hyper-parameters of their own: those whose name satisfies `match` and no earlier group's. What is not set is
+/// the recipe's. `set_lr` and schedules keep the ratio between a group's `lr` and the recipe's.
+struct ParameterGroup {
+    Callable<bool(std::string const&)> match = {};  ///< empty: every name
+    std::optional<double> lr = {};
+    std::optional<double> weight_decay = {};
+};
+
+/// The hyper-parameters that may differ between parameters, and what `set_lr` needs to scale them.
+struct Hyper {
+    double lr = 0;            ///< in force now
+    double initial_lr = 0;    ///< as in the recipe
+    double weight_decay = 0;
+
+    bool same(Hyper const& o) const { return initial_lr == o.initial_lr && weight_decay == o.weight_decay; }
+};
+
+/// Sorts parameters into sets of equal hyper-parameters by the recipe's groups. Runs when an optimizer is bound, never in a step.
+class Grouping {
+public:
+    template <class Recipe>
+    explicit Grouping(Recipe const& recipe)
+        : base_{recipe.lr, recipe.lr, recipe.weight_decay}, no_decay_(recipe.no_decay_on_norms_and_biases), rules_(recipe.groups), used_(recipe.groups.size()) {
+        for (auto const& rule : rules_)
+            check(!rule.lr || recipe.lr != 0, code::config, "optimizer: a parameter group with its own lr needs a recipe whose lr is not 0, since set_lr keeps the ratio of the two");
+    }
+
+    /// Index of the set that the parameter belongs to. A group's explicit `weight_decay` wins over `no_decay_on_norms_and_biases`.
+    size_t set_of(sharding::Slot const& slot) {
+        auto hyper = base_;
+        bool decay_given = false;
+        for (size_t i = 0; i < rules_.size(); ++i) {
+            if (rules_[i].match && !rules_[i].match(slot.name)) continue;
+            used_[i] = true;
+            if (rules_[i].lr) hyper.lr = hyper.initial_lr = *rules_[i].lr;
+            if (rules_[i].weight_decay) hyper.weight_decay = *rules_[i].weight_decay, decay_given = true;
+            break;
+        }
+        if (no_decay_ && !decay_given && (slot.parameter.dim() <= 1 || slot.name.ends_with("bias"))) hyper.weight_decay = 0;
+        for (size_t i = 0; i < sets_.size(); ++i)
+            if (sets_[i].same(hyper)) return i;
+        hyper.lr = scaled(hyper);
+        sets_.push_back(hyper);
+        return sets_.size() - 1;
+    }
+
+    /// A group that matches no name is nearly always a spelling mistake.
+    void warn_about_unused() const {
+        for (size_t i = 0; i < used_.size(); ++i)
+            if (!used_[i]) log::warning_once("optimizer: parameter group ", i, " matches no parameter name (or earlier groups took all that it matches)");
+    }
+
+    double lr() const { return base_.lr; }
+
+    void set_lr(double lr) {
+        base_.lr = lr;
+        for (auto& set : sets_) set.lr = scaled(set);
+    }
+
+    Hyper const& operator[](size_t set) const { return sets_[set]; }
+    std::vector<Hyper> const& sets() const { return sets_; }
+
+private:
+    // With the recipe's own lr in force the quotient is exactly 1, so a group's lr is used to the last bit as it was written.
+    double scaled(Hyper const& set) const { return set.initial_lr == base_.initial_lr ? base_.lr : set.initial_lr * (base_.lr / base_.initial_lr); }
+
+    Hyper base_;
+    bool no_decay_;
+    std::vector<ParameterGroup> rules_;
+    std::vector<bool> used_;
+    std::vector<Hyper> sets_;
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/recipes.hpp
+
+namespace accelerate::optim {
+
+// A recipe says how to update, not what: `accelerator.prepare` binds it to the prepared parameters, so it cannot go stale.
+// Members have Python's names and defaults. Those that every recipe has:
+//   no_decay_on_norms_and_biases  weight_decay 0 for parameters of at most one dimension and for names that end in "bias"
+//   groups                        other hyper-parameters by parameter name; the first match wins
+//   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
+
+/// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
+struct AdamW {
+    double lr = 1e-3;
+    std::pair<double, double> betas = {0.9, 0.999};
+    double eps = 1e-8;
+    double weight_decay = 1e-2;
+    bool amsgrad = false;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
+struct Adam {
+    double lr = 1e-3;
+    std::pair<double, double> betas = {0.9, 0.999};
+    double eps = 1e-8;
+    double weight_decay = 0;
+    bool amsgrad = false;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
+struct Sgd {
+    double lr = 1e-3;
+    double momentum = 0;
+    bool nesterov = false;
+    double weight_decay = 0;
+    double dampening = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+/// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
+struct Adagrad {
+    double lr = 1e-2;
+    double lr_decay = 0;
+    double eps = 1e-10;
+    double weight_decay = 0;
+    double initial_accumulator_value = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/rules.hpp
+
+namespace accelerate::optim {
+
+/// What one update reads and writes, column by column: entry i of every list belongs to the same stretch of memory.
+/// Built when the optimizer is bound; a step only passes the lists on.
+struct Columns {
+    std::vector<at::Tensor> parameters;
+    std::vector<at::Tensor> gradients;
+    std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
+    std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+};
+
+/// The arithmetic of a recipe, apart from binding, grouping and the storage of state. To add an optimizer write an aggregate with
+/// the members that all recipes share and specialise this beside it.
+template <class Recipe>
+struct Rule;
+
+/// An aggregate of hyper-parameters with a `Rule`.
+template <class R>
+concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns, bool first) {
+    { r.lr } -> std::convertible_to<double>;
+    { r.weight_decay } -> std::convertible_to<double>;
+    { r.no_decay_on_norms_and_biases } -> std::convertible_to<bool>;
+    { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
+    { r.operations } -> std::convertible_to<Operations>;
+    { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
+    { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
+    { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
+    Rule<R>::validate(r);                                                          // Error E_CONFIG for values that cannot work
+    Rule<R>::update(r, hyper, columns, first);                                     // one update of every entry of the lists
+};
+
+namespace detail {
+
+inline void validate(bool holds, char const* kind, char const* what) { check(holds, code::config, "optim::", kind, ": ", what); }
+
+template <class R>
+void validate_common(R const& r, char const* kind) {
+    validate(r.lr >= 0, kind, "lr must not be negative");
+    validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+}
+
+template <class R>
+struct AdamFamily {
+    static std::vector<std::string> states(R const& r) {
+        std::vector<std::string> names{"exp_avg", "exp_avg_sq"};
+        if (r.amsgrad) names.emplace_back("max_exp_avg_sq");
+        return names;
+    }
+    static double initial(R const&) { return 0; }
+    static void validate(R const& r) {
+        validate_common(r, Rule<R>::kind);
+        detail::validate(r.betas.first >= 0 && r.betas.first < 1 && r.betas.second >= 0 && r.betas.second < 1, Rule<R>::kind, "betas must be in [0, 1)");
+        detail::validate(r.eps >= 0, Rule<R>::kind, "eps must not be negative");
+    }
+    static at::TensorList largest(R const& r, Columns const& c) { return r.amsgrad ? at::TensorList(c.states[2]) : at::TensorList(); }
+};
+
+}  // namespace detail
+
+/// `p *= 1 - lr*wd; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g*g; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)`
+template <>
+struct Rule<AdamW> : detail::AdamFamily<AdamW> {
+    static constexpr char const* kind = "AdamW";
+    static void update(AdamW const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adamw_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
+                          r.amsgrad, r.maximize);
+    }
+};
+
+/// As AdamW's without its first line, and with `g += wd*p` instead.
+template <>
+struct Rule<Adam> : detail::AdamFamily<Adam> {
+    static constexpr char const* kind = "Adam";
+    static void update(Adam const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adam_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
+                         r.amsgrad, r.maximize);
+    }
+};
+
+/// `g += wd*p; b = first ? g : momentum*b + (1-dampening)*g; p -= lr * (nesterov ? g + momentum*b : b)`
+template <>
+struct Rule<Sgd> {
+    static constexpr char const* kind = "Sgd";
+    static std::vector<std::string> states(Sgd const& r) { return r.momentum != 0 ? std::vector<std::string>{"momentum_buffer"} : std::vector<std::string>{}; }
+    static double initial(Sgd const&) { return 0; }
+    static void validate(Sgd const& r) {
+        detail::validate_common(r, kind);
+        detail::validate(r.momentum >= 0, kind, "momentum must not be negative");
+        detail::validate(!r.nesterov || (r.momentum > 0 && r.dampening == 0), kind, "nesterov needs a momentum and no dampening");
+    }
+    static void update(Sgd const& r, Hyper const& h, Columns const& c, bool first) {
+        at::_fused_sgd_(c.parameters, c.gradients, c.states.empty() ? at::TensorList() : at::TensorList(c.states[0]), h.weight_decay, r.momentum, h.lr, r.dampening,
+                        r.nesterov, r.maximize, first);
+    }
+};
+
+/// `g += wd*p; s += g*g; p -= lr/(1 + (t-1)*lr_decay) * g / (sqrt(s) + eps)`
+template <>
+struct Rule<Adagrad> {
+    static constexpr char const* kind = "Adagrad";
+    static std::vector<std::string> states(Adagrad const&) { return {"sum"}; }
+    static double initial(Adagrad const& r) { return r.initial_accumulator_value; }
+    static void validate(Adagrad const& r) {
+        detail::validate_common(r, kind);
+        detail::validate(r.lr_decay >= 0 && r.eps >= 0 && r.initial_accumulator_value >= 0, kind, "lr_decay, eps and initial_accumulator_value must not be negative");
+    }
+    static void update(Adagrad const& r, Hyper const& h, Columns const& c, bool) {
+        at::_fused_adagrad_(c.parameters, c.gradients, c.states[0], c.steps, h.lr, r.lr_decay, h.weight_decay, r.eps, r.maximize);
+    }
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/batches.hpp
+
+namespace accelerate::optim {
+
+/// One call of a rule: everything of equal hyper-parameters, dtype and device.
+struct Batch {
+    size_t set = 0;
+    Columns columns;
+};
+
+/// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
+/// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
+/// parameter is an entry of its own, in the order of registration.
+inline std::vector<Batch> make_batches(Moments const& moments, Operations operations) {
+    auto const& stretches = moments.stretches();
+    auto const& parts = moments.parts();
+    std::vector<Batch> batches;
+
+    auto add = [&](size_t stretch, size_t set, int64_t begin, int64_t end) {
+        if (begin == end) return;
+        auto const& s = stretches[stretch];
+        auto batch = std::find_if(batches.begin(), batches.end(), [&](Batch const& b) {
+            auto const& other = b.columns.parameters.front();
+            return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
+        });
+        if (batch == batches.end()) {
+            batch = batches.insert(batch, Batch{set, {}});
+            batch->columns.states.resize(s.states.size());
+        }
+        auto& c = batch->columns;
+        c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
+        c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
+        for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+    };
+
+    std::vector<size_t> order(parts.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (operations == Operations::Torch) {
+        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].order, parts[a].from) < std::pair(parts[b].order, parts[b].from); });
+        for (auto i : order) add(parts[i].stretch, parts[i].set, parts[i].offset, parts[i].offset + parts[i].length());
+        return batches;
+    }
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].stretch, parts[a].offset) < std::pair(parts[b].stretch, parts[b].offset); });
+    int64_t begin = 0;
+    for (size_t k = 0; k < order.size(); ++k) {
+        auto const& part = parts[order[k]];
+        auto const* next = k + 1 < order.size() && parts[order[k + 1]].stretch == part.stretch ? &parts[order[k + 1]] : nullptr;
+        if (next && next->set == part.set) continue;
+        auto const end = next ? next->offset : stretches[part.stretch].parameters.numel();
+        add(part.stretch, part.set, begin, end);
+        begin = next ? end : 0;
+    }
+    return batches;
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/optimizer.hpp
+
+namespace accelerate::optim {
+
+/// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
+/// optimizer. One update costs one fused call per set of hyper-parameters over flat buffers and nothing per parameter; memory is
+/// the rule's state in the parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and
+/// `zero_grad` do nothing.
+template <recipe Recipe, sharding::flat_model Model>
+class Optimizer {
+public:
+    using recipe_type = Recipe;
+    using model_type = Model;
+
+    /// Error E_CONFIG when the recipe's values cannot work.
+    Optimizer(Recipe recipe, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(recipe), std::move(models))) {}
+
+    /// Updates all parameters from their gradients. Error E_CALL_ORDER (from the model) when the gradients are not complete.
+    void step() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        at::NoGradGuard const no_grad;
+        if (s.stale()) [[unlikely]]
+            s.bind();
+        s.count(s.steps + 1);
+        for (auto const& batch : s.batches) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+        ++s.updates;
+        s.skipped = false;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// In place of `step`: ends the window without an update, as a gradient scaler must that found a non-finite gradient.
+    void skip() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.skipped = true;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// Clears the gradients; they stay views of the flat buffers.
+    void zero_grad() {
+        if (!window_closed()) return;
+        for (auto& model : shared_->models) model->zero_grad();
+    }
+
+    /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
+    double lr() const { return shared_->grouping.lr(); }
+    void set_lr(double lr) { shared_->grouping.set_lr(lr); }
+
+    int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
+    int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
+    bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
+    Recipe const& recipe() const { return shared_->recipe; }
+    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    /// False inside an unfinished accumulation window of any of its models.
+    bool window_closed() const {
+        for (auto const& model : shared_->models)
+            if (!model->window_closed()) return false;
+        return true;
+    }
+
+    /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
+    StateDict state_dict() const {
+        auto& s = *shared_;
+        StateDict state;
+        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"groups", nlohmann::json::array()}};
+        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
+        if (s.bound) {
+            if (s.stale()) s.bind();
+            s.moments.save(state);
+        }
+        return state;
+    }
+
+    /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
+    /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
+    void load_state_dict(StateDict const& state) {
+        auto& s = *shared_;
+        auto const who = concat("optim::", Rule<Recipe>::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
+        auto const lr = state.value<double>("lr", who);
+        auto const steps = state.value<int64_t>("steps", who);
+        at::NoGradGuard const no_grad;
+        if (s.stale()) s.bind();
+        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        else s.moments.load(state);
+        s.grouping.set_lr(lr);
+        s.count(steps);
+    }
+
+private:
+    struct Shared {
+        Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
+            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
+            check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
+        }
+
+        bool stale() const {
+            for (size_t i = 0; i < models.size(); ++i)
+                if (layouts[i] != models[i]->layout()) return true;
+            return !bound;
+        }
+
+        void count(int64_t n) {
+            steps = n;
+            for (auto& counter : counters) {
+                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n);
+                else counter.fill_(n);
+            }
+        }
+
+        void bind();
+
+        Recipe recipe;
+        std::vector<std::shared_ptr<Model>> models;
+        Grouping grouping;
+        Moments moments;
+        std::vector<Batch> batches;
+        std::vector<at::Tensor> counters;  // one per device, the same tensor in every entry of the lists
+        std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
+        int64_t steps = 0;
+        int64_t updates = 0;
+        bool bound = false;
+        bool skipped = false;
+    };
+
+    std::shared_ptr<Shared> shared_;
+};
+
+// Looks at every parameter: at the first step, and again only when slots have moved.
+template <recipe Recipe, sharding::flat_model Model>
+void Optimizer<Recipe, Model>::Shared::bind() {
+    std::vector<Stretch> stretches;
+    std::vector<Part> parts;
+    std::set<std::string> keys;
+    int64_t first_of_model = 0;
+    for (size_t m = 0; m < models.size(); ++m) {
+        std::span<sharding::Flat const> const flats = models[m]->flats();
+        std::span<sharding::Piece const> const pieces = models[m]->pieces();
+        int64_t slots = 0;
+        auto const first_stretch = stretches.size();
+        for (auto const& piece : pieces)
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}});
+        for (size_t f = 0; f < flats.size(); ++f)
+            for (auto const& slot : flats[f].slots) {
+                ++slots;
+                auto const set = grouping.set_of(slot);
+                auto const key = models.size() > 1 ? concat(m, ".", slot.name) : slot.name;
+                keys.insert(key);
+                for (size_t p = 0; p < pieces.size(); ++p) {
+                    if (pieces[p].flat != static_cast<int64_t>(f)) continue;
+                    auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
+                    if (from > to || (from == to && slot.numel > 0)) continue;
+                    parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
+                                     from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
+                }
+            }
+        first_of_model += slots;
+        layouts[m] = models[m]->layout();
+    }
+    if (!bound) grouping.warn_about_unused();
+    moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
+    batches = make_batches(moments, recipe.operations);
+    counters.clear();
+    for (auto& batch : batches) {
+        auto const device = batch.columns.parameters.front().device();
+        auto counter = std::find_if(counters.begin(), counters.end(), [&](at::Tensor const& c) { return c.device() == device; });
+        if (counter == counters.end()) counter = counters.insert(counter, at::full({}, steps, at::TensorOptions().dtype(at::kFloat).device(device)));
+        batch.columns.steps.assign(batch.columns.parameters.size(), *counter);
+    }
+    bound = true;
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/torch_state.hpp
+
+// Only named here: the class of an optimizer that a user holds is complete where he holds it, and its header is a heavy one.
+namespace torch::optim {
+class Adagrad;
+class Adam;
+class AdamW;
+class RMSprop;
+class SGD;
+struct AdagradParamState;
+struct AdamParamState;
+struct AdamWParamState;
+struct RMSpropParamState;
+struct SGDParamState;
+}  // namespace torch::optim
+
+namespace accelerate::optim {
+
+/// The per-parameter state of a torch::optim class and the name that state dicts know it by; that of the recipe, where there is
+/// one. To save an optimizer class of your own, specialise this.
+template <class Optimizer>
+struct torch_state {
+    static constexpr char const* kind = nullptr;
+};
+template <>
+struct torch_state<torch::optim::AdamW> {
+    static constexpr char const* kind = "AdamW";
+    using type = torch::optim::AdamWParamState;
+};
+template <>
+struct torch_state<torch::optim::Adam> {
+    static constexpr char const* kind = "Adam";
+    using type = torch::optim::AdamParamState;
+};
+template <>
+struct torch_state<torch::optim::SGD> {
+    static constexpr char const* kind = "Sgd";
+    using type = torch::optim::SGDParamState;
+};
+template <>
+struct torch_state<torch::optim::Adagrad> {
+    static constexpr char const* kind = "Adagrad";
+    using type = torch::optim::AdagradParamState;
+};
+template <>
+struct torch_state<torch::optim::RMSprop> {
+    static constexpr char const* kind = "RMSprop";
+    using type = torch::optim::RMSpropParamState;
+};
+
+/// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
+template <class State, class F>
+void for_each_field(State& s, F&& f) {
+    if constexpr (requires { s.exp_avg(); }) {
+        f("exp_avg", s.exp_avg(), [&](at::Tensor t) { s.exp_avg(std::move(t)); });
+        f("exp_avg_sq", s.exp_avg_sq(), [&](at::Tensor t) { s.exp_avg_sq(std::move(t)); });
+        f("max_exp_avg_sq", s.max_exp_avg_sq(), [&](at::Tensor t) { s.max_exp_avg_sq(std::move(t)); });
+    }
+    if constexpr (requires { s.momentum_buffer(); }) f("momentum_buffer", s.momentum_buffer(), [&](at::Tensor t) { s.momentum_buffer(std::move(t)); });
+    if constexpr (requires { s.sum(); }) f("sum", s.sum(), [&](at::Tensor t) { s.sum(std::move(t)); });
+    if constexpr (requires { s.square_avg(); }) {
+        f("square_avg", s.square_avg(), [&](at::Tensor t) { s.square_avg(std::move(t)); });
+        f("grad_avg", s.grad_avg(), [&](at::Tensor t) { s.grad_avg(std::move(t)); });
+    }
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/torch_adapter.hpp
+
+namespace accelerate::optim {
+
+/// Any torch::optim optimizer over prepared models that every rank holds whole, with the interface of `Optimizer`: its step waits
+/// for the window's end, its gradients stay views of the flat buffers. It runs LibTorch's own loop over parameters, 8 to 30 times
+/// slower than a recipe; use it for optimizers that we have no recipe for. A handle: copies are the same optimizer.
+template <std::derived_from<torch::optim::Optimizer> Held, sharding::flat_model Model>
+class TorchAdapter {
+public:
+    using model_type = Model;
+
+    /// Error E_CONFIG when none of its parameters belongs to the models, or when gradients are not gathered on every rank.
+    TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
+
+    void step() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.held->step();
+        ++s.steps;
+        ++s.updates;
+        s.skipped = false;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// In place of `step`: ends the window without an update.
+    void skip() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->before_step();
+        s.skipped = true;
+        for (auto& model : s.models) model->after_step();
+    }
+
+    /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own
+    /// `zero_grad` does.
+    void zero_grad() {
+        auto& s = *shared_;
+        if (!window_closed()) return;
+        for (auto& model : s.models) model->zero_grad();
+        for (auto& p : s.others) p.mutable_grad().reset();
+    }
+
+    /// Of the first parameter group; the others keep their ratio to it.
+    double lr() const { return shared_->lr; }
+    void set_lr(double lr) {
+        auto& s = *shared_;
+        s.lr = lr;
+        auto& groups = s.held->param_groups();
+        for (size_t i = 0; i < groups.size(); ++i) {
+            auto const own = s.initial_lrs[i], first = s.initial_lrs[0];
+            groups[i].options().set_lr(own == first ? lr : own * (lr / first));
+        }
+    }
+
+    int64_t steps() const { return shared_->steps; }
+    int64_t updates() const { return shared_->updates; }
+    bool step_was_skipped() const { return shared_->skipped; }
+    Held& unwrap() const { return *shared_->held; }  ///< the optimizer itself
+    std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    bool window_closed() const {
+        for (auto const& model : shared_->models)
+            if (!model->window_closed()) return false;
+        return true;
+    }
+
+    /// Under the same names as a recipe's. Error E_CONFIG for a class that has no `torch_state`, and for one held by its base.
+    StateDict state_dict() const {
+        [[maybe_unused]] auto& s = *shared_;
+        StateDict state;
+        if constexpr (torch_state<Held>::kind == nullptr) refuse("state_dict");
+        else {
+            state.values = {{"kind", torch_state<Held>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_steps", nlohmann::json::object()}};
+            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+                auto found = s.held->state().find(parameter.unsafeGetTensorImpl());
+                if (found == s.held->state().end()) return;
+                auto& own = static_cast<typename torch_state<Held>::type&>(*found->second);
+                for_each_field(own, [&](char const* name, at::Tensor const& t, auto&&) {
+                    if (t.defined()) state.tensors.insert(concat(name, ".", key), t.detach().clone());
+                });
+                if constexpr (requires { own.step(); }) state.values["parameter_steps"][key] = own.step();
+            });
+        }
+        return state;
+    }
+
+    /// Takes what `state_dict` gave, or the state of a recipe of the same kind.
+    void load_state_dict([[maybe_unused]] StateDict const& state) {
+        [[maybe_unused]] auto& s = *shared_;
+        if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
+        else {
+            auto const who = concat("torch::optim::", torch_state<Held>::kind);
+            auto const kind = state.value<std::string>("kind", who);
+            check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
+            auto const saved_lr = state.value<double>("lr", who);
+            auto const steps = state.value<int64_t>("steps", who);
+            using State = typename torch_state<Held>::type;
+            std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
+            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+                auto own = std::make_unique<State>();
+                bool any = false;
+                for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
+                    auto found = state.tensors.find(concat(name, ".", key));
+                    if (found == state.tensors.end()) return;
+                    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
+                          ", the parameter ", parameter.sizes());
+                    write(found->second.to(parameter.options(), false, true));
+                    any = true;
+                });
+                if constexpr (requires { own->step(); }) {
+                    auto const& each = state.values.contains("parameter_steps") ? state.values["parameter_steps"] : nlohmann::json::object();
+                    own->step(each.value(key, static_cast<decltype(own->step() + 0)>(steps)));
+                }
+                if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
+            });
+            check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+            s.held->state().clear();
+            for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
+            set_lr(saved_lr);
+            s.steps = steps;
+        }
+    }
+
+private:
+    struct Shared {
+        Shared(std::shared_ptr<Held> h, std::vector<std::shared_ptr<Model>> m) : held(std::move(h)), models(std::move(m)) {
+            check(held != nullptr && !models.empty() && !held->param_groups().empty(), code::config, "prepare: a torch::optim optimizer needs parameters and a model");
+            std::unordered_set<at::TensorImpl const*> ours;
+            for (auto const& model : models) {
+                std::span<sharding::Flat const> const flats = model->flats();
+                std::vector<int64_t> covered(flats.size());
+                bool gathered = true;
+                for (auto const& piece : std::span<sharding::Piece const>(model->pieces())) {
+                    auto const f = static_cast<size_t>(piece.flat);
+                    covered[f] += piece.end - piece.begin;
+                    gathered = gathered && (piece.begin == piece.end || piece.gradients.is_alias_of(flats[f].gradients));
+                }
+                for (size_t f = 0; f < flats.size(); ++f) {
+                    gathered = gathered && covered[f] == flats[f].parameters.numel();
+                    for (auto const& slot : flats[f].slots) ours.insert(slot.parameter.unsafeGetTensorImpl());
+                }
+                check(gathered, code::config, "prepare: a torch::optim optimizer reads p.grad(), which this sharding does not complete on every rank; use a recipe such as "
+                      "acc::optim::AdamW{...}, or sharding::Ddp<> with gather_gradients = true");
+            }
+            size_t found = 0;
+            for (auto& group : held->param_groups()) {
+                initial_lrs.push_back(group.options().get_lr());
+                for (auto const& p : group.params())
+                    if (ours.contains(p.unsafeGetTensorImpl())) ++found;
+                    else others.push_back(p);
+            }
+            check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
+            lr = initial_lrs[0];
+        }
+
+        template <class F>
+        void for_each_parameter(F&& f) const {
+            for (size_t m = 0; m < models.size(); ++m)
+                for (auto const& flat : std::span<sharding::Flat const>(models[m]->flats()))
+                    for (auto const& slot : flat.slots) f(models.size() > 1 ? concat(m, ".", slot.name) : slot.name, slot.parameter);
+        }
+
+        std::shared_ptr<Held> held;
+        std::vector<std::shared_ptr<Model>> models;
+        std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
+        std::vector<double> initial_lrs;
+        double lr = 0;
+        int64_t steps = 0;
+        int64_t updates = 0;
+        bool skipped = false;
+    };
+
+    [[noreturn]] static void refuse(char const* call) {
+        throw Error(code::config, concat("optimizer.", call, ": the state of this torch::optim optimizer is not known by its type; hold it as its own class (not as "
+                                         "torch::optim::Optimizer), specialise accelerate::optim::torch_state for a class of your own, or use a recipe such as acc::optim::AdamW{...}"));
+    }
+
+    std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/bind.hpp
+
+namespace accelerate::optim {
+
+template <class T>
+inline constexpr bool is_torch_optimizer = std::derived_from<T, torch::optim::Optimizer>;
+template <class O>
+inline constexpr bool is_torch_optimizer<std::shared_ptr<O>> = std::derived_from<O, torch::optim::Optimizer>;
+template <class O>
+inline constexpr bool is_torch_optimizer<std::unique_ptr<O>> = std::derived_from<O, torch::optim::Optimizer>;
+
+/// What `prepare` takes for an optimizer: a recipe; or a torch::optim optimizer by value (moved in), by reference (which must
+/// outlive what is prepared) or by smart pointer.
+template <class T>
+inline constexpr bool is_optimizer = recipe<T> || is_torch_optimizer<T>;
+
+/// Binds an optimizer to prepared models.
+template <class Given, sharding::flat_model Model>
+    requires is_optimizer<std::remove_cvref_t<Given>>
+auto bind(Given&& given, std::vector<std::shared_ptr<Model>> models) {
+    using O = std::remove_cvref_t<Given>;
+    if constexpr (recipe<O>) return Optimizer<O, Model>(std::forward<Given>(given), std::move(models));
+    else if constexpr (!std::derived_from<O, torch::optim::Optimizer>) return TorchAdapter<typename O::element_type, Model>(std::forward<Given>(given), std::move(models));
+    else if constexpr (std::is_lvalue_reference_v<Given>) return TorchAdapter<O, Model>(std::shared_ptr<O>(std::shared_ptr<void>(), &given), std::move(models));
+    else return TorchAdapter<O, Model>(std::make_shared<O>(std::move(given)), std::move(models));
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/schedule_length.hpp
+
+namespace accelerate::schedule {
+
+/// What a schedule counts. `Any` is a length that was not given: it takes the unit of the others.
+enum class Unit { Any, OptimizerSteps, Samples, Tokens, Epochs };
+
+template <class Tag>
+inline constexpr Unit unit_of = Unit::Any;
+template <>
+inline constexpr Unit unit_of<unit::optimizer_steps> = Unit::OptimizerSteps;
+template <>
+inline constexpr Unit unit_of<unit::samples> = Unit::Samples;
+template <>
+inline constexpr Unit unit_of<unit::tokens> = Unit::Tokens;
+template <>
+inline constexpr Unit unit_of<unit::epochs> = Unit::Epochs;
+
+constexpr char const* name(Unit unit) {
+    switch (unit) {
+        case Unit::OptimizerSteps: return unit::optimizer_steps::name;
+        case Unit::Samples: return unit::samples::name;
+        case Unit::Tokens: return unit::tokens::name;
+        case Unit::Epochs: return unit::epochs::name;
+        case Unit::Any: break;
+    }
+    return "any unit";
+}
+
+/// A stretch of training with its unit: made from `OptimizerSteps{100}`, `Samples{n}`, `Tokens{n}` or `Epochs{n}`, and from
+/// nothing else, so that a bare number is a compile error.
+struct Length {
+    int64_t value = 0;
+    Unit unit = Unit::Any;
+
+    constexpr Length() = default;
+    template <class Tag>
+        requires(unit_of<Tag> != Unit::Any)
+    constexpr Length(Count<Tag> count) : value(count.value), unit(unit_of<Tag>) {}
+
+    template <class Number>
+        requires std::is_arithmetic_v<Number>
+    constexpr Length(Number) {
+        static_assert(!std::is_arithmetic_v<Number>, "schedule: a length needs its unit, as in acc::OptimizerSteps{2000}; there are Samples, Tokens and Epochs too");
+    }
+
+    explicit constexpr operator bool() const { return unit != Unit::Any; }
+};
+
+/// The one unit of several lengths (optimizer steps where none is given). Error E_CONFIG when they differ.
+inline Unit common_unit(char const* who, std::vector<Length> const& lengths) {
+    auto unit = Unit::Any;
+    for (auto const& length : lengths) {
+        if (length.unit == Unit::Any) continue;
+        check(unit == Unit::Any || unit == length.unit, code::config, "schedule::", who, ": lengths in ", name(unit), " and in ", name(length.unit), "; give all in one unit");
+        unit = length.unit;
+    }
+    return unit == Unit::Any ? Unit::OptimizerSteps : unit;
+}
+
+}  // namespace accelerate::schedule
+
+// ---- accelerate/optim/curves.hpp
+
+namespace accelerate::schedule {
+
+/// A schedule that is a pure function of how far training is: `factor(position)` times the optimizer's lr. Closed forms only, so
+/// that any position costs the same and a resumed run computes the same numbers.
+template <class C>
+concept curve = requires(C const& c, int64_t position) {
+    { C::kind } -> std::convertible_to<char const*>;
+    { c.factor(position) } -> std::convertible_to<double>;
+    { c.unit() } -> std::convertible_to<Unit>;
+    c.validate();  // Error E_CONFIG for values that cannot work
+};
+
+namespace detail {
+
+/// Linear from 0 to 1 over the warm-up, `s / max(1, warmup)`, then `after(s - warmup)`.
+template <class After>
+double warmed(int64_t s, Length warmup, After&& after) {
+    if (s < warmup.value) return static_cast<double>(s) / static_cast<double>(std::max<int64_t>(1, warmup.value));
+    return after(s - warmup.value);
+}
+
+/// How much of (warmup, total] is done after t, in [0, 1].
+inline double progress(int64_t t, Length warmup, Length total) {
+    return std::min(1.0, static_cast<double>(t) / static_cast<double>(std::max<int64_t>(1, total.value - warmup.value)));
+}
+
+inline void validate_lengths(char const* who, Length warmup, Length total) {
+    check(total.value > 0, code::config, "schedule::", who, ": give .total, as in .total = OptimizerSteps{2000}");
+    check(warmup.value >= 0 && warmup.value <= total.value, code::config, "schedule::", who, ": .warmup (", warmup.value, ") must be between 0 and .total (", total.value, ")");
+}
+
+}  // namespace detail
+
+/// `value`, after a linear warm-up from 0 (transformers' `get_constant_schedule_with_warmup`).
+struct Constant {
+    Length warmup = {};
+    double value = 1;
+
+    static constexpr char const* kind = "Constant";
+    Unit unit() const { return common_unit(kind, {warmup}); }
+    void validate() const { check(warmup.value >= 0, code::config, "schedule::Constant: .warmup must not be negative"); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t) { return 1.0; }) * value;
+    }
+};
+
+/// `1 - (1 - min) * x` with x = (s - warmup) / (total - warmup), `min` after total
+/// (transformers' `get_linear_schedule_with_warmup`).
+struct Linear {
+    Length warmup = {};
+    Length total = {};
+    double min = 0;  ///< as a fraction of the optimizer's lr
+
+    static constexpr char const* kind = "Linear";
+    Unit unit() const { return common_unit(kind, {warmup, total}); }
+    void validate() const { detail::validate_lengths(kind, warmup, total); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t t) { return min + (1 - min) * (1 - detail::progress(t, warmup, total)); });
+    }
+};
+
+/// `min + (1 - min) * (1 + cos(2 pi cycles x)) / 2` with x as in `Linear`: half a wave by default (transformers'
+/// `get_cosine_schedule_with_warmup`, torch's `CosineAnnealingLR`). With `restarts`, `cycles` falling half waves, each from the
+/// top, and `min` at the end (`get_cosine_with_hard_restarts_schedule_with_warmup`). Stays where it is after total.
+struct Cosine {
+    Length warmup = {};
+    Length total = {};
+    double min = 0;
+    double cycles = 0.5;
+    bool restarts = false;
+
+    static constexpr char const* kind = "Cosine";
+    Unit unit() const { return common_unit(kind, {warmup, total}); }
+    void validate() const { detail::validate_lengths(kind, warmup, total); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t t) {
+            auto const x = detail::progress(t, warmup, total);
+            if (restarts && x >= 1) return min;
+            auto const angle = restarts ? std::numbers::pi * std::fmod(cycles * x, 1.0) : std::numbers::pi * cycles * 2.0 * x;
+            return min + (1 - min) * std::max(0.0, 0.5 * (1.0 + std::cos(angle)));
+        });
+    }
+};
+
+/// `min + (1 - min) * (1 - x)^power` with x as in `Linear` (transformers' `get_polynomial_decay_schedule_with_warmup`, torch's
+/// `PolynomialLR`).
+struct Polynomial {
+    Length warmup = {};
+    Length total = {};
+    double power = 1;
+    double min = 0;
+
+    static constexpr char const* kind = "Polynomial";
+    Unit unit() const { return common_unit(kind, {warmup, total}); }
+    void validate() const { detail::validate_lengths(kind, warmup, total); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t t) { return min + (1 - min) * std::pow(1 - detail::progress(t, warmup, total), power); });
+    }
+};
+
+/// `1 / sqrt((s - warmup + timescale) / timescale)`; `timescale` is the warm-up, or 10000 without one
+/// (transformers' `get_inverse_sqrt_schedule`).
+struct InverseSqrt {
+    Length warmup = {};
+    Length timescale = {};
+
+    static constexpr char const* kind = "InverseSqrt";
+    Unit unit() const { return common_unit(kind, {warmup, timescale}); }
+    void validate() const { check(warmup.value >= 0 && timescale.value >= 0, code::config, "schedule::InverseSqrt: lengths must not be negative"); }
+    double factor(int64_t s) const {
+        auto const scale = static_cast<double>(timescale.value > 0 ? timescale.value : warmup.value > 0 ? warmup.value : 10000);
+        return detail::warmed(s, warmup, [&](int64_t t) { return 1.0 / std::sqrt((static_cast<double>(t) + scale) / scale); });
+    }
+};
+
+/// `gamma^((s - warmup) / every)`, without steps (torch's `ExponentialLR` at every = 1).
+struct Exponential {
+    Length warmup = {};
+    double gamma = 0.95;
+    Length every = OptimizerSteps{1};
+
+    static constexpr char const* kind = "Exponential";
+    Unit unit() const { return common_unit(kind, {warmup, every}); }
+    void validate() const { check(every.value > 0 && gamma > 0, code::config, "schedule::Exponential: .every and .gamma must be positive"); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t t) { return std::pow(gamma, static_cast<double>(t) / static_cast<double>(every.value)); });
+    }
+};
+
+/// `gamma^floor((s - warmup) / every)` (torch's `StepLR`).
+struct Step {
+    Length warmup = {};
+    Length every = {};
+    double gamma = 0.1;
+
+    static constexpr char const* kind = "Step";
+    Unit unit() const { return common_unit(kind, {warmup, every}); }
+    void validate() const { check(every.value > 0, code::config, "schedule::Step: give .every, as in .every = Epochs{30}"); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t t) { return std::pow(gamma, static_cast<double>(t / every.value)); });
+    }
+};
+
+/// `gamma^(number of milestones <= s)` (torch's `MultiStepLR`). Milestones count from the beginning, not from the warm-up's end.
+struct MultiStep {
+    Length warmup = {};
+    std::vector<Length> milestones = {};
+    double gamma = 0.1;
+
+    static constexpr char const* kind = "MultiStep";
+    Unit unit() const {
+        auto lengths = milestones;
+        lengths.push_back(warmup);
+        return common_unit(kind, lengths);
+    }
+    void validate() const { check(!milestones.empty(), code::config, "schedule::MultiStep: give .milestones, as in .milestones = {Epochs{30}, Epochs{60}}"); }
+    double factor(int64_t s) const {
+        return detail::warmed(s, warmup, [&](int64_t) {
+            return std::pow(gamma, static_cast<double>(std::count_if(milestones.begin(), milestones.end(), [&](Length m) { return m.value <= s; })));
+        });
+    }
+};
+
+/// Up from `1/div_factor` to 1 over `pct_start` of total, then down to `1/(div_factor * final_div_factor)` (torch's `OneCycleLR`;
+/// the optimizer's lr is its `max_lr`; momentum is left alone). `three_phase`: down to `1/div_factor` over another `pct_start`
+/// first. Each phase runs from lo to hi as `hi + (lo - hi) * (1 + cos(pi x)) / 2`, or straight with `linear`.
+struct OneCycle {
+    Length total = {};
+    double pct_start = 0.3;
+    double div_factor = 25;
+    double final_div_factor = 1e4;
+    bool three_phase = false;
+    bool linear = false;
+
+    static constexpr char const* kind = "OneCycle";
+    Unit unit() const { return common_unit(kind, {total}); }
+    void validate() const {
+        detail::validate_lengths(kind, {}, total);
+        check(pct_start >= 0 && pct_start <= 1 && div_factor > 0 && final_div_factor > 0, code::config,
+              "schedule::OneCycle: .pct_start must be in [0, 1], .div_factor and .final_div_factor positive");
+    }
+    double factor(int64_t s) const {
+        auto const T = static_cast<double>(total.value), at = std::min(static_cast<double>(s), T - 1);
+        auto const low = 1 / div_factor, last = low / final_div_factor;
+        auto const up = pct_start * T - 1, down = 2 * pct_start * T - 2;
+        if (at <= up) return phase(low, 1, at, 0, up);
+        if (!three_phase) return phase(1, last, at, up, T - 1);
+        return at <= down ? phase(1, low, at, up, down) : phase(low, last, at, down, T - 1);
+    }
+
+private:
+    double phase(double from, double to, double at, double begin, double end) const {
+        auto const x = end > begin ? (at - begin) / (end - begin) : 1.0;
+        return linear ? (to - from) * x + from : to + (from - to) / 2.0 * (std::cos(std::numbers::pi * x) + 1);
+    }
+};
+
+/// Any function of the position (torch's `LambdaLR`). Keep it pure: it is called for the position after a resume, not for those
+/// before.
+struct Lambda {
+    optim::Callable<double(int64_t)> function = {};
+    Unit counts = Unit::OptimizerSteps;
+
+    static constexpr char const* kind = "Lambda";
+    Unit unit() const { return counts; }
+    void validate() const { check(bool(function), code::config, "schedule::Lambda: give .function, as in .function = [](int64_t s) { return 1.0; }"); }
+    double factor(int64_t s) const { return function(s); }
+};
+
+}  // namespace accelerate::schedule
+
+// ---- accelerate/optim/combinators.hpp
+
+namespace accelerate::schedule {
+
+/// A linear warm-up before any schedule, which begins when the warm-up has ended:
+/// `schedule::Warmup{OptimizerSteps{100}, schedule::Exponential{.gamma = 0.99}}`. From `start` (a fraction of what follows) to
+/// the first value of what follows. (torch's `LinearLR(start, 1, length)` before another.)
+template <curve Inner>
+class Warmup {
+public:
+    explicit Warmup(Length length, Inner inner, double start = 0) : length_(length), inner_(std::move(inner)), start_(start) {}
+
+    static constexpr char const* kind = "Warmup";
+    Unit unit() const {
+        auto const inside = inner_.unit();
+        check(!length_ || length_.unit == inside, code::config, "schedule::Warmup: a warm-up in ", name(length_.unit), " before a schedule in ", name(inside));
+        return inside;
+    }
+    void validate() const {
+        check(length_.value >= 0, code::config, "schedule::Warmup: the length must not be negative");
+        inner_.validate();
+    }
+    double factor(int64_t s) const {
+        if (s >= length_.value) return inner_.factor(s - length_.value);
+        return (start_ + (1 - start_) * (static_cast<double>(s) / static_cast<double>(length_.value))) * inner_.factor(0);
+    }
+
+private:
+    Length length_;
+    Inner inner_;
+    double start_;
+};
+
+/// Schedules one after the other: `schedule::Chain{{OptimizerSteps{100}}, schedule::Linear{...}, schedule::Cosine{...}}` changes
+/// over at the milestones, one fewer than schedules. Each counts from its own beginning (torch's `SequentialLR`).
+template <curve... Curves>
+class Chain {
+    static_assert(sizeof...(Curves) > 0, "schedule::Chain: give it at least one schedule");
+
+public:
+    explicit Chain(std::vector<Length> milestones, Curves... curves) : milestones_(std::move(milestones)), curves_(std::move(curves)...) {}
+
+    static constexpr char const* kind = "Chain";
+    Unit unit() const {
+        auto const first = std::get<0>(curves_).unit();
+        std::apply([&](auto const&... c) { (agree(first, c.unit()), ...); }, curves_);
+        for (auto const& m : milestones_) agree(first, m.unit);
+        return first;
+    }
+    void validate() const {
+        check(milestones_.size() + 1 == sizeof...(Curves), code::config, "schedule::Chain: ", sizeof...(Curves), " schedules need ", sizeof...(Curves) - 1, " milestones, found ",
+              milestones_.size());
+        check(std::is_sorted(milestones_.begin(), milestones_.end(), [](Length a, Length b) { return a.value < b.value; }), code::config,
+              "schedule::Chain: milestones must ascend");
+        std::apply([](auto const&... c) { (c.validate(), ...); }, curves_);
+    }
+    double factor(int64_t s) const {
+        size_t current = 0;
+        while (current < milestones_.size() && milestones_[current].value <= s) ++current;
+        auto const local = current == 0 ? s : s - milestones_[current - 1].value;
+        double result = 0;
+        [&]<size_t... I>(std::index_sequence<I...>) { ((I == current ? void(result = std::get<I>(curves_).factor(local)) : void()), ...); }(std::index_sequence_for<Curves...>());
+        return result;
+    }
+
+private:
+    static void agree(Unit a, Unit b) { check(a == b, code::config, "schedule::Chain: parts in ", name(a), " and in ", name(b), "; give all in one unit"); }
+
+    std::vector<Length> milestones_;
+    std::tuple<Curves...> curves_;
+};
+
+}  // namespace accelerate::schedule
+
+// ---- accelerate/optim/plateau.hpp
+
+namespace accelerate::schedule {
+
+/// Multiplies the lr by `factor` when a metric has not improved for more than `patience` observations (torch's
+/// `ReduceLROnPlateau`). Bound, it takes `.step(metric)`; give it the same metric on every rank.
+struct Plateau {
+    double factor = 0.1;
+    int64_t patience = 10;
+    double threshold = 1e-4;    ///< what counts as better: by this much
+    bool relative = true;       ///< `threshold` is a fraction of the best metric so far
+    bool maximize = false;      ///< the metric is to rise
+    int64_t cooldown = 0;       ///< observations after a reduction that do not count
+    double min = 0;             ///< as a fraction of the optimizer's lr
+    double eps = 1e-8;          ///< a smaller change of the lr is not made
+
+    static constexpr char const* kind = "Plateau";
+
+    /// What it remembers.
+    struct Memory {
+        double scale = 1;  ///< the factor of the lr now
+        std::optional<double> best = {};
+        int64_t bad = 0;
+        int64_t cooling = 0;
+    };
+
+    void validate() const {
+        check(factor > 0 && factor < 1 && patience >= 0 && cooldown >= 0, code::config, "schedule::Plateau: .factor must be in (0, 1), .patience and .cooldown not negative");
+    }
+
+    void observe(Memory& m, double metric, double base_lr) const {
+        if (better(m, metric)) m.best = metric, m.bad = 0;
+        else ++m.bad;
+        if (m.cooling > 0) --m.cooling, m.bad = 0;
+        if (m.bad <= patience) return;
+        auto const reduced = std::max(m.scale * factor, min);
+        if ((m.scale - reduced) * base_lr > eps) m.scale = reduced;
+        m.cooling = cooldown;
+        m.bad = 0;
+    }
+
+private:
+    bool better(Memory const& m, double metric) const {
+        if (!m.best) return metric == metric;
+        auto const margin = relative ? *m.best * threshold : threshold;
+        return maximize ? metric > *m.best + margin : metric < *m.best - margin;
+    }
+};
+
+}  // namespace accelerate::schedule
+
+// ---- accelerate/optim/scheduler.hpp
+
+namespace accelerate::schedule {
+
+/// What `accelerator.prepare` takes for a schedule.
+template <class R>
+concept recipe = curve<R> || std::same_as<R, Plateau>;
+
+/// What a schedule needs of an optimizer.
+template <class O>
+concept steerable = std::copyable<O> && requires(O& o, O const& c, double lr) {
+    { c.lr() } -> std::convertible_to<double>;
+    o.set_lr(lr);
+    { c.updates() } -> std::convertible_to<int64_t>;        // updates made by this object; never restored, never falls
+    { c.window_closed() } -> std::convertible_to<bool>;
+};
+
+struct scheduler_options {
+    /// True: `step()` counts the updates that the optimizer has really made. False: every `step()` counts one, as in a loop that
+    /// steps its schedule once an epoch.
+    bool step_with_optimizer = true;
+};
+
+/// A schedule bound to an optimizer: sets `lr = (the optimizer's lr when bound) * factor(position)`, at once for position 0. A
+/// handle: copies and moved-to objects are the same schedule.
+template <recipe Recipe, steerable Optimizer>
+class Scheduler {
+    static constexpr bool observes = std::same_as<Recipe, Plateau>;
+
+public:
+    using recipe_type = Recipe;
+    using options = scheduler_options;
+
+    /// Error E_CONFIG when the recipe's values cannot work or mix units.
+    Scheduler(Recipe given, Optimizer optimizer, options how = {}) : shared_(std::make_shared<Shared>(std::move(given), std::move(optimizer), how)) {
+        if constexpr (!observes) shared_->unit = shared_->recipe.unit();
+        shared_->recipe.validate();
+        shared_->apply();
+    }
+
+    /// After `optimizer.step()`: goes on by the updates made since the last call, so it stands still inside an unfinished window
+    /// and after a skipped step. Error E_CALL_ORDER for a schedule that counts samples, tokens or (unless
+    /// `step_with_optimizer = false`) epochs.
+    void step() {
+        static_assert(!observes, "schedule::Plateau follows a metric: call schedule.step(metric)");
+        auto& s = *shared_;
+        auto const made = s.optimizer.updates() - std::exchange(s.seen, s.optimizer.updates());
+        auto const by_call = !s.how.step_with_optimizer && (s.unit == Unit::OptimizerSteps || s.unit == Unit::Epochs);
+        check(by_call || s.unit == Unit::OptimizerSteps, code::call_order, "schedule.step(): this ", Recipe::kind, " counts ", name(s.unit),
+              "; say how many, as in schedule.step(acc::", s.unit == Unit::Epochs ? "Epochs{1}" : s.unit == Unit::Tokens ? "Tokens{n}" : "Samples{n}", ")");
+        auto const advance = by_call ? 1 : made;
+        if (advance == 0) return;
+        s.position += advance;
+        s.apply();
+    }
+
+    /// Goes on by `count`, over all ranks. Inside an unfinished window it is counted, and the lr stays until the window's end.
+    template <class Tag>
+    void step(Count<Tag> count) {
+        static_assert(!observes, "schedule::Plateau follows a metric: call schedule.step(metric)");
+        auto& s = *shared_;
+        check(unit_of<Tag> == s.unit, code::call_order, "schedule.step(", Tag::name, "): this ", Recipe::kind, " counts ", name(s.unit));
+        s.position += count.value;
+        s.seen = s.optimizer.updates();
+        if (s.optimizer.window_closed()) s.apply();
+    }
+
+    /// Observes a metric. Every call counts, also inside a window.
+    void step(double metric)
+        requires observes
+    {
+        auto& s = *shared_;
+        ++s.position;
+        s.recipe.observe(s.memory, metric, s.base_lr);
+        s.apply();
+    }
+
+    double lr() const { return shared_->optimizer.lr(); }
+    int64_t position() const { return shared_->position; }  ///< in the schedule's unit
+    Unit unit() const { return shared_->unit; }
+    Recipe const& recipe() const { return shared_->recipe; }
+
+    StateDict state_dict() const {
+        auto const& s = *shared_;
+        StateDict state;
+        state.values = {{"kind", Recipe::kind}, {"unit", name(s.unit)}, {"position", s.position}, {"base_lr", s.base_lr}};
+        if constexpr (observes) {
+            state.values["scale"] = s.memory.scale;
+            state.values["best"] = s.memory.best ? nlohmann::json(*s.memory.best) : nlohmann::json();
+            state.values["bad"] = s.memory.bad;
+            state.values["cooling"] = s.memory.cooling;
+        }
+        return state;
+    }
+
+    /// Restores position and base lr and sets the optimizer's lr; in any order with the optimizer's own state. The curve stays
+    /// this recipe's. Error E_DATA for another kind of schedule or another unit.
+    void load_state_dict(StateDict const& state) {
+        auto& s = *shared_;
+        auto const who = concat("schedule::", Recipe::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        auto const unit = state.value<std::string>("unit", who);
+        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
+        auto const position = state.value<int64_t>("position", who);
+        auto const base_lr = state.value<double>("base_lr", who);
+        if constexpr (observes) {
+            typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
+            if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);
+            s.memory = memory;
+        }
+        s.position = position;
+        s.base_lr = base_lr;
+        s.seen = s.optimizer.updates();
+        s.apply();
+    }
+
+private:
+    struct Nothing {};
+    struct Shared {
+        Shared(Recipe r, Optimizer o, options h) : recipe(std::move(r)), optimizer(std::move(o)), how(h), base_lr(optimizer.lr()), seen(optimizer.updates()) {}
+
+        void apply() {
+            if constexpr (observes) optimizer.set_lr(base_lr * memory.scale);
+            else optimizer.set_lr(base_lr * recipe.factor(position));
+        }
+
+        Recipe recipe;
+        Optimizer optimizer;
+        options how;
+        double base_lr;
+        int64_t seen;          // of the optimizer's updates
+        int64_t position = 0;
+        Unit unit = Unit::Any;
+        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory;
+    };
+
+    std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace accelerate::schedule
+
+// ---- accelerate/prepared.hpp
+
+namespace accelerate {
+
+/// A model that an accelerator prepared; used like the module itself: `model(x)`, `model->member`, `*model`. A cheap handle.
+template <class Module, class Training>
+class Prepared {
+public:
+    using module_type = Module;
+    using model_type = typename Training::model_type;
+
+    Prepared(std::shared_ptr<Module> module, std::shared_ptr<model_type> state, std::shared_ptr<Training> training)
+        : module_(std::move(module)), state_(std::move(state)), training_(std::move(training)) {}
+
+    /// The module's forward, in the precision of the accelerator.
+    template <class... In>
+    decltype(auto) operator()(In&&... in) const {
+        training_->before_forward(*state_);
+        if (training_->in_window() || !Training::autocasts) return module_->forward(std::forward<In>(in)...);
+        typename Training::Lingering scope(*training_);
+        auto out = module_->forward(std::forward<In>(in)...);
+        scope.keep();
+        return out;
+    }
+
+    Module* operator->() const { return module_.get(); }
+    Module& operator*() const { return *module_; }
+    std::shared_ptr<Module> const& module() const { return module_; }
+    model_type& state() const { return *state_; }
+    std::shared_ptr<model_type> const& shared_state() const { return state_; }
+
+private:
+    std::shared_ptr<Module> module_;
+    std::shared_ptr<model_type> state_;
+    std::shared_ptr<Training> training_;
+};
+
+template <class T>
+inline constexpr bool is_prepared_model = false;
+template <class Module, class Training>
+inline constexpr bool is_prepared_model<Prepared<Module, Training>> = true;
+
+}  // namespace accelerate
+
+// ---- accelerate/module/unique_parameters.hpp
+
+namespace accelerate {
+
+/// Parameters by name in registration order, each once: a tied one under its first name. (LibTorch lists it once a name.)
+inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::nn::Module const& module) {
+    std::vector<std::pair<std::string, at::Tensor>> found;
+    std::unordered_set<at::TensorImpl*> seen;
+    for (auto const& p : module.named_parameters())
+        if (seen.insert(p.value().unsafeGetTensorImpl()).second) found.emplace_back(p.key(), p.value());
+    return found;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/sharding/sync_batch_norm.hpp
+
+namespace accelerate {
+namespace sharding {
+
+/// Sums a tensor over the ranks; erased to a function pointer, so that a module needs no communicator in its type.
+class SumOverRanks {
+public:
+    SumOverRanks() = default;
+    template <class Comm>
+        requires(!std::same_as<Comm, SumOverRanks>) && comm::communicator<Comm>  // in this order: the concept asks whether Comm can be copied
+    explicit SumOverRanks(Comm const& communicator)
+        : context_(std::make_shared<Comm>(communicator)),
+          sum_([](void* context, at::Tensor const& t) { static_cast<Comm*>(context)->all_reduce(t, comm::Reduction::Sum); }) {}
+
+    void operator()(at::Tensor const& t) const {
+        if (sum_) sum_(context_.get(), t);
+    }
+
+private:
+    std::shared_ptr<void> context_;
+    void (*sum_)(void*, at::Tensor const&) = nullptr;
+};
+
+/// Batch normalisation with the statistics of the batches of all ranks. Forward and backward exchange two numbers a channel each.
+struct SyncBatchNormFunction : torch::autograd::Function<SyncBatchNormFunction> {
+    /// Everything but dim 1.
+    static std::vector<int64_t> reduced_dims(at::Tensor const& x) {
+        std::vector<int64_t> dims{0};
+        for (int64_t d = 2; d < x.dim(); ++d) dims.push_back(d);
+        return dims;
+    }
+    static at::Tensor per_channel(at::Tensor const& v, at::Tensor const& x) {
+        std::vector<int64_t> shape(static_cast<size_t>(x.dim()), 1);
+        shape[1] = -1;
+        return v.view(shape);
+    }
+
+    /// `statistics` receives mean, biased variance and count over all ranks.
+    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, double eps,
+                              SumOverRanks const* sum, std::vector<at::Tensor>* statistics) {
+        auto const channels = x.size(1);
+        auto const dims = reduced_dims(x);
+        auto const wide = x.to(at::kDouble);
+        auto const count = at::full({1}, static_cast<double>(x.numel() / channels), wide.options());
+        auto const sums = at::cat({wide.sum(dims), (wide * wide).sum(dims), count});
+        (*sum)(sums);
+        auto const n = sums.narrow(0, 2 * channels, 1);
+        auto const mean = sums.narrow(0, 0, channels) / n;
+        auto const variance = (sums.narrow(0, channels, channels) / n - mean * mean).clamp_min(0);
+        auto const inverse = (variance + eps).rsqrt();
+        auto const normalised = ((wide - per_channel(mean, x)) * per_channel(inverse, x)).to(x.scalar_type());
+        *statistics = {mean, variance, n};
+        context->save_for_backward({normalised, weight, inverse, n});
+        context->saved_data["sum"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(*sum));
+        auto y = normalised;
+        if (weight.defined()) y = y * per_channel(weight, x);
+        if (bias.defined()) y = y + per_channel(bias, x);
+        return y;
+    }
+
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
+        auto const saved = context->get_saved_variables();
+        auto const& normalised = saved[0];
+        auto const& weight = saved[1];
+        auto const& dy = gradients[0];
+        auto const channels = normalised.size(1);
+        auto const dims = reduced_dims(normalised);
+        auto const wide = dy.to(at::kDouble);
+        auto const sum_dy = wide.sum(dims), sum_dy_x = (wide * normalised).sum(dims);
+        auto const sums = at::cat({sum_dy, sum_dy_x});
+        auto const holder = c10::static_intrusive_pointer_cast<Holder>(context->saved_data["sum"].toCapsule());
+        holder->sum(sums);
+        auto const mean_dy = per_channel(sums.narrow(0, 0, channels) / saved[3], dy), mean_dy_x = per_channel(sums.narrow(0, channels, channels) / saved[3], dy);
+        auto scale = saved[2];
+        if (weight.defined()) scale = scale * weight;
+        auto const dx = ((wide - mean_dy - normalised * mean_dy_x) * per_channel(scale, dy)).to(dy.scalar_type());
+        return {dx, weight.defined() ? sum_dy_x.to(weight.scalar_type()) : at::Tensor(), weight.defined() ? sum_dy.to(weight.scalar_type()) : at::Tensor(), {}, {}, {}};
+    }
+
+    struct Holder : torch::CustomClassHolder {
+        explicit Holder(SumOverRanks const& s) : sum(s) {}
+        SumOverRanks sum;
+    };
+};
+
+}  // namespace sharding
+
+/// `torch::nn::BatchNorm1d/2d/3d` over the global batch (PyTorch's SyncBatchNorm): same parameters, buffers and names. In
+/// evaluation, or before it is prepared, it is an ordinary batch normalisation. `prepare` connects it to the accelerator's ranks.
+class SyncBatchNormImpl : public torch::nn::BatchNormImplBase<2, SyncBatchNormImpl> {
+public:
+    using Base = torch::nn::BatchNormImplBase<2, SyncBatchNormImpl>;
+    using Base::Base;
+
+    template <comm::communicator Comm>
+    void connect(Comm const& communicator) {
+        if (communicator.size() > 1) sum_ = sharding::SumOverRanks(communicator), connected_ = true;
+    }
+
+    at::Tensor forward(at::Tensor const& x) {
+        if (!this->is_training() || !connected_) return Base::forward(x);
+        std::vector<at::Tensor> statistics;
+        auto y = sharding::SyncBatchNormFunction::apply(x, weight, bias, options.eps(), &sum_, &statistics);
+        if (options.track_running_stats()) update_running(statistics);
+        return y;
+    }
+
+private:
+    /// Any rank of input that a batch normalisation takes.
+    void _check_input_dim(at::Tensor const& x) override { check(x.dim() >= 2, code::data, "SyncBatchNorm: expected at least 2 dims, found ", x.dim()); }
+
+    void update_running(std::vector<at::Tensor> const& statistics) {
+        at::NoGradGuard no_grad;
+        num_batches_tracked += 1;
+        auto const momentum = options.momentum() ? *options.momentum() : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>());
+        auto const unbiased = statistics[1] * (statistics[2] / (statistics[2] - 1).clamp_min(1));
+        running_mean.lerp_(statistics[0].to(running_mean.scalar_type()), momentum);
+        running_var.lerp_(unbiased.to(running_var.scalar_type()), momentum);
+    }
+
+    sharding::SumOverRanks sum_;
+    bool connected_ = false;
+};
+TORCH_MODULE(SyncBatchNorm);
+
+/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
+/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
+/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
+inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model);
+
+namespace sharding {
+
+template <class Norm>
+bool convert_one(torch::nn::Module& module, std::string const& name, torch::nn::Sequential& out) {
+    auto* norm = module.as<Norm>();
+    if (!norm) return false;
+    SyncBatchNorm made(norm->options);
+    for (auto& p : norm->named_parameters(false)) made->named_parameters(false)[p.key()].set_data(p.value().data());
+    for (auto& b : norm->named_buffers(false)) made->named_buffers(false)[b.key()].set_data(b.value());
+    made->train(norm->is_training());
+    out->push_back(name, torch::nn::AnyModule(made));
+    return true;
+}
+
+}  // namespace sharding
+
+inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model) {
+    torch::nn::Sequential out;
+    auto any = model->begin();
+    for (auto const& child : model->named_children()) {
+        auto& module = *child.value();
+        if (!sharding::convert_one<torch::nn::BatchNorm1dImpl>(module, child.key(), out) && !sharding::convert_one<torch::nn::BatchNorm2dImpl>(module, child.key(), out) &&
+                 !sharding::convert_one<torch::nn::BatchNorm3dImpl>(module, child.key(), out))
+            out->push_back(child.key(), *any);
+        ++any;
+    }
+    out->train(model->is_training());
+    return out;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/prepare.hpp
+
+namespace accelerate::detail {
+
+/// What `prepare` takes an argument for.
+enum class Kind { Model, Optimizer, Loader, Schedule, Foreign };
+
+template <class T>
+inline constexpr bool is_module_pointer = false;
+template <std::derived_from<torch::nn::Module> M>
+inline constexpr bool is_module_pointer<std::shared_ptr<M>> = true;
+template <std::derived_from<torch::nn::Module> M>
+inline constexpr bool is_module_pointer<std::unique_ptr<M>> = true;
+
+template <class Argument>
+consteval Kind kind_of() {
+    using T = std::remove_cvref_t<Argument>;
+    if constexpr (std::derived_from<T, torch::nn::Module> || std::is_base_of_v<torch::detail::ModuleHolderIndicator, T> || is_module_pointer<T>) return Kind::Model;
+    else if constexpr (optim::is_optimizer<T>) return Kind::Optimizer;
+    else if constexpr (data::is_loader<T>) return Kind::Loader;
+    else if constexpr (schedule::recipe<T>) return Kind::Schedule;
+    else return Kind::Foreign;
+}
+
+/// Whether a loader can make batches; asking is a compile error that says why not.
+template <class T>
+inline constexpr bool is_loadable = true;
+template <class D, class Order, class F>
+inline constexpr bool is_loadable<data::Loader<D, Order, F>> = data::Loader<D, Order, F>::possible;
+template <class D, class Order>
+    requires(data::Loader<D, Order>::possible && !data::batching_dataset<D>)
+inline constexpr bool is_loadable<data::Loader<D, Order>> = data::require_collatable<typename data::Loader<D, Order>::sample_type>();
+
+template <Kind K, class... Arguments>
+inline constexpr size_t count_of = ((kind_of<Arguments>() == K ? 1 : 0) + ... + 0);
+
+template <class T>
+inline constexpr bool is_prepared_optimizer = false;
+template <class Recipe, class Model>
+inline constexpr bool is_prepared_optimizer<optim::Optimizer<Recipe, Model>> = true;
+template <class Held, class Model>
+inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = true;
+
+template <class T>
+inline constexpr bool is_prepared_loader = false;
+template <class Loader>
+inline constexpr bool is_prepared_loader<data::Prepared<Loader>> = true;
+
+template <class T>
+inline constexpr bool is_prepared_schedule = false;
+template <class Recipe, class Optimizer>
+inline constexpr bool is_prepared_schedule<schedule::Scheduler<Recipe, Optimizer>> = true;
+
+/// What is asked of one call of `prepare`, and whether it can be. Of several mistakes the first counts.
+template <class... T>
+struct Request {
+    static constexpr size_t models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
+    static constexpr size_t torch_optimizers = ((optim::is_torch_optimizer<T> ? 1 : 0) + ... + 0);
+
+    static constexpr bool something = sizeof...(T) > 0;
+    static constexpr bool raw_models = (!is_prepared_model<T> && ...);
+    static constexpr bool raw_optimizers = !raw_models || (!is_prepared_optimizer<T> && ...);
+    static constexpr bool raw_loaders = !raw_optimizers || (!is_prepared_loader<T> && ...);
+    static constexpr bool raw_schedules = !raw_loaders || (!is_prepared_schedule<T> && ...);
+    static constexpr bool raw = raw_models && raw_optimizers && raw_loaders && raw_schedules;
+    static constexpr bool models_given = !raw || optimizers == 0 || models > 0;
+    static constexpr bool optimizers_given = !raw || !models_given || schedules == 0 || optimizers > 0;
+    static constexpr bool given = raw && models_given && optimizers_given;
+    static constexpr bool optimizers_match = !given || optimizers <= 1 || optimizers == models;
+    static constexpr bool schedules_match = !given || !optimizers_match || schedules == 0 || schedules == optimizers;
+    static constexpr bool possible = something && given && optimizers_match && schedules_match;
+};
+
+/// Stands for what cannot be made after an error of the compiler, so that it says nothing more. Never defined.
+template <class T>
+T recovered();
+
+/// How many arguments of the kind of argument I stand before it.
+template <size_t I, class... Arguments>
+consteval size_t ordinal() {
+    constexpr Kind kinds[] = {kind_of<Arguments>()...};
+    size_t before = 0;
+    for (size_t i = 0; i < I; ++i) before += kinds[i] == kinds[I];
+    return before;
+}
+
+/// The arguments of one kind, each passed through `f(argument, its number among them)`, as a tuple in their order.
+template <Kind K, class... Arguments, class F>
+auto transform_kind(std::tuple<Arguments...>& arguments, F&& f) {
+    return [&]<size_t... I>(std::index_sequence<I...>) {
+        auto one = [&]<size_t J>(std::integral_constant<size_t, J>) {
+            using Argument = std::tuple_element_t<J, std::tuple<Arguments...>>;
+            if constexpr (kind_of<Argument>() == K)
+                return std::tuple(f(static_cast<Argument&&>(std::get<J>(arguments)), std::integral_constant<size_t, ordinal<J, Arguments...>()>()));
+            else return std::tuple<>();
+        };
+        return std::tuple_cat(one(std::integral_constant<size_t, I>())...);
+    }(std::index_sequence_for<Arguments...>());
+}
+
+/// The module behind whatever a user holds it by: a holder, a pointer, an object (moved in) or a reference (which must outlive
+/// what is prepared).
+template <class T>
+auto module_of(T&& model) {
+    using M = std::remove_cvref_t<T>;
+    if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, M>) return model.ptr();
+    else if constexpr (is_module_pointer<M>) return std::shared_ptr<typename M::element_type>(std::forward<T>(model));
+    else if constexpr (std::is_lvalue_reference_v<T>) return std::shared_ptr<M>(std::shared_ptr<void>(), &model);
+    else return std::make_shared<M>(std::forward<T>(model));
+}
+
+/// Modules that talk to the other ranks themselves learn how.
+template <class Comm>
+void connect_modules(torch::nn::Module& module, Comm const& communicator) {
+    for (auto const& m : module.modules())
+        if (auto* norm = m->template as<SyncBatchNormImpl>()) norm->connect(communicator);
+}
+
+/// Trainable parameters in registration order, each once; none may belong to one of `prepared` already.
+template <class Model>
+sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::shared_ptr<Model>> const& prepared) {
+    sharding::NamedParameters found;
+    for (auto const& [name, p] : unique_parameters(module)) {
+        if (!p.requires_grad()) continue;
+        for (auto const& model : prepared)
+            for (auto const& [other, q] : model->parameters())
+                check(!p.is_same(q), code::call_order, "prepare: parameter ", name, " belongs to a prepared model already (as ", other, "); pass each raw model once");
+        found.emplace_back(name, p);
+    }
+    return found;
+}
+
+inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
+    sharding::NamedParameters found;
+    for (auto const& b : module.named_buffers())
+        if (b.value().defined()) found.emplace_back(b.key(), b.value());
+    return found;
+}
+
+}  // namespace accelerate::detail
+
+// ---- accelerate/state/memory_span.hpp
+
+namespace accelerate::state {
+
+/// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
+struct MemorySpan {
+    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
+        if (t.numel() == 0) return;
+        int64_t last = 0;
+        for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+        begin = t.storage_offset() * static_cast<int64_t>(t.element_size());
+        end = begin + (last + 1) * static_cast<int64_t>(t.element_size());
+    }
+
+    bool empty() const { return begin == end; }
+    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
+    bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
+    /// Whoever has this has the other's values too.
+    bool covers(MemorySpan const& o) const {
+        if (o.empty() || storage != o.storage) return false;
+        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
+    }
+
+    at::Tensor tensor;
+    void const* storage = nullptr;
+    int64_t begin = 0, end = 0;  ///< bytes
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/aliases.hpp
+
+namespace accelerate {
+
+/// Tensors without those whose memory another one covers, and for each of those the name of the one that stayed.
+struct Unaliased {
+    TensorMap tensors;
+    std::map<std::string, std::string> aliases;  ///< dropped name -> kept name; goes into the file's metadata, as in Python
+};
+
+/// Keeps one name for each memory, as Python's `safetensors.torch.save_model`: of tied tensors the first by name, of a tensor and
+/// a view of part of it the tensor. Views of one buffer that do not cover each other all stay.
+inline Unaliased drop_aliases(TensorMap const& tensors) {
+    struct Named {
+        std::string const* name;
+        state::MemorySpan span;
+    };
+    std::unordered_map<void const*, std::vector<Named>> storages;
+    for (auto const& item : tensors)
+        if (item.second.defined() && item.second.has_storage())
+            if (state::MemorySpan const span(item.second); !span.empty() && !item.second.is_meta()) storages[span.storage].push_back({&item.first, span});
+    Unaliased out;
+    for (auto& storage : storages) {
+        auto& group = storage.second;
+        if (group.size() < 2) continue;
+        // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
+        std::ranges::sort(group, [](Named const& a, Named const& b) {
+            auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
+            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
+        });
+        std::vector<Named const*> kept;
+        for (auto const& candidate : group) {
+            auto const cover = std::ranges::find_if(kept, [&](Named const* k) { return k->span.covers(candidate.span); });
+            if (cover == kept.end()) kept.push_back(&candidate);
+            else out.aliases.emplace(*candidate.name, *(*cover)->name);
+        }
+    }
+    for (auto const& item : tensors)
+        if (!out.aliases.contains(item.first)) out.tensors.insert(item.first, item.second);
+    return out;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/model_tensors.hpp
+
+namespace accelerate {
+
+/// What of a model is saved: its parameters, then its buffers, under the names LibTorch (and so Python) gives them. Undefined ones
+/// (a Linear without bias) are left out. Tied tensors appear under each of their names. The model is a module, or whatever `*`
+/// makes one: a holder, a shared pointer, a prepared model.
+template <class Model>
+TensorMap model_tensors(Model const& model) {
+    if constexpr (requires { model.named_parameters(); }) {
+        TensorMap out;
+        auto const add = [&](auto const& named) {
+            for (auto const& item : named)
+                if (item.value().defined()) out.insert(item.key(), item.value());
+        };
+        add(model.named_parameters());
+        add(model.named_buffers());
+        return out;
+    } else {
+        return model_tensors(*model);
+    }
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/codes.hpp
+
+namespace accelerate::code {
+
+// Files as such.
+inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
+inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
+
+// safetensors: the file around the header.
+inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
+inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
+inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
+inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
+
+// safetensors: the header's text.
+inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
+inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
+inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
+inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
+inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
+inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
+inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
+inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
+
+// safetensors: the entry of one tensor.
+inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
+inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
+inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
+inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
+inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
+inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
+inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
+inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
+inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
+inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
+inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
+inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
+
+// safetensors: the data as a whole.
+inline constexpr Code st_hole{"E_ST_HOLE", 65};
+inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
+inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
+inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
+inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
+
+// safetensors: what cannot be written.
+inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
+inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
+
+inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+
+}  // namespace accelerate::code
+
+// ---- accelerate/state/input_file.hpp
+
+namespace accelerate::state {
+
+/// Owns a file descriptor.
+class Descriptor {
+public:
+    explicit Descriptor(int fd = -1) : fd_(fd) {}
+    Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Descriptor& operator=(Descriptor&& other) noexcept {
+        std::swap(fd_, other.fd_);
+        return *this;
+    }
+    ~Descriptor() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+    int get() const { return fd_; }
+    int release() { return std::exchange(fd_, -1); }
+
+private:
+    int fd_;
+};
+
+/// E_NO_SPACE or E_IO for the operating system's `error`, naming what was tried on which path.
+[[noreturn]] inline void fail_io(char const* what, std::filesystem::path const& path, int error) {
+    bool const space = error == ENOSPC || error == EDQUOT || error == EFBIG;
+    throw Error(space ? code::no_space : code::io, concat(what, " ", path, ": ", std::generic_category().message(error)));
+}
+
+/// A regular file, opened once for reading at any position; never mapped, so a file that shrinks is an error and not a SIGBUS.
+/// Directories, FIFOs, sockets, devices and the files of /proc and /sys are E_NOT_REGULAR, without blocking and without side effect.
+class InputFile {
+public:
+    explicit InputFile(std::filesystem::path path) : path_(std::move(path)) {
+        struct stat seen {};
+        if (::stat(path_.c_str(), &seen) != 0) fail_io("cannot open", path_, errno);
+        require_regular(seen);  // before open: opening a device may already do something
+        do fd_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+        while (fd_.get() < 0 && errno == EINTR);
+        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
+        at_open_ = status();
+        require_regular(at_open_);
+        struct statfs system {};
+        constexpr long proc = 0x9FA0, sys = 0x62656572;
+        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
+        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
+    }
+
+    std::filesystem::path const& path() const { return path_; }
+    int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
+
+    /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
+    void read_at(void* to, int64_t bytes, int64_t position) const {
+        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
+        auto* out = static_cast<char*>(to);
+        while (bytes > 0) {
+            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail_io("cannot read", path_, errno);
+            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
+            out += n, bytes -= n, position += n;
+        }
+    }
+
+    /// Error E_ST_CHANGED when size or time of last writing are not what they were at opening.
+    void check_unchanged() const {
+        auto const now = status();
+        check(now.st_size == at_open_.st_size && now.st_mtim.tv_sec == at_open_.st_mtim.tv_sec && now.st_mtim.tv_nsec == at_open_.st_mtim.tv_nsec, code::st_changed, path_,
+              " was written to while it was read (", size(), " bytes when opened, ", now.st_size, " now)");
+    }
+
+private:
+    struct stat status() const {
+        struct stat s {};
+        if (::fstat(fd_.get(), &s) != 0) fail_io("cannot stat", path_, errno);
+        return s;
+    }
+
+    void require_regular(struct stat const& s) const {
+        if (S_ISREG(s.st_mode)) return;
+        auto const* kind = S_ISDIR(s.st_mode) ? "directory" : S_ISFIFO(s.st_mode) ? "FIFO" : S_ISSOCK(s.st_mode) ? "socket" : "device";
+        throw Error(code::not_regular, concat(path_, " is a ", kind, "; expected a regular file"));
+    }
+
+    std::filesystem::path path_;
+    Descriptor fd_;
+    struct stat at_open_ {};
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/output_file.hpp
+
+namespace accelerate::state {
+
+/// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
+/// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
+/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
+/// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
+/// FIFO or device.
+class OutputFile {
+public:
+    /// `bytes` is the size the file will have: space is taken at once, so that a full disk is known before anything is written.
+    OutputFile(std::filesystem::path path, int64_t bytes) : path_(std::move(path)) {
+        auto const name = path_.filename().string();
+        check(!name.empty() && name != "." && name != "..", code::io, "cannot write ", path_, ": there is no file name in it");
+        struct stat there {};
+        bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
+        check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
+        auto const folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
+        std::error_code failed;
+        std::filesystem::create_directories(folder, failed);
+        if (failed) fail_io("cannot make the folder of", path_, failed.value());
+        // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
+        folder_ = Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (folder_.get() < 0) fail_io("cannot open the folder of", path_, errno);
+        buffer_.reserve(buffered);
+        std::random_device random;
+        do {
+            temporary_ = concat(".accelerate-", std::hex, random(), random(), ".tmp");
+            file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
+        } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
+        if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
+        if (bytes > 0 && ::fallocate(file_.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR && errno != EINVAL)
+            fail_with("cannot reserve space for", errno);
+    }
+
+    OutputFile(OutputFile const&) = delete;
+    OutputFile& operator=(OutputFile const&) = delete;
+    ~OutputFile() { discard(); }
+
+    /// Appends. Small pieces are collected, large ones go straight from the caller's memory to the system.
+    void write(void const* data, int64_t bytes) {
+        auto const* from = static_cast<char const*>(data);
+        auto const size = static_cast<size_t>(bytes);
+        if (buffer_.size() + size > buffered) flush();
+        if (size > buffered) write_now(from, size);
+        else buffer_.insert(buffer_.end(), from, from + size);
+    }
+    void write(std::string_view text) { write(text.data(), static_cast<int64_t>(text.size())); }
+
+    /// Makes the file durable and gives it its name.
+    void commit() {
+        flush();
+        if (::fsync(file_.get()) != 0) fail_with("cannot sync", errno);
+        if (::close(file_.release()) != 0) fail_with("cannot close", errno);
+        if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
+        temporary_.clear();
+        // Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
+        if (::fsync(folder_.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", path_, errno);
+    }
+
+private:
+    static constexpr size_t buffered = 1 << 18;
+
+    void flush() {
+        write_now(buffer_.data(), buffer_.size());
+        buffer_.clear();
+    }
+
+    void write_now(char const* from, size_t size) {
+        while (size > 0) {
+            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail_with("cannot write", errno);
+            from += n, size -= static_cast<size_t>(n);
+        }
+    }
+
+    [[noreturn]] void fail_with(char const* what, int error) {
+        discard();
+        fail_io(what, path_, error);
+    }
+
+    void discard() noexcept {
+        if (!temporary_.empty()) ::unlinkat(folder_.get(), temporary_.c_str(), 0);
+        temporary_.clear();
+    }
+
+    std::filesystem::path path_;
+    Descriptor folder_, file_;
+    std::string temporary_;
+    std::vector<char> buffer_;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/dtype.hpp
+
+namespace accelerate::state {
+
+/// One dtype of the safetensors format.
+struct Dtype {
+    std::string_view name;
+    int64_t bits = 0;                                    ///< of one element
+    at::ScalarType type = at::ScalarType::Undefined;     ///< Undefined: LibTorch has no such dtype
+};
+
+/// All of them, in the format's own order: a writer puts the largest of it first, which keeps every tensor aligned.
+inline constexpr std::array<Dtype, 22> dtypes{{
+    {"BOOL", 8, at::ScalarType::Bool},
+    {"F4", 4, at::ScalarType::Float4_e2m1fn_x2},         // LibTorch's element is two of the format's: the last dim is halved
+    {"F6_E2M3", 6, at::ScalarType::Undefined},
+    {"F6_E3M2", 6, at::ScalarType::Undefined},
+    {"U8", 8, at::ScalarType::Byte},
+    {"I8", 8, at::ScalarType::Char},
+    {"F8_E5M2", 8, at::ScalarType::Float8_e5m2},
+    {"F8_E4M3", 8, at::ScalarType::Float8_e4m3fn},
+    {"F8_E8M0", 8, at::ScalarType::Float8_e8m0fnu},
+    {"F8_E4M3FNUZ", 8, at::ScalarType::Float8_e4m3fnuz},
+    {"F8_E5M2FNUZ", 8, at::ScalarType::Float8_e5m2fnuz},
+    {"I16", 16, at::ScalarType::Short},
+    {"U16", 16, at::ScalarType::UInt16},
+    {"F16", 16, at::ScalarType::Half},
+    {"BF16", 16, at::ScalarType::BFloat16},
+    {"I32", 32, at::ScalarType::Int},
+    {"U32", 32, at::ScalarType::UInt32},
+    {"F32", 32, at::ScalarType::Float},
+    {"C64", 64, at::ScalarType::ComplexFloat},
+    {"F64", 64, at::ScalarType::Double},
+    {"I64", 64, at::ScalarType::Long},
+    {"U64", 64, at::ScalarType::UInt64},
+}};
+
+/// Place in `dtypes` of what the format calls `name`, or -1.
+constexpr int64_t find_dtype(std::string_view name) {
+    for (size_t i = 0; i < dtypes.size(); ++i)
+        if (dtypes[i].name == name) return static_cast<int64_t>(i);
+    return -1;
+}
+
+/// Place in `dtypes` of LibTorch's `type`, or -1.
+constexpr int64_t find_dtype(at::ScalarType type) {
+    for (size_t i = 0; i < dtypes.size(); ++i)
+        if (dtypes[i].type == type && type != at::ScalarType::Undefined) return static_cast<int64_t>(i);
+    return -1;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/utf8.hpp
+
+namespace accelerate::state {
+
+/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
+inline size_t utf8_sequence(std::string_view rest) {
+    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
+    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
+    auto const lead = byte(0);
+    if (lead < 0x80) return 1;
+    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
+    if (lead >= 0xE0 && lead <= 0xEF) {
+        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
+    }
+    if (lead >= 0xF0 && lead <= 0xF4) {
+        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
+    }
+    return 0;
+}
+
+/// Where `text` stops being UTF-8; `text.size()` when it does not.
+inline size_t utf8_end(std::string_view text) {
+    size_t at = 0;
+    while (at < text.size()) {
+        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
+            uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            if ((word & 0x8080808080808080u) == 0) {
+                at += 8;
+                continue;
+            }
+        }
+        auto const length = utf8_sequence(text.substr(at));
+        if (length == 0) return at;
+        at += length;
+    }
+    return at;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/json_lexer.hpp
+
+namespace accelerate::state {
+
+/// A text from a file, and how to complain about a byte of it.
+struct Source {
+    std::string_view text;
+    std::string name;      ///< of the file, quoted
+    size_t offset = 0;     ///< of the text in the file
+
+    template <class... Parts>
+    [[noreturn]] void fail(Code const& code, size_t at, Parts const&... parts) const {
+        throw Error(code, concat("safetensors file ", name, ", byte ", offset + at, ": ", parts...));
+    }
+};
+
+/// Cuts strict JSON (RFC 8259) into tokens. Integers stay exact; nothing is built, nothing recurses. For untrusted text that is
+/// valid UTF-8; anything else is E_ST_BAD_JSON naming the byte.
+class JsonLexer {
+public:
+    enum class Token { ObjectBegin, ObjectEnd, ArrayBegin, ArrayEnd, Comma, Colon, String, Unsigned, Number, Literal, End };
+
+    explicit JsonLexer(Source const& source) : source_(source), text_(source.text) {}
+
+    /// The next token. `Unsigned` is an integer without sign that fits into 64 bits, `Number` every other number.
+    Token next() {
+        while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
+        start_ = at_;
+        if (at_ == text_.size()) return Token::End;
+        switch (text_[at_]) {
+            case '{': return ++at_, Token::ObjectBegin;
+            case '}': return ++at_, Token::ObjectEnd;
+            case '[': return ++at_, Token::ArrayBegin;
+            case ']': return ++at_, Token::ArrayEnd;
+            case ',': return ++at_, Token::Comma;
+            case ':': return ++at_, Token::Colon;
+            case '"': return string();
+            case 't': return literal("true");
+            case 'f': return literal("false");
+            case 'n': return literal("null");
+            default: return number();
+        }
+    }
+
+    size_t start() const { return start_; }               ///< where the last token begins
+    std::string const& string_value() const { return string_; }  ///< of the last String, decoded
+    uint64_t unsigned_value() const { return unsigned_; }  ///< of the last Unsigned
+
+private:
+    template <class... Parts>
+    [[noreturn]] void fail(Parts const&... parts) const {
+        source_.fail(code::st_bad_json, at_, parts...);
+    }
+
+    bool digit() const { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; }
+
+    Token literal(std::string_view word) {
+        if (text_.substr(at_, word.size()) != word) fail("no JSON value begins like this");
+        at_ += word.size();
+        return Token::Literal;
+    }
+
+    void digits() {
+        if (!digit()) fail("a digit was expected");
+        while (digit()) ++at_;
+    }
+
+    Token number() {
+        bool plain = text_[at_] != '-';
+        if (!plain) ++at_;
+        else if (!digit()) fail("no JSON value begins like this");
+        if (at_ < text_.size() && text_[at_] == '0') ++at_;
+        else digits();
+        bool real = false;
+        if (at_ < text_.size() && text_[at_] == '.') real = true, ++at_, digits();
+        if (at_ < text_.size() && (text_[at_] == 'e' || text_[at_] == 'E')) {
+            real = true, ++at_;
+            if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-')) ++at_;
+            digits();
+        }
+        auto const* const begin = text_.data() + start_;
+        auto const* const end = text_.data() + at_;
+        if (real) {
+            double value = 0;
+            if (std::from_chars(begin, end, value).ec == std::errc::result_out_of_range) fail("the number ending here does not fit into a double");
+        } else if (plain && std::from_chars(begin, end, unsigned_).ec == std::errc()) {
+            return Token::Unsigned;
+        }
+        return Token::Number;
+    }
+
+    Token string() {
+        string_.clear();
+        for (++at_;;) {
+            auto const from = at_;
+            while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' && static_cast<unsigned char>(text_[at_]) >= 0x20) ++at_;
+            string_.append(text_, from, at_ - from);
+            if (at_ == text_.size()) fail("the string that begins at byte ", source_.offset + start_, " does not end");
+            char const c = text_[at_];
+            if (c == '"') return ++at_, Token::String;
+            if (c != '\\') fail("a control character inside a string");
+            escape();
+        }
+    }
+
+    void escape() {
+        char const kind = ++at_ < text_.size() ? text_[at_] : '\0';
+        ++at_;
+        switch (kind) {
+            case '"': case '\\': case '/': string_ += kind; return;
+            case 'b': string_ += '\b'; return;
+            case 'f': string_ += '\f'; return;
+            case 'n': string_ += '\n'; return;
+            case 'r': string_ += '\r'; return;
+            case 't': string_ += '\t'; return;
+            case 'u': break;
+            default: --at_, fail("an unknown escape in a string");
+        }
+        auto point = hex();
+        if (point >= 0xD800 && point < 0xE000) {
+            if (point >= 0xDC00 || text_.substr(at_, 2) != "\\u") fail("half of a surrogate pair");
+            at_ += 2;
+            auto const low = hex();
+            if (low < 0xDC00 || low >= 0xE000) fail("half of a surrogate pair");
+            point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00);
+        }
+        append_utf8(point);
+    }
+
+    uint32_t hex() {
+        uint32_t value = 0;
+        if (text_.size() - at_ < 4) fail("four hexadecimal digits were expected");
+        auto const [end, error] = std::from_chars(text_.data() + at_, text_.data() + at_ + 4, value, 16);
+        if (error != std::errc() || end != text_.data() + at_ + 4) fail("four hexadecimal digits were expected");
+        at_ += 4;
+        return value;
+    }
+
+    void append_utf8(uint32_t point) {
+        auto const add = [&](uint32_t byte) { string_ += static_cast<char>(byte); };
+        if (point < 0x80) {
+            add(point);
+        } else if (point < 0x800) {
+            add(0xC0 | (point >> 6)), add(0x80 | (point & 63));
+        } else if (point < 0x10000) {
+            add(0xE0 | (point >> 12)), add(0x80 | ((point >> 6) & 63)), add(0x80 | (point & 63));
+        } else {
+            add(0xF0 | (point >> 18)), add(0x80 | ((point >> 12) & 63)), add(0x80 | ((point >> 6) & 63)), add(0x80 | (point & 63));
+        }
+    }
+
+    Source const& source_;
+    std::string_view text_;
+    size_t at_ = 0, start_ = 0;
+    std::string string_;
+    uint64_t unsigned_ = 0;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/quote.hpp
+
+namespace accelerate::state {
+
+/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
+inline bool unprintable(std::string_view sequence) {
+    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
+    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
+    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
+    if (sequence.size() != 3) return false;
+    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
+    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
+}
+
+/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
+inline std::string quote(std::string_view name) {
+    constexpr size_t longest = 100;
+    constexpr char const* digits = "0123456789abcdef";
+    std::string out = "\"";
+    auto rest = name.substr(0, longest);
+    while (!rest.empty()) {
+        auto const length = utf8_sequence(rest);
+        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
+        if (length == 0 || unprintable(sequence)) {
+            for (char const c : sequence) {
+                auto const value = static_cast<unsigned char>(c);
+                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
+            }
+        } else {
+            if (sequence == "\"" || sequence == "\\") out += '\\';
+            out += sequence;
+        }
+        rest.remove_prefix(sequence.size());
+    }
+    return out + (name.size() > longest ? "...\"" : "\"");
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/safetensors_header.hpp
+
+namespace accelerate::state {
+
+/// One tensor of a safetensors file: its bytes are [begin, end) of the data behind the header.
+struct TensorInfo {
+    std::string name;
+    int64_t dtype = 0;           ///< place in `dtypes`
+    std::vector<int64_t> shape;  ///< as LibTorch has it: for F4 the last dim is half of the file's
+    int64_t begin = 0;
+    int64_t end = 0;
+
+    at::ScalarType type() const { return dtypes[static_cast<size_t>(dtype)].type; }
+};
+
+/// What the header of a safetensors file says.
+struct SafetensorsHeader {
+    std::vector<TensorInfo> tensors;              ///< in the order of their data
+    std::map<std::string, std::string> metadata;
+    bool leading_space = false;                   ///< white space before the first brace: read by all, but not in the format
+};
+
+inline constexpr uint64_t safetensors_header_limit = 100'000'000;  ///< bytes, as in the reference implementation
+inline constexpr int64_t safetensors_tensor_limit = 1'000'000;
+inline constexpr size_t safetensors_rank_limit = 64;
+inline constexpr size_t safetensors_name_limit = 4096;             ///< bytes
+inline constexpr std::string_view safetensors_metadata_key = "__metadata__";
+
+/// Whether a tensor may be called so: not too long, no control characters.
+inline bool valid_tensor_name(std::string_view name) {
+    if (name.size() > safetensors_name_limit) return false;
+    for (size_t i = 0; i < name.size(); ++i) {
+        auto const c = static_cast<unsigned char>(name[i]);
+        if (c < 0x20 || c == 0x7F || (c == 0xC2 && i + 1 < name.size() && static_cast<unsigned char>(name[i + 1]) < 0xA0)) return false;
+    }
+    return true;
+}
+
+/// Reads the JSON text of a header, trusting none of it: everything a reader will rely on (names, dtypes, shapes, and that the
+/// tensors fill `data_size` bytes exactly, without hole or overlap) has been checked when `run` returns. Time and memory are
+/// linear in the text (n log n in the number of tensors). No I/O, so that it can be fuzzed.
+class HeaderParser {
+public:
+    HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
+        : source_{text, quote(file), 8}, lexer_(source_), data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
+
+    SafetensorsHeader run() {
+        scan();
+        auto const first = next();
+        if (first == Token::End) source_.fail(code::st_bad_json, 0, "the header is empty; expected a JSON object");
+        if (first != Token::ObjectBegin) fail(code::st_not_object, "the header is not a JSON object");
+        header_.leading_space = lexer_.start() != 0;
+        bool metadata = false;
+        members("the header", [&](std::string const& key) {
+            if (key != safetensors_metadata_key) return tensor(key);
+            if (std::exchange(metadata, true)) fail(code::st_dup_key, "a second __metadata__");
+            read_metadata();
+        });
+        if (next() != Token::End) fail(code::st_bad_json, "something follows the header's JSON object");
+        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, "safetensors file ", source_.name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
+        check_duplicates();
+        check_layout();
+        return std::move(header_);
+    }
+
+private:
+    using Token = JsonLexer::Token;
+
+    Token next() { return lexer_.next(); }
+
+    /// The first token of a value.
+    Token value() { return begins_value(next()); }
+    Token begins_value(Token token) const {
+        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
+        return token;
+    }
+
+    template <class... Parts>
+    [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
+        source_.fail(code, lexer_.start(), parts...);
+    }
+
+    /// Encoding, depth and the number of members of the outermost object, before anything is stored.
+    void scan() {
+        auto const text = source_.text;
+        if (auto const valid = utf8_end(text); valid != text.size()) source_.fail(code::st_not_utf8, valid, "the header is not UTF-8");
+        if (text.starts_with("\xEF\xBB\xBF")) source_.fail(code::st_bad_start, 0, "the header begins with a byte order mark; expected {");
+        int64_t depth = 0;
+        bool quoted = false;
+        for (size_t i = 0; i < text.size(); ++i) {
+            char const c = text[i];
+            if (c == '"') quoted = !quoted;
+            else if (quoted) i += c == '\\' ? 1 : 0;
+            else if (c == '{' || c == '[') {
+                if (++depth > 64) source_.fail(code::st_too_deep, i, "more than 64 nested objects and arrays");
+            } else if (c == '}' || c == ']') --depth;
+            else if (c == ':' && depth == 1) ++entries_;
+        }
+    }
+
+    /// Reads the members of an object whose brace has been read; `value` must consume the member's value.
+    template <class Value>
+    void members(std::string_view what, Value value) {
+        auto token = next();
+        if (token == Token::ObjectEnd) return;
+        for (;; token = next()) {
+            if (token != Token::String) fail(code::st_bad_json, "in ", what, ", a name in double quotes was expected");
+            auto const key = lexer_.string_value();
+            if (next() != Token::Colon) fail(code::st_bad_json, "a colon was expected behind ", quote(key));
+            value(key);
+            token = next();
+            if (token == Token::ObjectEnd) return;
+            if (token != Token::Comma) fail(code::st_bad_json, "a comma or } was expected behind the value of ", quote(key));
+        }
+    }
+
+    /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
+    void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
+        out.clear();
+        if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
+        auto token = next();
+        if (token == Token::ArrayEnd) return;
+        for (begins_value(token);; token = value()) {
+            if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
+            if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
+            out.push_back(lexer_.unsigned_value());
+            token = next();
+            if (token == Token::ArrayEnd) return;
+            if (token != Token::Comma) fail(code::st_bad_json, where(), "a comma or ] was expected in ", what);
+        }
+    }
+
+    void read_metadata() {
+        if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
+        members("__metadata__", [&](std::string const& key) {
+            if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
+            if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
+        });
+    }
+
+    std::string where() const { return concat("tensor ", quote(info_.name), ": "); }
+
+    void tensor(std::string const& name) {
+        info_ = {};
+        info_.name = name;
+        if (!valid_tensor_name(name)) fail(code::st_bad_name, where(), "a name has at most ", safetensors_name_limit, " bytes and no control characters");
+        if (value() != Token::ObjectBegin) fail(code::st_not_object, where(), "the entry is not an object");
+        bool dtype = false, shape = false, offsets = false;
+        auto const once = [&](bool& seen, char const* field) {
+            if (std::exchange(seen, true)) fail(code::st_dup_key, where(), "a second ", field);
+        };
+        members("a tensor's entry", [&](std::string const& key) {
+            if (key == "dtype") once(dtype, "dtype"), read_dtype();
+            else if (key == "shape") once(shape, "shape"), integers(code::st_bad_shape, "shape", safetensors_rank_limit, code::st_too_many_dims, shape_);
+            else if (key == "data_offsets") once(offsets, "data_offsets"), integers(code::st_bad_offsets, "data_offsets", 2, code::st_bad_offsets, offsets_);
+            else fail(code::st_unknown_field, where(), "unknown field ", quote(key));
+        });
+        if (!dtype || !shape || !offsets) fail(code::st_missing_field, where(), "no ", !dtype ? "dtype" : !shape ? "shape" : "data_offsets");
+        place(size());
+        if (entries_ <= safetensors_tensor_limit) header_.tensors.push_back(std::move(info_));
+    }
+
+    void read_dtype() {
+        if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
+        info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
+        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
+    }
+
+    /// Bytes that dtype and shape ask for; also moves the shape into the tensor. A zero dim must not hide an overflow beside it.
+    uint64_t size() {
+        constexpr auto most = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+        auto const& dtype = dtypes[static_cast<size_t>(info_.dtype)];
+        auto const bits = static_cast<uint64_t>(dtype.bits);
+        uint64_t product = 1;
+        bool empty = false;
+        for (auto const dim : shape_) {
+            empty = empty || dim == 0;
+            if (dim > most || (dim != 0 && product > most / dim)) fail(code::st_overflow, where(), "the shape has more than 2^63-1 elements");
+            if (dim != 0) product *= dim;
+            info_.shape.push_back(static_cast<int64_t>(dim));
+        }
+        if (product > (bits < 8 ? most / bits : most / (bits / 8))) fail(code::st_overflow, where(), "the shape needs more than 2^63-1 bytes");
+        auto const elements = empty ? 0 : product;
+        if (bits < 8 && (elements % 2 != 0 || (!shape_.empty() && shape_.back() % 2 != 0)))
+            fail(code::st_misaligned, where(), "an odd number of ", dtype.name, " elements, which are smaller than a byte");
+        if (dtype.type == at::ScalarType::Undefined) fail(code::st_unsupported_dtype, where(), "LibTorch has no ", dtype.name);
+        if (bits == 4) info_.shape.back() /= 2;
+        return bits < 8 ? elements / 2 : elements * (bits / 8);
+    }
+
+    /// Checks the offsets of a tensor of `bytes` bytes as far as one tensor can be checked alone.
+    void place(uint64_t bytes) {
+        constexpr auto most = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+        if (offsets_.size() != 2) fail(code::st_bad_offsets, where(), "data_offsets has ", offsets_.size(), " numbers instead of 2");
+        auto const begin = offsets_[0], end = offsets_[1];
+        if (end < begin) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", before they begin at ", begin);
+        if (end > most) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", behind any file");
+        if (end - begin != bytes) {
+            if (end > data_size_) fail(code::st_bad_offsets, where(), "data_offsets end at ", end, ", but there are ", data_size_, " bytes of data");
+            fail(code::st_size_mismatch, where(), "data_offsets hold ", end - begin, " bytes, but dtype and shape need ", bytes);
+        }
+        info_.begin = static_cast<int64_t>(begin);
+        info_.end = static_cast<int64_t>(end);
+        // Tensors that lie within `needed_` bytes and are together larger overlap: no need to read a million entries first.
+        needed_ = std::max(needed_, end);
+        total_ += bytes;
+        if (total_ > needed_) {
+            auto const name = info_.name;
+            header_.tensors.push_back(std::move(info_));
+            check_duplicates();
+            fail(code::st_overlap, "tensor ", quote(name), ": the tensors up to here need ", total_, " bytes but lie within ", needed_);
+        }
+    }
+
+    void check_duplicates() const {
+        std::vector<TensorInfo const*> by_name;
+        by_name.reserve(header_.tensors.size());
+        for (auto const& t : header_.tensors) by_name.push_back(&t);
+        std::ranges::sort(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
+        auto const twin = std::ranges::adjacent_find(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
+        check(twin == by_name.end(), code::st_dup_key, "safetensors file ", source_.name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
+    }
+
+    void check_layout() {
+        auto& tensors = header_.tensors;
+        std::ranges::stable_sort(tensors, {}, [](TensorInfo const& t) { return std::pair(t.begin, t.end); });
+        auto const bad = [&](Code const& code, TensorInfo const& t, auto const&... parts) {
+            throw Error(code, concat("safetensors file ", source_.name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
+        };
+        auto const size = static_cast<int64_t>(data_size_);
+        int64_t end = 0;
+        TensorInfo const* gap = nullptr;
+        for (auto const& t : tensors) {
+            if (t.begin != end && gap == nullptr) gap = &t;
+            if (gap != nullptr && t.end > size) bad(code::st_bad_offsets, t, "there are ", size, " bytes of data");
+            if (gap == nullptr) end = t.end;
+        }
+        if (gap != nullptr && gap->begin < end) bad(code::st_overlap, *gap, "the tensor before it ends at ", end);
+        if (gap != nullptr) bad(code::st_hole, *gap, "the tensor before it ends at ", end, ", so there is a hole");
+        check(end <= size, code::st_truncated, "safetensors file ", source_.name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
+        check(end >= size, code::st_trailing, "safetensors file ", source_.name, ": ", size - end, " bytes follow the last tensor");
+    }
+
+    Source source_;
+    JsonLexer lexer_;
+    uint64_t data_size_, needed_, total_ = 0;
+    int64_t entries_ = 0;
+    SafetensorsHeader header_;
+    TensorInfo info_;
+    std::vector<uint64_t> shape_, offsets_;
+};
+
+/// The checked header of a safetensors file that has `data_size` bytes behind its header. Errors: the E_ST_* codes, exit 65.
+inline SafetensorsHeader parse_safetensors_header(std::string_view text, int64_t data_size, std::string const& file) {
+    return HeaderParser(text, data_size, file).run();
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/save_file.hpp
+
+namespace accelerate {
+namespace state {
+
+/// A JSON string as the reference implementation writes it: everything but controls, quote and backslash stays as it is.
+inline std::string json_string(std::string_view text) {
+    constexpr char const* digits = "0123456789abcdef";
+    std::string out = "\"";
+    for (char const c : text) {
+        switch (c) {
+            case '"': out += "\\\""; break;
+            case '\\': out += "\\\\"; break;
+            case '\b': out += "\\b"; break;
+            case '\f': out += "\\f"; break;
+            case '\n': out += "\\n"; break;
+            case '\r': out += "\\r"; break;
+            case '\t': out += "\\t"; break;
+            default:
+                if (static_cast<unsigned char>(c) >= 0x20) out += c;
+                else out += {'\\', 'u', '0', '0', digits[c >> 4], digits[c & 15]};
+        }
+    }
+    return out += '"';
+}
+
+/// One tensor to be written.
+struct Outgoing {
+    std::string const* name = nullptr;
+    at::Tensor const* tensor = nullptr;
+    int64_t dtype = 0;
+    int64_t bytes = 0;
+};
+
+/// Checks what can be checked without writing, and puts the tensors in the order of the file: largest dtype first, then by name.
+inline std::vector<Outgoing> outgoing_order(TensorMap const& tensors, std::filesystem::path const& path) {
+    std::vector<Outgoing> order;
+    order.reserve(tensors.size());
+    for (auto const& item : tensors) {
+        auto const& name = item.first;
+        auto const& t = item.second;
+        auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat("save_file(", path, "): tensor ", quote(name), ": ", why...)); };
+        if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
+        if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
+        if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
+        if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
+        if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
+        if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
+        auto const dtype = find_dtype(t.scalar_type());
+        if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
+        if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
+        order.push_back({&name, &t, dtype, t.numel() * static_cast<int64_t>(t.element_size())});
+    }
+    std::ranges::sort(order, [](Outgoing const& a, Outgoing const& b) { return a.dtype != b.dtype ? a.dtype > b.dtype : *a.name < *b.name; });
+    return order;
+}
+
+/// Error E_ST_SHARED_MEMORY when two tensors overlap in memory: the file would hold their values twice, and loading would not
+/// bring the tie back.
+inline void refuse_shared_memory(std::vector<Outgoing> const& tensors, std::filesystem::path const& path) {
+    std::vector<std::pair<MemorySpan, std::string const*>> spans;
+    for (auto const& t : tensors)
+        if (MemorySpan const span(*t.tensor); !span.empty()) spans.emplace_back(span, t.name);
+    std::ranges::sort(spans, {}, [](auto const& s) { return std::tuple(s.first.storage, s.first.begin, s.first.end); });
+    auto const pair = std::ranges::adjacent_find(spans, [](auto const& a, auto const& b) { return a.first.overlaps(b.first); });
+    if (pair == spans.end()) return;
+    throw Error(code::st_shared_memory, concat("save_file(", path, "): tensors ", quote(*pair->second), " and ", quote(*std::next(pair)->second),
+                                               " share memory; drop one (acc::drop_aliases does it, acc::save_model for a whole model), or clone() it to have it twice"));
+}
+
+/// The bytes in front of the data: length, JSON, and spaces up to a multiple of eight.
+inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::map<std::string, std::string> const& metadata) {
+    std::string json = "{";
+    auto const key = [&](std::string_view name) { json += json.size() == 1 ? "" : ",", json += json_string(name), json += ':'; };
+    if (!metadata.empty()) {
+        key(safetensors_metadata_key);
+        char separator = '{';
+        for (auto const& [name, value] : metadata) json += separator, json += json_string(name), json += ':', json += json_string(value), separator = ',';
+        json += '}';
+    }
+    int64_t begin = 0;
+    for (auto const& t : tensors) {
+        auto const& dtype = dtypes[static_cast<size_t>(t.dtype)];
+        key(*t.name);
+        json += concat("{\"dtype\":\"", dtype.name, "\",\"shape\":[");
+        for (int64_t d = 0; d < t.tensor->dim(); ++d) {
+            bool const packed = dtype.bits == 4 && d == t.tensor->dim() - 1;  // LibTorch's element is two of the format's
+            json += concat(d == 0 ? "" : ",", t.tensor->size(d) * (packed ? 2 : 1));
+        }
+        json += concat("],\"data_offsets\":[", begin, ",", begin + t.bytes, "]}");
+        begin += t.bytes;
+    }
+    json += '}';
+    json.append((8 - json.size() % 8) % 8, ' ');
+    uint64_t const length = json.size();
+    std::string head(8, '\0');
+    std::memcpy(head.data(), &length, 8);
+    return head + json;
+}
+
+}  // namespace state
+
+/// Writes a safetensors file, byte for byte what Python's `safetensors.torch.save_file` writes (metadata sorted by key): tensors
+/// stand in the file by dtype (largest first), then name, and that is the order in which `load_file` gives them back. Tensors on
+/// other devices or with strides are copied one at a time; others are written from where they are. The file appears whole or not
+/// at all, and is durable when this returns (see `state::OutputFile`). Missing parent folders are made.
+/// Errors: E_ST_* for what the format cannot hold, E_ST_SHARED_MEMORY for tensors that overlap, E_NO_SPACE, E_IO, E_NOT_REGULAR.
+inline void save_file(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata = {}) {
+    c10::NoGradGuard no_grad;
+    auto const order = state::outgoing_order(tensors, path);
+    state::refuse_shared_memory(order, path);
+    for (auto const& item : metadata)
+        check(state::utf8_end(item.first) == item.first.size() && state::utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ",
+              state::quote(item.first), ": key or value is not UTF-8");
+    auto const head = state::safetensors_head(order, metadata);
+    check(head.size() - 8 <= state::safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", head.size() - 8,
+          " bytes; at most ", state::safetensors_header_limit, " can be read back");
+    check(order.size() <= static_cast<size_t>(state::safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order.size(), " tensors");
+    auto total = static_cast<int64_t>(head.size());
+    for (auto const& t : order) total += t.bytes;
+    state::OutputFile file(path, total);
+    file.write(head);
+    for (auto const& t : order) {
+        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
+        file.write(plain.const_data_ptr(), t.bytes);
+    }
+    file.commit();
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/save_model.hpp
+
+namespace accelerate {
+
+/// Writes a model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors (and `from_pretrained`) opens:
+/// tied tensors once, with the other names in the metadata beside `format`. One process writes; see `save_file` for the errors.
+template <class Model>
+void save_model(Model const& model, std::filesystem::path const& dir, std::map<std::string, std::string> metadata = {}) {
+    auto const unaliased = drop_aliases(model_tensors(model));
+    metadata.emplace("format", "pt");
+    metadata.insert(unaliased.aliases.begin(), unaliased.aliases.end());
+    save_file(unaliased.tensors, dir / "model.safetensors", metadata);
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/accelerator.hpp
+
+namespace accelerate {
+
+/// Runs one hand-written training loop on the hardware, in the precision, under the sharding and over the data order that its
+/// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
+/// outlive it.
+template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
+    requires supported<Device, Precision, Sharding, Loader>
+class Accelerator<Device, Precision, Sharding, Loader> {
+    using Shared = Training<Device, Precision, Sharding>;
+
+public:
+    using device_type = Device;
+    using precision_type = Precision;
+    using sharding_type = Sharding;
+    using loader_type = Loader;
+    using communicator = typename Device::communicator;
+    using strategy = Strategy<typename Sharding::template placement<Device>, Precision>;  ///< what `make` builds models with
+    using model_state = typename Shared::model_type;
+    using options = accelerator_options;
+
+    explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
+        training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
+    }
+    Accelerator(Accelerator const&) = delete;
+    Accelerator& operator=(Accelerator const&) = delete;
+
+    /// When an exception takes the accelerator down, its peers are told, so that none waits for this rank.
+    ~Accelerator() {
+        if (std::uncaught_exceptions() > exceptions_) training_->comm.leave("an exception ended its training loop");
+    }
+
+    // ---- building and preparing -------------------------------------------------------------------------------------------
+
+    /// Builds `Model<strategy>` from the arguments. Constructors run unchanged; the initial weights are a function of (seed,
+    /// model), the same for every policy and number of ranks, and the global generators are not touched.
+    template <template <class> class Model, class... Arguments>
+    auto make(Arguments&&... arguments) {
+        return make<Model<strategy>>(std::forward<Arguments>(arguments)...);
+    }
+    template <class Model, class... Arguments>
+    auto make(Arguments&&... arguments) {
+        using placement = typename strategy::placement;
+        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
+            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
+            else module::materialize(root, tape);
+        };
+        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+    }
+
+    /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
+    /// what the loop uses, in that order: a tuple, or the object itself where there is one. Anything else passes through.
+    /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
+    template <class... Arguments>
+    auto prepare(Arguments&&... arguments) {
+        using Q = detail::Request<std::remove_cvref_t<Arguments>...>;
+        [[maybe_unused]] constexpr bool loadable = (detail::is_loadable<std::remove_cvref_t<Arguments>> && ...);  // asked first: a loader that cannot be says why itself
+        constexpr bool replicated = Q::torch_optimizers == 0 || model_state::owns_everything;
+        static_assert(Q::something, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
+        static_assert(Q::raw_models, "prepare: this model is already prepared; pass the raw model, once");
+        static_assert(Q::raw_optimizers, "prepare: this optimizer is already prepared; pass the recipe, once");
+        static_assert(Q::raw_loaders, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
+        static_assert(Q::raw_schedules, "prepare: this schedule is already prepared; pass the recipe, once");
+        static_assert(Q::models_given, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
+        static_assert(Q::optimizers_given, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
+        static_assert(Q::optimizers_match, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(Q::schedules_match, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        static_assert(replicated, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
+        if constexpr (Q::possible && replicated) return prepare_checked(std::forward<Arguments>(arguments)...);
+        else return detail::recovered<std::tuple<std::remove_cvref_t<Arguments>...>>();  // of the same shape, so that this stays the only error
+    }
+
+    // ---- the step ---------------------------------------------------------------------------------------------------------
+
+    /// Opens the next micro-batch of the models' window, in their precision; gradients are reduced, and optimizers step, only where
+    /// it ends: every `gradient_accumulation_steps` micro-batches and with the last batch of a loader.
+    template <class... Models>
+    auto accumulate(Models const&... models) {
+        return Accumulation<Shared>(*training_, state_of(models)...);
+    }
+
+    /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
+    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank.
+    void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
+    /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
+    void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
+
+    /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
+    template <class... Models>
+    auto no_sync(Models const&... models) {
+        return NoSync<Shared>({&state_of(models)...});
+    }
+    /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
+    template <class... Models>
+    void trigger_sync_in_backward(Models const&... models) {
+        (state_of(models).window().set_closed(true), ...);
+    }
+
+    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
+    /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
+    template <class Model>
+    at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
+        return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
+    }
+    /// Clamps every gradient to [-value, value].
+    template <class Model>
+    void clip_grad_value(Model const& model, double value) {
+        detail::clip_grad_value(*training_, state_of(model), value);
+    }
+
+    /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
+    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(enabled); }
+
+    // ---- collectives ------------------------------------------------------------------------------------------------------
+
+    /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
+    template <class Value>
+    Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    /// A reduced copy: "sum", "mean", "max" or "min".
+    template <class Value>
+    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
+    /// Every rank gets `from`'s value, in place.
+    template <class Value>
+    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
+    void wait_for_everyone() { training_->settled().comm.barrier(); }
+
+    // ---- who and what -----------------------------------------------------------------------------------------------------
+
+    int64_t num_processes() const { return training_->comm.size(); }
+    int64_t process_index() const { return training_->comm.rank(); }
+    int64_t local_process_index() const { return training_->comm.local_rank(); }
+    bool is_main_process() const { return process_index() == 0; }
+    bool is_local_main_process() const { return local_process_index() == 0; }
+    bool is_last_process() const { return process_index() == num_processes() - 1; }
+    at::Device device() const { return Device::current(); }
+    std::string mixed_precision() const { return Precision::name; }
+    /// The four policies in a line, to be printed.
+    static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
+    bool sync_gradients() const { return training_->sync_gradients; }
+    int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
+    std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
+    communicator& comm() { return training_->comm; }
+
+    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
+    template <class... Parts>
+    void print(Parts const&... parts) const {
+        if (!is_main_process()) return;
+        std::ostringstream line;
+        char const* separator = "";
+        ((line << std::exchange(separator, " ") << parts), ...);
+        std::cout << line.str() << std::endl;
+    }
+
+    /// Seeds LibTorch's generators (see `seed_options`).
+    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, process_index()); }
+
+    /// The module that was prepared.
+    template <class Module>
+    std::shared_ptr<Module> unwrap_model(Prepared<Module, Shared> const& model) const { return model.module(); }
+
+    /// Copies of the model's parameters and buffers by name, whole on every rank whatever the sharding. Collective.
+    template <class Model>
+    TensorMap get_state_dict(Model const& model) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = state_of(model).whole();
+        auto tensors = model_tensors(*model);
+        for (auto& [name, t] : tensors) t = t.detach().clone();
+        return tensors;
+    }
+
+    /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
+    /// writes; all return when it is there. Collective.
+    template <class Model>
+    void save_model(Model const& model, std::filesystem::path const& dir) {
+        training_->settled();
+        [[maybe_unused]] auto const whole = state_of(model).whole();
+        if (is_main_process()) accelerate::save_model(*model, dir);
+        wait_for_everyone();
+    }
+
+    // ---- preparing one thing ----------------------------------------------------------------------------------------------
+
+    /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
+    template <class Model>
+    auto prepare_model(Model&& model) {
+        auto module = detail::module_of(std::forward<Model>(model));
+        using Module = typename decltype(module)::element_type;
+        training_->settled();
+        check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        detail::connect_modules(*module, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
+        training_->models.push_back(state);
+        return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
+    }
+
+    /// A recipe, or a torch::optim optimizer, for models that are prepared already.
+    template <class Recipe, class... Modules>
+    auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
+        return bind_optimizer(std::forward<Recipe>(recipe), std::vector<std::shared_ptr<model_state>>{models.shared_state()...});
+    }
+
+    template <class AnyLoader>
+    auto prepare_loader(AnyLoader&& loader) {
+        using Given = std::remove_cvref_t<AnyLoader>;
+        if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
+    }
+
+private:
+    template <class Model>
+    static model_state& state_of(Model const& model) {
+        static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
+        if constexpr (is_prepared_model<Model>) return model.state();
+        else return detail::recovered<model_state&>();
+    }
+
+    template <class Recipe>
+    auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
+        if constexpr (requires { recipe.operations; })
+            for (auto& model : models) model->operations = recipe.operations;
+        return optim::bind(std::forward<Recipe>(recipe), std::move(models));
+    }
+
+    template <class Given, class Optimizers>
+    auto bind_schedules(Given& given, Optimizers& optimizers) {
+        return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
+            return schedule::Scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+        });
+    }
+
+    template <class... Arguments>
+    auto prepare_checked(Arguments&&... arguments) {
+        using detail::Kind;
+        training_->settled();
+        auto given = std::forward_as_tuple(std::forward<Arguments>(arguments)...);
+        auto models = detail::transform_kind<Kind::Model>(given, [&](auto&& m, auto) { return prepare_model(std::forward<decltype(m)>(m)); });
+        auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
+        constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
+        auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
+        });
+        auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
+        auto schedules = bind_schedules(given, optimizers);
+        return [&]<size_t... I>(std::index_sequence<I...>) {
+            auto pick = [&]<size_t J>() -> decltype(auto) {
+                using Argument = std::tuple_element_t<J, std::tuple<Arguments&&...>>;
+                constexpr auto n = detail::ordinal<J, Arguments...>();
+                if constexpr (detail::kind_of<Argument>() == Kind::Model) return std::move(std::get<n>(models));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Optimizer) return std::move(std::get<n>(optimizers));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Loader) return std::move(std::get<n>(loaders));
+                else if constexpr (detail::kind_of<Argument>() == Kind::Schedule) return std::move(std::get<n>(schedules));
+                else return static_cast<Argument>(std::get<J>(given));
+            };
+            if constexpr (sizeof...(I) == 1) {
+                using Only = std::tuple_element_t<0, std::tuple<Arguments...>>;
+                if constexpr (detail::kind_of<Only>() == Kind::Foreign) return std::remove_cvref_t<Only>(pick.template operator()<0>());
+                else return pick.template operator()<0>();
+            } else {
+                return std::tuple<passed_t<decltype(pick.template operator()<I>()), Arguments>...>(pick.template operator()<I>()...);
+            }
+        }(std::index_sequence_for<Arguments...>());
+    }
+    /// Lvalue foreigners stay references, everything else is held by value.
+    template <class Picked, class Argument>
+    using passed_t = std::conditional_t<std::is_lvalue_reference_v<Argument> && detail::kind_of<Argument>() == detail::Kind::Foreign, Picked, std::remove_cvref_t<Picked>>;
+
+    std::shared_ptr<Shared> training_;
+    int exceptions_ = std::uncaught_exceptions();
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/version.hpp
+
+#define ACCELERATE_VERSION_MAJOR 0
+#define ACCELERATE_VERSION_MINOR 1
+#define ACCELERATE_VERSION_PATCH 0
+
+namespace accelerate {
+
+/// The library's version, for programs that would rather not use macros.
+struct Version {
+    int64_t major = ACCELERATE_VERSION_MAJOR;
+    int64_t minor = ACCELERATE_VERSION_MINOR;
+    int64_t patch = ACCELERATE_VERSION_PATCH;
+};
+
+inline constexpr Version version{};
+
+}  // namespace accelerate
+
+// ---- accelerate/data/corpus.hpp
+
+namespace accelerate::data {
+
+/// What `read_corpus` takes.
+struct corpus_options {
+    std::vector<std::string> extensions = {};  ///< of a folder's files, as in {".txt", ".md"}; none: all files
+    int64_t held_out_every = 10;               ///< one file in so many is set aside, at least one; 0: none
+    int64_t max_bytes = 0;                     ///< read at most so much; 0: everything
+    int64_t seed = 0;                          ///< draws the order of the files
+};
+
+/// Text to train on and text from files that are never trained on.
+struct Corpus {
+    std::string train = {}, held_out = {};
+    std::vector<std::filesystem::path> train_files = {}, held_out_files = {};
+};
+
+/// The bytes of a file, at most `max_bytes` of them. Error E_IO naming the file when it cannot be read.
+inline std::string read_file(std::filesystem::path const& path, int64_t max_bytes = std::numeric_limits<int64_t>::max()) {
+    auto const require = [&](bool fine, int error) {
+        check(fine, code::io, "data::read_file: ", path, " cannot be read: ", std::strerror(error ? error : EIO));
+    };
+    std::error_code failure;
+    auto const size = std::filesystem::file_size(path, failure);
+    require(!failure, failure.value());
+    errno = 0;
+    std::ifstream in(path, std::ios::binary);
+    require(in.is_open(), errno);
+    std::string text(std::min(size, static_cast<uintmax_t>(max_bytes)), '\0');
+    in.read(text.data(), static_cast<std::streamsize>(text.size()));
+    require(in.gcount() == static_cast<std::streamsize>(text.size()), errno);
+    return text;
+}
+
+namespace detail {
+
+/// Files below a folder by extension, sorted: the same list on every rank.
+inline std::vector<std::filesystem::path> files_below(std::filesystem::path const& folder, std::vector<std::string> const& extensions) {
+    std::vector<std::filesystem::path> files;
+    try {
+        for (auto const& entry : std::filesystem::recursive_directory_iterator(folder)) {
+            auto const wanted = extensions.empty() || std::find(extensions.begin(), extensions.end(), entry.path().extension()) != extensions.end();
+            if (wanted && entry.is_regular_file()) files.push_back(entry.path());
+        }
+    } catch (std::filesystem::filesystem_error const& e) {
+        throw Error(code::io, concat("data::read_corpus: folder ", folder, " cannot be read: ", e.what()));
+    }
+    std::sort(files.begin(), files.end());
+    return files;
+}
+
+}  // namespace detail
+
+/// Reads a text file, or all files below a folder that have one of the extensions, in an order drawn by the seed so that a limit
+/// on the bytes takes something of everything. Whole files are set aside as held-out text (of a single file its end). The same
+/// on every rank that sees the same files. Error E_IO naming what cannot be read, E_DATA naming what has no text.
+inline Corpus read_corpus(std::filesystem::path const& path, corpus_options const& o = {}) {
+    namespace fs = std::filesystem;
+    check(o.held_out_every != 1 && o.held_out_every >= 0 && o.max_bytes >= 0, code::config, "data::read_corpus: held_out_every is ", o.held_out_every,
+          " and max_bytes ", o.max_bytes, "; held_out_every must be 0 or at least 2, max_bytes not negative");
+    std::error_code missing;
+    auto const is_folder = fs::is_directory(path, missing);
+    auto const paths = is_folder ? detail::files_below(path, o.extensions) : std::vector<fs::path>{path};
+
+    std::vector<std::pair<fs::path, std::string>> files;
+    auto left = o.max_bytes > 0 ? o.max_bytes : std::numeric_limits<int64_t>::max();
+    Permutation const drawn(static_cast<uint64_t>(Seed(o.seed).data()), std::max<int64_t>(1, static_cast<int64_t>(paths.size())));
+    for (int64_t i = 0; i < static_cast<int64_t>(paths.size()) && left > 0; ++i) {
+        auto const& next = paths[static_cast<size_t>(drawn[i])];
+        auto text = read_file(next, left);
+        left -= static_cast<int64_t>(text.size());
+        if (!text.empty()) files.emplace_back(next, std::move(text));
+    }
+    std::string wanted;
+    for (auto const& e : o.extensions) wanted += " *" + e;
+    check(!files.empty(), code::data, "data::read_corpus: ", path, is_folder ? " has no file with content" : " is empty",
+          is_folder && !wanted.empty() ? " among" + wanted : "");
+
+    Corpus corpus;
+    auto const every = static_cast<size_t>(o.held_out_every);
+    if (files.size() == 1 && every > 0) {
+        auto const& text = files[0].second;
+        auto const cut = text.size() - text.size() / every;
+        return {text.substr(0, cut), text.substr(cut), {files[0].first}, {files[0].first}};
+    }
+    // Of few files the smallest is enough.
+    auto const smallest =
+        std::min_element(files.begin(), files.end(), [](auto const& a, auto const& b) { return a.second.size() < b.second.size(); }) - files.begin();
+    for (size_t i = 0; i < files.size(); ++i) {
+        auto const aside = every > 0 && (files.size() < every ? i == static_cast<size_t>(smallest) : i % every == 0);
+        (aside ? corpus.held_out : corpus.train) += files[i].second;
+        (aside ? corpus.held_out_files : corpus.train_files).push_back(std::move(files[i].first));
+    }
+    return corpus;
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/tensors.hpp
+
+namespace accelerate::data {
+
+/// A new tensor of those rows (dimension 0) of `from`, in that order. Contiguous rows in main memory are copied at memory speed.
+inline at::Tensor gather_rows(at::Tensor const& from, std::span<int64_t const> rows) {
+    auto const n = static_cast<int64_t>(rows.size());
+    if (!from.is_cpu() || !from.is_contiguous() || from.requires_grad()) {
+        auto const index = at::from_blob(const_cast<int64_t*>(rows.data()), {n}, at::TensorOptions(at::kLong));
+        return at::index_select(from, 0, index.to(from.device()));
+    }
+    auto sizes = from.sizes().vec();
+    sizes[0] = n;
+    auto out = at::empty(sizes, from.options());
+    auto const bytes = static_cast<int64_t>(from.nbytes()) / std::max<int64_t>(1, from.size(0));
+    auto const* source = static_cast<char const*>(from.const_data_ptr());
+    auto* to = static_cast<char*>(out.mutable_data_ptr());
+    for (auto row : rows) {
+        std::memcpy(to, source + row * bytes, static_cast<size_t>(bytes));
+        to += bytes;
+    }
+    return out;
+}
+
+/// A data set in memory: sample i is row i of each tensor, as a tensor where there is one and as a tuple where there are several.
+/// Batches are gathered row by row into new memory, without a tensor for each sample. Holds the tensors, copies nothing.
+///
+///     data::Loader{data::Tensors{images, labels}, {.batch_size = 64, .shuffle = true}}
+template <size_t N>
+class Tensors {
+public:
+    /// Error E_DATA when a tensor has no rows (0-dim) or another number of rows than the first.
+    template <std::convertible_to<at::Tensor>... T>
+        requires(sizeof...(T) == N)
+    explicit Tensors(T... tensors) : tensors_{std::move(tensors)...} {
+        for (auto const& t : tensors_)
+            check(t.dim() > 0 && t.size(0) == tensors_[0].size(0), code::data, "data::Tensors: shapes ", tensors_[0].sizes(), " and ", t.sizes(),
+                  "; all must have the same size in dimension 0");
+    }
+
+    size_t size() const { return static_cast<size_t>(tensors_[0].size(0)); }
+    auto operator[](size_t i) const {
+        return each([&](at::Tensor const& t) { return t.select(0, static_cast<int64_t>(i)); });
+    }
+    auto batch(std::span<int64_t const> indices) const {
+        return each([&](at::Tensor const& t) { return gather_rows(t, indices); });
+    }
+
+private:
+    template <class F>
+    auto each(F const& f) const {
+        if constexpr (N == 1) return f(tensors_[0]);
+        else return std::apply([&](auto const&... t) { return std::tuple{f(t)...}; }, tensors_);
+    }
+
+    std::array<at::Tensor, N> tensors_;
+};
+
+template <std::convertible_to<at::Tensor>... T>
+Tensors(T...) -> Tensors<sizeof...(T)>;
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/vocabulary.hpp
+
+namespace accelerate::data {
+
+/// The bytes that occur in a text, numbered in their order: a character-level vocabulary of at most 256 entries. One further
+/// number, the last, stands for every byte that did not occur (held-out text may have some); it is written as '?'.
+class Vocabulary {
+public:
+    explicit Vocabulary(std::string_view text) {
+        std::array<bool, 256> seen{};
+        for (auto c : text) seen[byte(c)] = true;
+        for (size_t b = 0; b < seen.size(); ++b)
+            if (seen[b]) symbols_ += static_cast<char>(b);
+        ids_.fill(static_cast<uint8_t>(std::min<size_t>(symbols_.size(), 255)));
+        for (size_t i = 0; i < symbols_.size(); ++i) ids_[byte(symbols_[i])] = static_cast<uint8_t>(i);
+    }
+
+    /// How many numbers there are.
+    int64_t size() const { return std::min<int64_t>(256, static_cast<int64_t>(symbols_.size()) + 1); }
+    /// The bytes by number. `Vocabulary(v.symbols())` equals v: keep this string beside a model.
+    std::string const& symbols() const { return symbols_; }
+
+    uint8_t id(char c) const { return ids_[byte(c)]; }
+    /// Error E_DATA when there is no such number.
+    char symbol(int64_t id) const {
+        check(id >= 0 && id < size(), code::data, "data::Vocabulary: number ", id, "; there are ", size());
+        return static_cast<size_t>(id) < symbols_.size() ? symbols_[static_cast<size_t>(id)] : '?';
+    }
+
+    /// The numbers of a text's bytes: int64, 1-D.
+    at::Tensor encode(std::string_view text) const {
+        auto out = at::empty({static_cast<int64_t>(text.size())}, at::TensorOptions(at::kLong));
+        auto* to = out.mutable_data_ptr<int64_t>();
+        for (auto c : text) *to++ = id(c);
+        return out;
+    }
+    /// The text of an integer tensor of numbers.
+    std::string decode(at::Tensor const& numbers) const {
+        auto const flat = numbers.to(at::kCPU, at::kLong).contiguous();
+        std::string text;
+        for (int64_t i = 0; i < flat.numel(); ++i) text += symbol(flat.const_data_ptr<int64_t>()[i]);
+        return text;
+    }
+
+private:
+    static size_t byte(char c) { return static_cast<unsigned char>(c); }
+
+    std::string symbols_;
+    std::array<uint8_t, 256> ids_;
+};
+
+/// Entropy of a text's byte frequencies in nats: the loss of a model that knows only how frequent each byte is.
+inline double unigram_entropy(std::string_view text) {
+    std::array<int64_t, 256> count{};
+    for (auto c : text) ++count[static_cast<unsigned char>(c)];
+    double entropy = 0;
+    for (auto c : count) {
+        auto const p = static_cast<double>(c) / static_cast<double>(text.size());
+        if (c > 0) entropy -= p * std::log(p);
+    }
+    return entropy;
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/text.hpp
+
+namespace accelerate::data {
+
+/// Consecutive windows over a text, one token a byte: what a character-level language model trains on. A token takes one byte of
+/// memory; batches are written as int64 without a tensor for each sample.
+class TextWindows {
+public:
+    /// `target` is `input` one token later; both int64 of `context` elements (in a batch [samples, context]).
+    struct Window {
+        at::Tensor input, target;
+    };
+
+    /// With a `limit`, at most so many windows, spread evenly over the text. Error E_DATA when the text has not even one.
+    TextWindows(Vocabulary const& vocabulary, std::string_view text, int64_t context, int64_t limit = 0) : context_(context), tokens_(text.size()) {
+        check(context >= 1 && limit >= 0, code::config, "data::TextWindows: context is ", context, " and limit ", limit,
+              "; the context must be positive, the limit not negative");
+        std::transform(text.begin(), text.end(), tokens_.begin(), [&](char c) { return vocabulary.id(c); });
+        windows_ = (static_cast<int64_t>(text.size()) - 1) / context;
+        check(windows_ >= 1, code::data, "data::TextWindows: the text has ", text.size(), " bytes, one window needs ", context + 1,
+              "; use more text or a shorter context");
+        if (limit > 0 && windows_ > limit) {
+            every_ = windows_ / limit;
+            windows_ = limit;
+        }
+    }
+
+    size_t size() const { return static_cast<size_t>(windows_); }
+    Window operator[](size_t i) const {
+        auto const index = static_cast<int64_t>(i);
+        auto const one = batch({&index, 1});
+        return {one.input[0], one.target[0]};
+    }
+    Window batch(std::span<int64_t const> indices) const { return {rows(indices, 0), rows(indices, 1)}; }
+
+private:
+    at::Tensor rows(std::span<int64_t const> indices, int64_t shift) const {
+        auto out = at::empty({static_cast<int64_t>(indices.size()), context_}, at::TensorOptions(at::kLong));
+        auto* to = out.mutable_data_ptr<int64_t>();
+        for (auto i : indices) to = std::copy_n(tokens_.data() + i * every_ * context_ + shift, context_, to);
+        return out;
+    }
+
+    int64_t context_, windows_ = 0, every_ = 1;
+    std::vector<uint8_t> tokens_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/comm/threads.hpp
+
+namespace accelerate::comm {
+
+/// Ranks are threads of this process: tests and `debug_launcher` need no mpirun. They share LibTorch's generators, so who draws
+/// from one on several ranks gets a mixture; the library never does.
+class Threads : public Operations<Threads> {
+public:
+    /// Calls `f(Threads)` on `n` threads, one for each rank, and waits for all. When one throws, peers that wait for it get
+    /// E_PEER_LOST; the first exception that was thrown is thrown again here.
+    template <class F>
+    static void run(int64_t n, F&& f, transport_options const& given = {}) {
+        check(n >= 1, code::config, "Threads::run: ", n, " ranks");
+        auto const options = given.fitted(n);
+        auto const memory = Region::heap(Group::bytes(n, options)), presence = Region::heap(Family::bytes(n));
+        auto const source = std::make_shared<ThreadMemory>();
+        std::mutex mutex;
+        std::exception_ptr first;
+        std::vector<std::thread> threads;
+        auto const body = [&](int64_t rank) {
+            Session::ThreadRank const name(rank);
+            auto const family = std::make_shared<Family>(presence, rank, rank, n);
+            // Outside of the `try`: peers should hear why this rank left, not that it dropped the communicator.
+            Group::Parts parts;
+            parts.who = everyone(rank, n);
+            parts.family = family;
+            parts.members = parts.who.ranks;
+            parts.memory = memory, parts.source = source, parts.options = options;
+            Threads const comm(std::make_shared<Group>(std::move(parts)));
+            Current const current(comm);
+            try {
+                f(Threads(comm));
+            } catch (...) {
+                auto const error = std::current_exception();
+                {
+                    std::lock_guard lock(mutex);
+                    if (!first) first = error;
+                }
+                family->leave(concat("it threw: ", text_of(error)));
+            }
+        };
+        for (int64_t r = 0; r < n; ++r) threads.emplace_back(body, r);
+        for (auto& t : threads) t.join();
+        if (first) std::rethrow_exception(first);
+    }
+
+    /// The communicator of the calling thread inside `run`; a rank alone elsewhere.
+    static Threads world() { return Current::get() ? *Current::get() : Threads(solo()); }
+
+private:
+    friend class Operations<Threads>;
+    explicit Threads(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
+
+    class Current {
+    public:
+        explicit Current(Threads const& comm) { get() = &comm; }
+        ~Current() { get() = nullptr; }
+        Current(Current const&) = delete;
+        Current& operator=(Current const&) = delete;
+        static Threads const*& get() {
+            static thread_local Threads const* comm = nullptr;
+            return comm;
+        }
+    };
+
+    static Membership everyone(int64_t rank, int64_t n) {
+        Membership who;
+        who.rank = who.local_rank = who.me = rank;
+        who.size = who.local_size = n;
+        who.nodes.assign(static_cast<size_t>(n), 0);
+        who.hosts = who.nodes;
+        who.ranks.clear();
+        for (int64_t r = 0; r < n; ++r) who.ranks.push_back(r);
+        return who;
+    }
+
+    static std::string text_of(std::exception_ptr const& error) {
+        try {
+            std::rethrow_exception(error);
+        } catch (std::exception const& e) {
+            return e.what();
+        } catch (...) {
+            return "something that is not a std::exception";
+        }
+    }
+};
+
+static_assert(communicator<Threads>);
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/debug_launcher.hpp
+
+namespace accelerate {
+
+/// Runs `body(communicator)` on `n` ranks that are threads of this process (Python's `debug_launcher`): a distributed run on a
+/// laptop, in a debugger, without mpirun. The body makes its Accelerator with that communicator and
+/// `device::BasicCpu<comm::Threads>`. Returns when all ranks have; throws what the first failing rank threw.
+template <class Body>
+void debug_launcher(int64_t n, Body&& body) {
+    comm::Threads::run(n, std::forward<Body>(body));
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/precision/cast_once_linear.hpp
 
 namespace torch::nn {
 class Module;
@@ -10003,160 +10448,7 @@ private:
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/sharding/flat_model.hpp
-
-namespace accelerate::sharding {
-
-/// The part of a prepared model that every replicated sharding shares: trainable parameters in flats, gradients as views of flat
-/// buffers from the first step on, the accumulation window and the stage of the gradients. Satisfies `flat_model`.
-///
-/// Parameters keep their TensorImpl (`set_data`): handles that the user holds stay valid.
-class FlatModel {
-public:
-    explicit FlatModel(NamedParameters parameters) : parameters_(std::move(parameters)) {
-        for (auto const& [name, p] : parameters_)
-            check(p.is_floating_point() || p.is_complex(), code::config, "prepare: trainable parameter ", name, " has dtype ", p.scalar_type());
-    }
-    FlatModel(FlatModel const&) = delete;
-    FlatModel& operator=(FlatModel const&) = delete;
-
-    std::span<Flat const> flats() const { return flats_; }
-    std::span<Piece const> pieces() const { return pieces_; }
-    int64_t layout() const { return layout_; }
-    NamedParameters const& parameters() const { return parameters_; }
-
-    bool window_closed() const { return window_.closed(); }
-    Window& window() { return window_; }
-    Stage stage() const { return stage_; }
-
-    /// Moves to `stage`; error E_CALL_ORDER naming both states unless the present one is among `allowed`.
-    void advance(char const* call, Stage stage, std::initializer_list<Stage> allowed) {
-        if (std::find(allowed.begin(), allowed.end(), stage_) == allowed.end())
-            throw Error(code::call_order, concat(call, " would take the gradients to ", name(stage), " but they are ", name(stage_), remedy(stage_)));
-        stage_ = stage;
-    }
-
-    /// Gradients that have been unscaled or clipped cannot take more.
-    void expect_backward() const {
-        check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
-              " but they are ", name(stage_), remedy(stage_));
-    }
-
-    void before_step() { advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped}); }
-    void after_step() {}
-
-    /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
-    void zero_grad() {
-        if (!window_.closed()) return;
-        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
-              "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
-              " micro-batches of this window; call it after optimizer.step");
-        for (auto& flat : flats_) flat.gradients.zero_();
-        stage_ = Stage::Accumulating;
-    }
-
-    std::span<Piece const> owned() const { return pieces_; }
-    void settle() {}
-
-    /// A scope in which every parameter is whole on this rank; here they always are.
-    struct Whole {};
-    Whole whole() { return {}; }
-
-protected:
-    /// Moves parameters into flats of the given layout; gradients that exist move along.
-    /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
-    template <class Allocate>
-    void adopt(Layout const& plan, Allocate&& allocate) {
-        at::NoGradGuard no_grad;
-        std::vector<Flat> made;
-        std::vector<std::vector<at::Tensor>> views;
-        for (size_t f = 0; f < plan.flats.size(); ++f) {
-            auto const& part = plan.flats[f];
-            auto const options = parameter(part.places.front().parameter).options().requires_grad(false);
-            Flat flat{at::zeros({part.numel}, options), {}, {}};
-            std::vector<at::Tensor> old_gradients;
-            for (auto const& place : part.places) {
-                auto& p = parameter(place.parameter);
-                auto view = view_like(flat.parameters, place.begin, p);
-                view.copy_(p.detach());
-                old_gradients.push_back(p.grad().defined() ? p.grad().detach().clone() : at::Tensor());
-                p.set_data(view);
-                flat.slots.push_back({parameters_[static_cast<size_t>(place.parameter)].first, p, place.begin, p.numel(), place.parameter});
-            }
-            flat.gradients = allocate(static_cast<int64_t>(f), part.numel, options);
-            auto& slot_views = views.emplace_back();
-            for (size_t s = 0; s < flat.slots.size(); ++s) {
-                auto& p = flat.slots[s].parameter;
-                auto view = view_like(flat.gradients, flat.slots[s].begin, p);
-                if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
-                p.mutable_grad() = view;
-                slot_views.push_back(view);
-            }
-            made.push_back(std::move(flat));
-        }
-        flats_ = std::move(made);
-        views_ = std::move(views);
-        buckets_ = plan.buckets;
-        ++layout_;
-    }
-
-    /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
-    /// or a backward with create_graph.
-    bool aliased(size_t flat, size_t slot) const {
-        return flats_[flat].slots[slot].parameter.grad().unsafeGetTensorImpl() == views_[flat][slot].unsafeGetTensorImpl();
-    }
-
-    /// Puts a gradient that lives elsewhere back into its place in the flat buffer.
-    void repair(size_t flat, size_t slot) {
-        at::NoGradGuard no_grad;
-        auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
-        auto& view = views_[flat][slot];
-        if (gradient.defined()) view.copy_(gradient.detach());
-        else view.zero_();
-        gradient = view;
-    }
-
-    void repair_all() {
-        for (size_t f = 0; f < flats_.size(); ++f)
-            for (size_t s = 0; s < flats_[f].slots.size(); ++s)
-                if (!aliased(f, s)) [[unlikely]]
-                    repair(f, s);
-    }
-
-    std::vector<int64_t> registration_order() const {
-        std::vector<int64_t> order(parameters_.size());
-        std::iota(order.begin(), order.end(), 0);
-        return order;
-    }
-
-    at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
-
-    NamedParameters parameters_;
-    std::vector<Flat> flats_;
-    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot
-    std::vector<Bucket> buckets_;
-    std::vector<Piece> pieces_;
-    int64_t layout_ = 0;
-    Window window_;
-    Stage stage_ = Stage::Accumulating;
-
-private:
-    static char const* remedy(Stage stage) {
-        switch (stage) {
-            case Stage::Accumulating: return "; call accelerator.backward first";
-            case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
-            case Stage::Clipped: return "; step before going on";
-            default: return "";
-        }
-    }
-};
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/sharding/ready_hook.hpp
-
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 
 namespace accelerate::sharding {
 
@@ -10232,8 +10524,6 @@ void check_replicas(NamedParameters const& parameters, NamedParameters const& bu
 }  // namespace accelerate
 
 // ---- accelerate/sharding/unused.hpp
-
-#include <torch/csrc/autograd/function.h>
 
 namespace accelerate::sharding {
 
@@ -11055,44 +11345,6 @@ struct Fsdp {
 }  // namespace sharding
 }  // namespace accelerate
 
-// ---- accelerate/sharding/none.hpp
-
-namespace accelerate::sharding {
-
-/// A prepared model that talks to nobody: every rank trains on its own (or there is one).
-class LocalModel : public FlatModel {
-public:
-    template <class Communicator>
-    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
-        constexpr auto whole = std::numeric_limits<int64_t>::max();
-        adopt(plan_layout(parameters_, registration_order(), whole, whole),
-              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
-    }
-
-    void before_forward() {}
-    void before_backward(at::Tensor const& /*loss*/) {}
-    void after_backward() {
-        repair_all();
-        if (window_.closed()) stage_ = Stage::Reduced;
-    }
-    static constexpr bool owns_everything = true;
-    double sum_over_ranks(double value) const { return value; }
-    int64_t replicas() const { return 1; }
-};
-
-/// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
-/// For one process; with several ranks each trains a model of its own.
-struct None {
-    static constexpr char const* name = "None";
-    template <class Device>
-    using placement = place::Resident;
-    template <class Device>
-    using model = LocalModel;
-};
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/default_accelerator.hpp
 
 // What a build says (CMake: accelerate_policies(target DEVICE .. PRECISION .. SHARDING .. LOADER ..), or the cache variables of these
@@ -11288,8 +11540,6 @@ public:
 
 // ---- accelerate/module/linear.hpp
 
-#include <torch/nn/modules/linear.h>
-
 namespace accelerate {
 
 /// A linear layer in the arithmetic of the strategy: `torch::nn::LinearImpl` itself for Fp32; another precision brings its own.
@@ -11414,8 +11664,6 @@ private:
 }  // namespace accelerate::state
 
 // ---- accelerate/state/load_file.hpp
-
-#include <ATen/ops/isfinite.h>
 
 namespace accelerate {
 namespace state {
@@ -11628,36 +11876,6 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 
 // safetensors files: the whole of it.
 
-// ---- accelerate/supported.hpp
-
-namespace accelerate {
-
-/// A policy of a backend that this build is without: it names the option that switches it on (`static constexpr char const* absent`).
-template <class P>
-concept absent_policy = requires { { P::absent } -> std::convertible_to<char const*>; };
-
-/// Sharding policies of which some devices cannot hold what they make say so: `template <class Device> static constexpr bool holds`.
-template <class S, class Device>
-consteval bool sharding_holds() {
-    if constexpr (requires { { S::template holds<Device> } -> std::convertible_to<bool>; }) return S::template holds<Device>;
-    else return true;
-}
-
-/// Which four policies work together. The table in the README is made from it.
-template <class Device, class Precision, class Sharding, class Loader>
-inline constexpr bool supported = [] {
-    if constexpr (device_policy<Device> && precision_policy<Precision>) {
-        if constexpr (absent_policy<Device> || absent_policy<Precision>) return false;
-        else return sharding_policy<Sharding, Device> && loader_policy<Loader> && sharding_holds<Sharding, Device>();
-    } else {
-        return false;
-    }
-}();
-
-}  // namespace accelerate
-
 // ---- accelerate.hpp
 
 // Everything, and LibTorch's own API with it. A file that wants less includes single headers of accelerate/.
-
-#include <torch/torch.h>

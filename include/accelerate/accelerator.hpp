@@ -11,6 +11,7 @@
 #include <accelerate/module/strategy.hpp>
 #include <accelerate/module/unit.hpp>
 #include <accelerate/clipping.hpp>
+#include <accelerate/policy_errors.hpp>
 #include <accelerate/prepare.hpp>
 #include <accelerate/state/save_model.hpp>
 #include <exception>
@@ -22,7 +23,8 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator {
+    requires supported<Device, Precision, Sharding, Loader>
+class Accelerator<Device, Precision, Sharding, Loader> {
     using Shared = Training<Device, Precision, Sharding>;
 
 public:
@@ -69,19 +71,21 @@ public:
     /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
     template <class... Arguments>
     auto prepare(Arguments&&... arguments) {
-        using detail::Kind;
-        constexpr auto models = detail::count_of<Kind::Model, Arguments...>;
-        constexpr auto optimizers = detail::count_of<Kind::Optimizer, Arguments...>;
-        constexpr auto schedules = detail::count_of<Kind::Schedule, Arguments...>;
-        static_assert(sizeof...(Arguments) > 0, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
-        static_assert(((!is_prepared_model<std::remove_cvref_t<Arguments>>) && ...), "prepare: this model is already prepared; pass the raw model, once");
-        static_assert(optimizers == 0 || models > 0, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
-        static_assert(schedules == 0 || optimizers > 0, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(optimizers <= 1 || optimizers == models, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
-        static_assert(schedules <= 1 || schedules == optimizers, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        static_assert(schedules != 1 || optimizers == 1, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        if constexpr ((optimizers != 0 && models == 0) || (schedules != 0 && optimizers == 0)) return std::tuple<>();
-        else return prepare_checked(std::forward<Arguments>(arguments)...);
+        using Q = detail::Request<std::remove_cvref_t<Arguments>...>;
+        [[maybe_unused]] constexpr bool loadable = (detail::is_loadable<std::remove_cvref_t<Arguments>> && ...);  // asked first: a loader that cannot be says why itself
+        constexpr bool replicated = Q::torch_optimizers == 0 || model_state::owns_everything;
+        static_assert(Q::something, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
+        static_assert(Q::raw_models, "prepare: this model is already prepared; pass the raw model, once");
+        static_assert(Q::raw_optimizers, "prepare: this optimizer is already prepared; pass the recipe, once");
+        static_assert(Q::raw_loaders, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
+        static_assert(Q::raw_schedules, "prepare: this schedule is already prepared; pass the recipe, once");
+        static_assert(Q::models_given, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
+        static_assert(Q::optimizers_given, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
+        static_assert(Q::optimizers_match, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(Q::schedules_match, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        static_assert(replicated, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
+        if constexpr (Q::possible && replicated) return prepare_checked(std::forward<Arguments>(arguments)...);
+        else return detail::recovered<std::tuple<std::remove_cvref_t<Arguments>...>>();  // of the same shape, so that this stays the only error
     }
 
     // ---- the step ---------------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ public:
     /// it ends: every `gradient_accumulation_steps` micro-batches and with the last batch of a loader.
     template <class... Models>
     auto accumulate(Models const&... models) {
-        return Accumulation<Shared>(*training_, models.state()...);
+        return Accumulation<Shared>(*training_, state_of(models)...);
     }
 
     /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
@@ -102,24 +106,24 @@ public:
     /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
     template <class... Models>
     auto no_sync(Models const&... models) {
-        return NoSync<Shared>({&models.state()...});
+        return NoSync<Shared>({&state_of(models)...});
     }
     /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
     template <class... Models>
     void trigger_sync_in_backward(Models const&... models) {
-        (models.state().window().set_closed(true), ...);
+        (state_of(models).window().set_closed(true), ...);
     }
 
     /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
     /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
     template <class Model>
     at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
-        return detail::clip_grad_norm(*training_, model.state(), max_norm, norm_type);
+        return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
     }
     /// Clamps every gradient to [-value, value].
     template <class Model>
     void clip_grad_value(Model const& model, double value) {
-        detail::clip_grad_value(*training_, model.state(), value);
+        detail::clip_grad_value(*training_, state_of(model), value);
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
@@ -176,7 +180,7 @@ public:
     template <class Model>
     TensorMap get_state_dict(Model const& model) {
         training_->settled();
-        [[maybe_unused]] auto const whole = model.state().whole();
+        [[maybe_unused]] auto const whole = state_of(model).whole();
         auto tensors = model_tensors(*model);
         for (auto& [name, t] : tensors) t = t.detach().clone();
         return tensors;
@@ -187,7 +191,7 @@ public:
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir) {
         training_->settled();
-        [[maybe_unused]] auto const whole = model.state().whole();
+        [[maybe_unused]] auto const whole = state_of(model).whole();
         if (is_main_process()) accelerate::save_model(*model, dir);
         wait_for_everyone();
     }
@@ -215,11 +219,19 @@ public:
 
     template <class AnyLoader>
     auto prepare_loader(AnyLoader&& loader) {
-        using Prepared = typename Loader::template prepared<std::remove_cvref_t<AnyLoader>>;
-        return Prepared(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
+        using Given = std::remove_cvref_t<AnyLoader>;
+        if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
     }
 
 private:
+    template <class Model>
+    static model_state& state_of(Model const& model) {
+        static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
+        if constexpr (is_prepared_model<Model>) return model.state();
+        else return detail::recovered<model_state&>();
+    }
+
     template <class Recipe>
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })

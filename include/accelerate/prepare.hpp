@@ -34,8 +34,58 @@ consteval Kind kind_of() {
     else return Kind::Foreign;
 }
 
+/// Whether a loader can make batches; asking is a compile error that says why not.
+template <class T>
+inline constexpr bool is_loadable = true;
+template <class D, class Order, class F>
+inline constexpr bool is_loadable<data::Loader<D, Order, F>> = data::Loader<D, Order, F>::possible;
+template <class D, class Order>
+    requires(data::Loader<D, Order>::possible && !data::batching_dataset<D>)
+inline constexpr bool is_loadable<data::Loader<D, Order>> = data::require_collatable<typename data::Loader<D, Order>::sample_type>();
+
 template <Kind K, class... Arguments>
 inline constexpr size_t count_of = ((kind_of<Arguments>() == K ? 1 : 0) + ... + 0);
+
+template <class T>
+inline constexpr bool is_prepared_optimizer = false;
+template <class Recipe, class Model>
+inline constexpr bool is_prepared_optimizer<optim::Optimizer<Recipe, Model>> = true;
+template <class Held, class Model>
+inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = true;
+
+template <class T>
+inline constexpr bool is_prepared_loader = false;
+template <class Loader>
+inline constexpr bool is_prepared_loader<data::Prepared<Loader>> = true;
+
+template <class T>
+inline constexpr bool is_prepared_schedule = false;
+template <class Recipe, class Optimizer>
+inline constexpr bool is_prepared_schedule<schedule::Scheduler<Recipe, Optimizer>> = true;
+
+/// What is asked of one call of `prepare`, and whether it can be. Of several mistakes the first counts.
+template <class... T>
+struct Request {
+    static constexpr size_t models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
+    static constexpr size_t torch_optimizers = ((optim::is_torch_optimizer<T> ? 1 : 0) + ... + 0);
+
+    static constexpr bool something = sizeof...(T) > 0;
+    static constexpr bool raw_models = (!is_prepared_model<T> && ...);
+    static constexpr bool raw_optimizers = !raw_models || (!is_prepared_optimizer<T> && ...);
+    static constexpr bool raw_loaders = !raw_optimizers || (!is_prepared_loader<T> && ...);
+    static constexpr bool raw_schedules = !raw_loaders || (!is_prepared_schedule<T> && ...);
+    static constexpr bool raw = raw_models && raw_optimizers && raw_loaders && raw_schedules;
+    static constexpr bool models_given = !raw || optimizers == 0 || models > 0;
+    static constexpr bool optimizers_given = !raw || !models_given || schedules == 0 || optimizers > 0;
+    static constexpr bool given = raw && models_given && optimizers_given;
+    static constexpr bool optimizers_match = !given || optimizers <= 1 || optimizers == models;
+    static constexpr bool schedules_match = !given || !optimizers_match || schedules == 0 || schedules == optimizers;
+    static constexpr bool possible = something && given && optimizers_match && schedules_match;
+};
+
+/// Stands for what cannot be made after an error of the compiler, so that it says nothing more. Never defined.
+template <class T>
+T recovered();
 
 /// How many arguments of the kind of argument I stand before it.
 template <size_t I, class... Arguments>

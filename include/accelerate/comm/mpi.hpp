@@ -1,5 +1,6 @@
 #pragma once
 
+#include <accelerate/comm/absent_mpi.hpp>
 #include <accelerate/comm/communicator.hpp>
 #include <accelerate/comm/mpi_bridge.hpp>
 #include <accelerate/comm/operations.hpp>

@@ -107,12 +107,7 @@ auto collate_struct(std::vector<T>& items, std::index_sequence<I...>) {
         return typename T::batch{collate_part(items, [](T& item) -> auto& { return std::get<I>(fields(item)); })...};
     else if constexpr (keeps_type<T>)
         return T{collate_part(items, [](T& item) -> auto& { return std::get<I>(fields(item)); })...};
-    else {
-        static_assert(keeps_type<T>,
-                      "data::collate: a struct with members other than tensors cannot hold its own batch; give it a member type `batch`, a struct with "
-                      "the collated members in the same order (numbers become a torch::Tensor), or give the Loader a collate function");
-        return T(std::move(items[0]));
-    }
+    else return at::Tensor();  // require_collatable has refused it
 }
 
 template <class T>
@@ -170,16 +165,47 @@ auto collate(std::vector<T>&& items) {
     else if constexpr (is_array<T> || is_vector<T>) return collate_sequence(items);
     else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return collate_map(items);
     else if constexpr (decomposable<T>) return collate_struct(items, std::make_index_sequence<std::tuple_size_v<decltype(fields(std::declval<T&>()))>>());
-    else {
-        constexpr bool supported = decomposable<T>;
-        static_assert(supported,
-                      "data::collate: a sample must be a tensor, number, string, or a plain struct (at most 16 members, no constructors), tuple, pair, array, "
-                      "vector or map of such; else give the Loader a collate function");
-        return at::Tensor();
-    }
+    else return at::Tensor();  // require_collatable has refused it
+}
+
+/// Whether samples of a type can be collated: yes; no, a part is of no known kind; no, a struct cannot hold its own batch.
+enum class Fit { Yes, Unknown, NoBatch };
+
+template <class T>
+consteval Fit fit();
+
+template <class... Part>
+consteval Fit worst(std::type_identity<std::tuple<Part...>>) {
+    auto found = Fit::Yes;
+    ((found = found == Fit::Yes ? fit<std::remove_cvref_t<Part>>() : found), ...);
+    return found;
+}
+
+template <class T>
+consteval Fit fit() {
+    if constexpr (std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
+    else if constexpr (is_tuple<T>) return worst(std::type_identity<decltype(std::tuple_cat(std::declval<T>()))>());
+    else if constexpr (is_array<T> || is_vector<T>) return fit<typename T::value_type>();
+    else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return fit<typename T::mapped_type>();
+    else if constexpr (decomposable<T>) {
+        constexpr auto members = worst(std::type_identity<decltype(fields(std::declval<T&>()))>());
+        if constexpr (members != Fit::Yes || requires { typename T::batch; }) return members;
+        else return keeps_type<T> ? Fit::Yes : Fit::NoBatch;
+    } else return Fit::Unknown;
 }
 
 }  // namespace detail
+
+/// True, or a compile error that says why samples of type T cannot be collated.
+template <class T>
+consteval bool require_collatable() {
+    constexpr auto fit = detail::fit<T>();
+    static_assert(fit != detail::Fit::Unknown, "data::collate: a sample must be a tensor, number, string, or a plain struct (at most 16 members, no constructors), tuple, pair, array, "
+                                               "vector or map of such; else give the Loader a collate function");
+    static_assert(fit != detail::Fit::NoBatch, "data::collate: a struct with members other than tensors cannot hold its own batch; give it a member type `batch`, a struct with "
+                                               "the collated members in the same order (numbers become a torch::Tensor), or give the Loader a collate function");
+    return fit == detail::Fit::Yes;
+}
 
 /// Makes one batch of n samples, as Python's default collation does:
 ///
@@ -197,6 +223,7 @@ auto collate(std::vector<T>&& items) {
 struct Collate {
     template <class Sample>
     auto operator()(std::vector<Sample>&& samples) const {
+        static_assert(require_collatable<Sample>());
         return detail::collate(std::move(samples));
     }
 };

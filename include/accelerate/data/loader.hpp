@@ -9,6 +9,14 @@
 
 namespace accelerate::data {
 
+namespace detail {
+template <class D>
+auto sample_of() {
+    if constexpr (requires(std::remove_reference_t<D>& d, size_t i) { d[i]; }) return std::type_identity<std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>>();
+    else return std::type_identity<at::Tensor>();
+}
+}  // namespace detail
+
 /// What to load: a data set, options, and an order of its own if the options' `shuffle` is not enough. `accelerator.prepare` makes
 /// of it what the loop iterates.
 ///
@@ -23,9 +31,11 @@ class Loader {
     static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position]; see data/order.hpp");
 
 public:
+    static constexpr bool possible = has_samples && has_order;
     using dataset_type = std::remove_reference_t<Dataset>;
     using order_type = Order;
     using collate_type = Collation;
+    using sample_type = typename decltype(detail::sample_of<Dataset>())::type;
 
     explicit Loader(Dataset&& dataset, options o = {})
         requires std::same_as<Order, order::Standard>

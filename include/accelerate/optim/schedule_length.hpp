@@ -3,6 +3,7 @@
 #include <accelerate/core/error.hpp>
 #include <accelerate/core/units.hpp>
 #include <initializer_list>
+#include <type_traits>
 #include <vector>
 
 namespace accelerate::schedule {
@@ -42,6 +43,12 @@ struct Length {
     template <class Tag>
         requires(unit_of<Tag> != Unit::Any)
     constexpr Length(Count<Tag> count) : value(count.value), unit(unit_of<Tag>) {}
+
+    template <class Number>
+        requires std::is_arithmetic_v<Number>
+    constexpr Length(Number) {
+        static_assert(!std::is_arithmetic_v<Number>, "schedule: a length needs its unit, as in acc::OptimizerSteps{2000}; there are Samples, Tokens and Epochs too");
+    }
 
     explicit constexpr operator bool() const { return unit != Unit::Any; }
 };
