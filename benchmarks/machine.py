@@ -42,6 +42,16 @@ def torchrun(python, ranks, *command):
     return run(python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *command, quiet=True)
 
 
+def instructions(binary, arm, few=20, many=220):
+    """Instructions of one step of `binary loop ARM STEPS`, by callgrind: repeatable, whatever else the machine does."""
+    def whole(steps):
+        done = subprocess.run(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", binary, "loop", arm, str(steps)],
+                              env=ENVIRONMENT, check=True, capture_output=True, text=True)
+        return int(re.search(r"Collected : (\d+)", done.stderr)[1])
+
+    return (whole(many) - whole(few)) / (many - few)
+
+
 def rows(text):
     """The lines that are JSON."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]

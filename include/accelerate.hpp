@@ -21,6 +21,7 @@
 #include <accelerate/optim/curves.hpp>
 #include <accelerate/optim/plateau.hpp>
 #include <accelerate/optim/recipes.hpp>
+#include <accelerate/partial_state.hpp>
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>

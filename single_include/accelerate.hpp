@@ -30,6 +30,7 @@
 #include <tuple>
 #include <type_traits>
 #include <ranges>
+#include <ATen/ops/full.h>
 #include <ATen/Context.h>
 #include <compare>
 #include <initializer_list>
@@ -96,7 +97,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <ATen/ops/as_strided.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/_fused_adagrad.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -106,11 +106,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <iostream>
 #include <sys/vfs.h>
 #include <random>
 #include <charconv>
 #include <c10/core/GradMode.h>
-#include <iostream>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -1129,6 +1129,31 @@ Value reduce(Comm const& ranks, Value value, std::string_view reduction) {
 template <communicator Comm, class Value>
 void broadcast(Comm const& ranks, Value& value, int64_t from) {
     for_each_tensor(value, [&](at::Tensor& t) { ranks.broadcast(t.detach(), from); });
+}
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/pad.hpp
+
+namespace accelerate::comm {
+
+/// Each tensor of a nested value padded with `pad_index` along `dim` (negative: from behind) to the longest one of all ranks, at
+/// its end or, with `pad_first`, at its beginning (Python's `pad_across_processes`). A tensor without that dimension stays as it
+/// is. Collective: one small gather a tensor.
+template <communicator Comm, class Value>
+Value pad_across_processes(Comm const& ranks, Value value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) {
+    for_each_tensor(value, [&](at::Tensor& t) {
+        auto const d = dim < 0 ? dim + t.dim() : dim;
+        auto const has = d >= 0 && d < t.dim();
+        auto const longest = ranks.all_gather(at::full({1}, has ? t.size(d) : 0, at::kLong)).max().template item<int64_t>();
+        if (!has || t.size(d) == longest) return;
+        auto sizes = t.sizes().vec();
+        sizes[static_cast<size_t>(d)] = longest;
+        auto padded = at::full(sizes, pad_index, t.options().requires_grad(false));
+        padded.narrow(d, pad_first ? longest - t.size(d) : 0, t.size(d)).copy_(t.detach());
+        t = padded;
+    });
+    return value;
 }
 
 }  // namespace accelerate::comm
@@ -8531,6 +8556,178 @@ inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
 
 }  // namespace accelerate::detail
 
+// ---- accelerate/comm/split_between.hpp
+
+namespace accelerate::comm {
+
+/// The stretch of `n` items that belongs to `rank` of `size`: the first n % size ranks have one more. `padded`: how many each rank
+/// has when the last item is repeated until all have the same number.
+struct Stretch {
+    int64_t begin, count, padded;
+
+    Stretch(int64_t n, int64_t rank, int64_t size) : begin(rank * (n / size) + std::min(rank, n % size)), count(n / size + (rank < n % size ? 1 : 0)), padded(n / size + (n % size > 0 ? 1 : 0)) {}
+};
+
+/// This rank's part of a vector, of a tensor's rows, or of every value in a map (Python's `split_between_processes`); the caller's
+/// own object stays as it is. With `apply_padding` the last item is repeated until all ranks have the same number. No communication.
+/// Error E_DATA when the values of a map differ in length.
+template <class T>
+std::vector<T> split_between(std::vector<T> const& all, int64_t rank, int64_t size, bool apply_padding) {
+    Stretch const mine(static_cast<int64_t>(all.size()), rank, size);
+    std::vector<T> part(all.begin() + mine.begin, all.begin() + mine.begin + mine.count);
+    if (apply_padding && !all.empty()) part.resize(static_cast<size_t>(mine.padded), all.back());
+    return part;
+}
+
+inline at::Tensor split_between(at::Tensor const& all, int64_t rank, int64_t size, bool apply_padding) {
+    check(all.dim() > 0, code::data, "split_between_processes: a 0-dim tensor has no rows");
+    auto const n = all.size(0);
+    Stretch const mine(n, rank, size);
+    auto const part = all.narrow(0, mine.begin, mine.count);
+    if (!apply_padding || n == 0 || mine.count == mine.padded) return part;
+    return at::cat({part, all.narrow(0, n - 1, 1)});
+}
+
+namespace detail {
+inline int64_t length(at::Tensor const& t) { return t.dim() > 0 ? t.size(0) : -1; }
+template <class T>
+int64_t length(std::vector<T> const& v) { return static_cast<int64_t>(v.size()); }
+
+template <class Map>
+Map split_map(Map const& all, int64_t rank, int64_t size, bool apply_padding) {
+    Map part;
+    for (auto const& [key, value] : all) {
+        check(length(value) == length(all.begin()->second), code::data, "split_between_processes: \"", key, "\" has ", length(value), " items and \"", all.begin()->first, "\" has ",
+              length(all.begin()->second), "; all values of a map must have the same length");
+        part[key] = split_between(value, rank, size, apply_padding);
+    }
+    return part;
+}
+}  // namespace detail
+
+template <class K, class V>
+std::map<K, V> split_between(std::map<K, V> const& all, int64_t rank, int64_t size, bool apply_padding) { return detail::split_map(all, rank, size, apply_padding); }
+template <class K, class V>
+std::unordered_map<K, V> split_between(std::unordered_map<K, V> const& all, int64_t rank, int64_t size, bool apply_padding) { return detail::split_map(all, rank, size, apply_padding); }
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/process_control.hpp
+
+namespace accelerate {
+
+/// While alive, it is the turn of some ranks: the others wait in its constructor until those have left theirs. Needs every rank.
+template <comm::communicator Comm>
+class [[nodiscard("keep the scope alive: auto first = accelerator.main_process_first();")]] ProcessFirst {
+public:
+    ProcessFirst(Comm comm, bool first) : comm_(std::move(comm)), first_(first) {
+        if (!first_) comm_.barrier();
+    }
+    ~ProcessFirst() {
+        // On the way out of an exception the others learn of it as they learn of any rank that is gone.
+        if (!first_ || std::uncaught_exceptions() > exceptions_) return;
+        try {
+            comm_.barrier();
+        } catch (std::exception const& e) {
+            log::warning(log::From::Everyone, "main_process_first: ", e.what());  // a destructor must not throw; the next collective will
+        }
+    }
+    ProcessFirst(ProcessFirst const&) = delete;
+    ProcessFirst& operator=(ProcessFirst const&) = delete;
+
+private:
+    Comm comm_;
+    bool first_;
+    int exceptions_ = std::uncaught_exceptions();
+};
+
+/// Who a process is among the ranks, and what only some of them do: the part of Python's `Accelerator` and `PartialState` that has
+/// nothing to do with training. `Derived` has `comm()`.
+template <class Derived>
+class ProcessControl {
+public:
+    int64_t num_processes() const { return ranks().size(); }
+    int64_t process_index() const { return ranks().rank(); }
+    int64_t local_process_index() const { return ranks().local_rank(); }
+    bool is_main_process() const { return process_index() == 0; }
+    bool is_local_main_process() const { return local_process_index() == 0; }
+    bool is_last_process() const { return process_index() == num_processes() - 1; }
+    bool use_distributed() const { return num_processes() > 1; }
+
+    void wait_for_everyone() { own().comm().barrier(); }
+
+    /// `auto first = accelerator.main_process_first();`: until the end of the scope the main process goes ahead and the others wait.
+    auto main_process_first() { return ProcessFirst(own().comm(), is_main_process()); }
+    /// The same with the main process of each node.
+    auto local_main_process_first() { return ProcessFirst(own().comm(), is_local_main_process()); }
+
+    /// Calls `f` on the main process alone; what it returns is there an optional with a value, elsewhere an empty one.
+    template <class F>
+    auto on_main_process(F&& f) { return only(is_main_process(), std::forward<F>(f)); }
+    template <class F>
+    auto on_local_main_process(F&& f) { return only(is_local_main_process(), std::forward<F>(f)); }
+    template <class F>
+    auto on_last_process(F&& f) { return only(is_last_process(), std::forward<F>(f)); }
+    /// On the process of that index alone. Error E_CONFIG, on every rank, where there is none.
+    template <class F>
+    auto on_process(int64_t process_index, F&& f) {
+        check(process_index >= 0 && process_index < num_processes(), code::config, "on_process(", process_index, "): there are ", num_processes(), " processes");
+        return only(this->process_index() == process_index, std::forward<F>(f));
+    }
+    /// On the processes of that index within their node.
+    template <class F>
+    auto on_local_process(int64_t local_process_index, F&& f) {
+        return only(this->local_process_index() == local_process_index, std::forward<F>(f));
+    }
+
+    /// This rank's part of a vector, of a tensor's rows, or of every value in a map: see `comm::split_between`.
+    template <class Inputs>
+    Inputs split_between_processes(Inputs const& inputs, bool apply_padding = false) const {
+        return comm::split_between(inputs, process_index(), num_processes(), apply_padding);
+    }
+
+    /// Sets this rank's flag; `check_trigger`, collective, says whether any rank has set its own since the last call, and clears all.
+    void set_trigger() { triggered_ = true; }
+    bool check_trigger() {
+        auto any = at::full({}, std::exchange(triggered_, false) ? 1 : 0, at::kInt);
+        own().comm().all_reduce(any, comm::Reduction::Max);
+        return any.template item<int>() != 0;
+    }
+
+    /// Every rank's bytes, in their order, on every rank.
+    std::vector<std::string> gather_object(std::string_view bytes) { return own().comm().all_gather_bytes(bytes); }
+    /// Every rank gets the bytes of rank `from`, in place.
+    void broadcast_object(std::string& bytes, int64_t from = 0) { own().comm().broadcast_bytes(bytes, from); }
+
+    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
+    template <class... Parts>
+    void print(Parts const&... parts) const {
+        if (!is_main_process()) return;
+        std::ostringstream line;
+        char const* separator = "";
+        ((line << std::exchange(separator, " ") << parts), ...);
+        std::cout << line.str() << std::endl;
+    }
+
+private:
+    Derived& own() { return static_cast<Derived&>(*this); }
+    auto const& ranks() const { return static_cast<Derived const&>(*this).comm(); }
+
+    template <class F>
+    static auto only(bool here, F&& f) {
+        using R = std::invoke_result_t<F>;
+        if constexpr (std::is_void_v<R>) {
+            if (here) std::forward<F>(f)();
+        } else {
+            return here ? std::optional<R>(std::forward<F>(f)()) : std::nullopt;
+        }
+    }
+
+    bool triggered_ = false;
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/state/memory_span.hpp
 
 namespace accelerate::state {
@@ -9581,7 +9778,7 @@ namespace accelerate {
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
     requires supported<Device, Precision, Sharding, Loader>
-class Accelerator<Device, Precision, Sharding, Loader> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
 
 public:
@@ -9697,16 +9894,12 @@ public:
     /// Every rank gets `from`'s value, in place.
     template <class Value>
     void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
-    void wait_for_everyone() { training_->settled().comm.barrier(); }
+    /// Every tensor padded along `dim` to the longest one of all ranks, so that it can be gathered.
+    template <class Value>
+    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what -----------------------------------------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
 
-    int64_t num_processes() const { return training_->comm.size(); }
-    int64_t process_index() const { return training_->comm.rank(); }
-    int64_t local_process_index() const { return training_->comm.local_rank(); }
-    bool is_main_process() const { return process_index() == 0; }
-    bool is_local_main_process() const { return local_process_index() == 0; }
-    bool is_last_process() const { return process_index() == num_processes() - 1; }
     at::Device device() const { return Device::current(); }
     std::string mixed_precision() const { return Precision::name; }
     /// The four policies in a line, to be printed.
@@ -9714,20 +9907,11 @@ public:
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
-    communicator& comm() { return training_->comm; }
-
-    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
-    template <class... Parts>
-    void print(Parts const&... parts) const {
-        if (!is_main_process()) return;
-        std::ostringstream line;
-        char const* separator = "";
-        ((line << std::exchange(separator, " ") << parts), ...);
-        std::cout << line.str() << std::endl;
-    }
+    communicator& comm() { return training_->settled().comm; }
+    communicator const& comm() const { return training_->comm; }
 
     /// Seeds LibTorch's generators (see `seed_options`).
-    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, process_index()); }
+    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, this->process_index()); }
 
     /// The module that was prepared.
     template <class Module>
@@ -9749,8 +9933,8 @@ public:
     void save_model(Model const& model, std::filesystem::path const& dir) {
         training_->settled();
         [[maybe_unused]] auto const whole = state_of(model).whole();
-        if (is_main_process()) accelerate::save_model(*model, dir);
-        wait_for_everyone();
+        if (this->is_main_process()) accelerate::save_model(*model, dir);
+        this->wait_for_everyone();
     }
 
     // ---- preparing one thing ----------------------------------------------------------------------------------------------
@@ -9778,7 +9962,7 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{this->process_index(), this->num_processes(), device(), training_->loops});
     }
 
 private:
@@ -11575,6 +11759,28 @@ inline void tie_weights(torch::nn::Module& module, std::string const& name, at::
     *registered = source;
     member = source;
 }
+
+}  // namespace accelerate
+
+// ---- accelerate/partial_state.hpp
+
+namespace accelerate {
+
+/// Process control without training (Python's `PartialState`): who this process is, turns, splitting of work, bytes between ranks.
+/// Cheap to make; any number may exist, and they share nothing but the communicator.
+template <device_policy Device = device::Cpu>
+class PartialState : public ProcessControl<PartialState<Device>> {
+public:
+    using communicator = typename Device::communicator;
+
+    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {}
+
+    at::Device device() const { return Device::current(); }
+    communicator const& comm() const { return comm_; }
+
+private:
+    communicator comm_;
+};
 
 }  // namespace accelerate
 

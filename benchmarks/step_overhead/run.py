@@ -7,9 +7,7 @@ Minima of 40 interleaved rounds; instructions by callgrind. PYTHON has torch and
 Exit code 1 when a goal is missed: 0 ATen calls, 3,000 instructions and 1 us more than the hand-written loop.
 """
 import pathlib
-import re
 import shutil
-import subprocess
 import sys
 
 sys.dont_write_bytecode = True
@@ -19,13 +17,6 @@ import machine
 
 options = machine.options(__doc__)
 missed = []
-
-
-def instructions(arm, steps):
-    """Instructions of the whole process, by callgrind: repeatable, whatever else the machine does."""
-    text = subprocess.run(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", options.binary, "loop", arm, str(steps)],
-                          env=machine.ENVIRONMENT, check=True, capture_output=True, text=True).stderr
-    return int(re.search(r"Collected : (\d+)", text).group(1))
 
 
 def goal(value, most, text):
@@ -39,7 +30,7 @@ extra = calls["ours"] - calls["hand"]
 print(f"ATen calls a step        hand {calls['hand']}, ours {calls['ours']}: {extra:+d} (goal 0)")
 goal(extra, 0, "ATen calls a step")
 if shutil.which("valgrind"):
-    counted = {arm: (instructions(arm, 220) - instructions(arm, 20)) / 200 for arm in ("hand", "ours")}
+    counted = {arm: machine.instructions(options.binary, arm) for arm in ("hand", "ours")}
     extra = counted["ours"] - counted["hand"]
     print(f"instructions a step      hand {counted['hand']:.0f}, ours {counted['ours']:.0f}: {extra:+.0f} (goal at most 3000)")
     goal(extra, 3000, "instructions a step")

@@ -3,6 +3,7 @@
 #include <accelerate/accumulation.hpp>
 #include <accelerate/backward.hpp>
 #include <accelerate/comm/nested.hpp>
+#include <accelerate/comm/pad.hpp>
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/units.hpp>
 #include <accelerate/data/policy.hpp>
@@ -13,9 +14,9 @@
 #include <accelerate/clipping.hpp>
 #include <accelerate/policy_errors.hpp>
 #include <accelerate/prepare.hpp>
+#include <accelerate/process_control.hpp>
 #include <accelerate/state/save_model.hpp>
 #include <exception>
-#include <iostream>
 
 namespace accelerate {
 
@@ -24,7 +25,7 @@ namespace accelerate {
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
     requires supported<Device, Precision, Sharding, Loader>
-class Accelerator<Device, Precision, Sharding, Loader> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
 
 public:
@@ -140,16 +141,12 @@ public:
     /// Every rank gets `from`'s value, in place.
     template <class Value>
     void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
-    void wait_for_everyone() { training_->settled().comm.barrier(); }
+    /// Every tensor padded along `dim` to the longest one of all ranks, so that it can be gathered.
+    template <class Value>
+    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what -----------------------------------------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
 
-    int64_t num_processes() const { return training_->comm.size(); }
-    int64_t process_index() const { return training_->comm.rank(); }
-    int64_t local_process_index() const { return training_->comm.local_rank(); }
-    bool is_main_process() const { return process_index() == 0; }
-    bool is_local_main_process() const { return local_process_index() == 0; }
-    bool is_last_process() const { return process_index() == num_processes() - 1; }
     at::Device device() const { return Device::current(); }
     std::string mixed_precision() const { return Precision::name; }
     /// The four policies in a line, to be printed.
@@ -157,20 +154,11 @@ public:
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
-    communicator& comm() { return training_->comm; }
-
-    /// One line on stdout, from the main process only; arguments are separated by spaces as Python's `print` does.
-    template <class... Parts>
-    void print(Parts const&... parts) const {
-        if (!is_main_process()) return;
-        std::ostringstream line;
-        char const* separator = "";
-        ((line << std::exchange(separator, " ") << parts), ...);
-        std::cout << line.str() << std::endl;
-    }
+    communicator& comm() { return training_->settled().comm; }
+    communicator const& comm() const { return training_->comm; }
 
     /// Seeds LibTorch's generators (see `seed_options`).
-    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, process_index()); }
+    void set_seed(int64_t seed, seed_options how = {}) const { accelerate::set_seed(seed, how, this->process_index()); }
 
     /// The module that was prepared.
     template <class Module>
@@ -192,8 +180,8 @@ public:
     void save_model(Model const& model, std::filesystem::path const& dir) {
         training_->settled();
         [[maybe_unused]] auto const whole = state_of(model).whole();
-        if (is_main_process()) accelerate::save_model(*model, dir);
-        wait_for_everyone();
+        if (this->is_main_process()) accelerate::save_model(*model, dir);
+        this->wait_for_everyone();
     }
 
     // ---- preparing one thing ----------------------------------------------------------------------------------------------
@@ -221,7 +209,7 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{process_index(), num_processes(), device(), training_->loops});
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{this->process_index(), this->num_processes(), device(), training_->loops});
     }
 
 private:

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <accelerate/device/cpu.hpp>
+#include <accelerate/process_control.hpp>
+#include <utility>
+
+namespace accelerate {
+
+/// Process control without training (Python's `PartialState`): who this process is, turns, splitting of work, bytes between ranks.
+/// Cheap to make; any number may exist, and they share nothing but the communicator.
+template <device_policy Device = device::Cpu>
+class PartialState : public ProcessControl<PartialState<Device>> {
+public:
+    using communicator = typename Device::communicator;
+
+    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {}
+
+    at::Device device() const { return Device::current(); }
+    communicator const& comm() const { return comm_; }
+
+private:
+    communicator comm_;
+};
+
+}  // namespace accelerate
