@@ -58,6 +58,8 @@ if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE})
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(accelerate_development INTERFACE -fpch-preprocess)
+  else()
+    target_compile_options(accelerate_development INTERFACE "SHELL:-Xclang -fno-pch-timestamp")  # one from the cache is not refused for a file's time
   endif()
 endif()
 

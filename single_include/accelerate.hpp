@@ -6536,34 +6536,6 @@ struct None {
 
 }  // namespace accelerate::sharding
 
-// ---- accelerate/supported.hpp
-
-namespace accelerate {
-
-/// A policy of a backend that this build is without: it names the option that switches it on (`static constexpr char const* absent`).
-template <class P>
-concept absent_policy = requires { { P::absent } -> std::convertible_to<char const*>; };
-
-/// Sharding policies of which some devices cannot hold what they make say so: `template <class Device> static constexpr bool holds`.
-template <class S, class Device>
-consteval bool sharding_holds() {
-    if constexpr (requires { { S::template holds<Device> } -> std::convertible_to<bool>; }) return S::template holds<Device>;
-    else return true;
-}
-
-/// Which four policies work together. The table in the README is made from it.
-template <class Device, class Precision, class Sharding, class Loader>
-inline constexpr bool supported = [] {
-    if constexpr (device_policy<Device> && precision_policy<Precision>) {
-        if constexpr (absent_policy<Device> || absent_policy<Precision>) return false;
-        else return sharding_policy<Sharding, Device> && loader_policy<Loader> && sharding_holds<Sharding, Device>();
-    } else {
-        return false;
-    }
-}();
-
-}  // namespace accelerate
-
 // ---- accelerate/policy_errors.hpp
 
 namespace accelerate {
@@ -6628,13 +6600,6 @@ struct LoaderMembers {
     static constexpr bool prepared = requires { typename L::template prepared<AnyLoader>; };
 };
 
-/// A policy of a backend that this build is without says which option switches it on.
-template <class P>
-consteval bool present() {
-    if constexpr (absent_policy<P>) return P::template present<P>();
-    else return true;
-}
-
 }  // namespace detail
 
 template <class Device, class Precision, class Sharding, class Loader>
@@ -6656,17 +6621,17 @@ class Accelerator : public detail::Substitute<Device>::type {
     using S = detail::ShardingMembers<Sharding, Device>;
     using M = detail::ModelMembers<typename detail::ModelOf<Sharding, Device>::type>;
     using L = detail::LoaderMembers<Loader>;
-    static constexpr bool here = detail::present<Device>() && detail::present<Precision>() && detail::present<Sharding>() && detail::present<Loader>();
-    static constexpr bool d = here && D::any, p = here && P::any, s = d && D::communicator && S::any, m = s && S::model, l = here && (L::prepared || L::name);
+    // Which members are asked for: none of what is no policy of its kind at all.
+    static constexpr bool d = D::any, p = P::any, s = D::communicator && S::any, m = s && S::model, l = L::prepared || L::name;
 
-    static_assert(!here || D::any, "Accelerator<Device, Precision, Sharding, Loader>: the first argument is no device policy; see accelerate/device/policy.hpp");
+    static_assert(d, "Accelerator<Device, Precision, Sharding, Loader>: the first argument is no device policy; see accelerate/device/policy.hpp");
     static_assert(!d || D::communicator, "device policy: give it `communicator`, the type through which its ranks talk, as in using communicator = acc::comm::Mpi");
     static_assert(!d || D::type, "device policy: give it `type`, LibTorch's name for it, as in static constexpr at::DeviceType type = at::kCPU");
     static_assert(!d || D::name, "device policy: give it `name`, as in static constexpr char const* name = \"cpu\"");
     static_assert(!d || D::current, "device policy: give it `current`, the device of the calling rank, as in static at::Device current()");
     static_assert(!d || D::synchronize, "device policy: give it `synchronize`, which waits for the device's work, as in static void synchronize()");
 
-    static_assert(!here || P::any, "Accelerator<Device, Precision, Sharding, Loader>: the second argument is no precision policy; see accelerate/precision/policy.hpp");
+    static_assert(p, "Accelerator<Device, Precision, Sharding, Loader>: the second argument is no precision policy; see accelerate/precision/policy.hpp");
     static_assert(!p || P::parameter, "precision policy: give it `parameter`, the dtype of parameters, as in static constexpr at::ScalarType parameter = at::kFloat");
     static_assert(!p || P::compute, "precision policy: give it `compute`, the dtype of arithmetic, as in static constexpr at::ScalarType compute = at::kBFloat16");
     static_assert(!p || P::reduction, "precision policy: give it `reduction`, the dtype in which gradients are reduced, as in static constexpr at::ScalarType reduction = at::kFloat");
@@ -6677,7 +6642,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
     static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
 
-    static_assert(!(d && D::communicator) || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
+    static_assert(!D::communicator || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
     static_assert(!s || S::name, "sharding policy: give it `name`, as in static constexpr char const* name = \"Ddp\"");
     static_assert(!s || S::placement, "sharding policy: give it `placement<Device>`, how units are held, as in template <class Device> using placement = acc::place::Resident");
     static_assert(!s || S::model, "sharding policy: give it `model<Device>`, what a prepared model becomes; see accelerate/sharding/policy.hpp");
@@ -6690,7 +6655,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!(m && M::these && S::name && S::placement) || sharding_policy<Sharding, Device>,
                   "sharding policy: its model does not satisfy sharding::trained_model; derive it from acc::sharding::FlatModel, and construct it from (ModelParts, communicator)");
 
-    static_assert(!here || L::prepared || L::name, "Accelerator<Device, Precision, Sharding, Loader>: the fourth argument is no loader policy; see accelerate/data/policy.hpp");
+    static_assert(l, "Accelerator<Device, Precision, Sharding, Loader>: the fourth argument is no loader policy; see accelerate/data/policy.hpp");
     static_assert(!l || L::name, "loader policy: give it `name`, as in static constexpr char const* name = \"Stateful\"");
     static_assert(!l || L::prepared, "loader policy: give it `prepared<Loader>`, what a loader becomes, as in template <class Loader> using prepared = acc::data::Prepared<Loader>");
     static_assert(!(l && L::name && L::prepared) || loader_policy<Loader>, "loader policy: its prepared<Loader> must be made from (Loader, data::Context), be a range and have state_dict; see accelerate/data/policy.hpp");
@@ -9777,7 +9742,6 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-    requires supported<Device, Precision, Sharding, Loader>
 class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
 
@@ -12081,6 +12045,19 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 // ---- accelerate/state/safetensors.hpp
 
 // safetensors files: the whole of it.
+
+// ---- accelerate/supported.hpp
+
+namespace accelerate {
+
+/// Which four policies work together: so far all that satisfy their concepts. The table in the README is made from it.
+template <class Device, class Precision, class Sharding, class Loader>
+inline constexpr bool supported = [] {
+    if constexpr (device_policy<Device> && precision_policy<Precision>) return sharding_policy<Sharding, Device> && loader_policy<Loader>;
+    else return false;
+}();
+
+}  // namespace accelerate
 
 // ---- accelerate.hpp
 

@@ -24,7 +24,6 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-    requires supported<Device, Precision, Sharding, Loader>
 class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
 
