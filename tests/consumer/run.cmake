@@ -1,7 +1,10 @@
-# cmake -DWAY=.. -DTREE=.. -DBUILD=.. -DWORK=.. -DGENERATOR=.. -DCOMPILER=.. -DTORCH=.. -DWITH_MPI=.. -P run.cmake
+# cmake -DWAY=.. -DTREE=.. -DBUILD=.. -DWORK=.. -DGENERATOR=.. -DCOMPILER=.. -DCCACHE=.. -DTORCH=.. -DWITH_MPI=.. -P run.cmake
 # Configures, builds and runs the consumer in WORK, with the package installed from BUILD where it wants one.
 file(REMOVE_RECURSE "${WORK}")
 set(options -DWAY=${WAY} -DLIBTORCH_ROOT=${TORCH} -DACCELERATE_WITH_MPI=${WITH_MPI} -DACCELERATE_FETCH_TORCH=OFF -DCMAKE_CXX_COMPILER=${COMPILER})
+if(CCACHE)
+  list(APPEND options -DCMAKE_CXX_COMPILER_LAUNCHER=${CCACHE})
+endif()
 if(WAY STREQUAL "find_package")
   execute_process(COMMAND ${CMAKE_COMMAND} --install "${BUILD}" --prefix "${WORK}/prefix" OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
   list(APPEND options -DCMAKE_PREFIX_PATH=${WORK}/prefix)
