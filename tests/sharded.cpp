@@ -175,7 +175,7 @@ TEST_CASE("between its forward and its backward a unit holds nothing", "[sharded
     Spread<> accelerator;
     auto [model, optimizer] = accelerator.prepare(by_make(accelerator), sgd);
     auto const held = [&](torch::Tensor const& p) { return static_cast<int64_t>(p.storage().nbytes()); };
-    auto const units = [&] {
+    auto const units = [&, &model = model] {  // clang 14 does not capture structured bindings by itself
         int64_t bytes = held(model->twice->weight) + held(model->fork->b->weight) + held(model->nested->scale) + held(model->nested->inside->up->weight);
         for (auto const& block : *model->blocks) bytes += held(block->up->weight);
         return bytes;

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/zeros.h>
 
+#include <accelerate/comm/reduction.hpp>
 #include <accelerate/optim/clip.hpp>
 #include <accelerate/training.hpp>
 

@@ -3,7 +3,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
-#include <accelerate/data/loader.hpp>
+#include <accelerate/data/prepared.hpp>
 #include <accelerate/optim/bind.hpp>
 #include <accelerate/optim/scheduler.hpp>
 #include <accelerate/prepared.hpp>
