@@ -10128,6 +10128,7 @@ inline at::Tensor gather_rows(at::Tensor const& from, std::span<int64_t const> r
     auto const bytes = static_cast<int64_t>(from.nbytes()) / std::max<int64_t>(1, from.size(0));
     auto const* source = static_cast<char const*>(from.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
+    if (bytes == 0) return out;
     for (auto row : rows) {
         std::memcpy(to, source + row * bytes, static_cast<size_t>(bytes));
         to += bytes;
@@ -11999,7 +12000,7 @@ void check_ties(TensorMap const& model, Source const& source, LoadReport& report
         bool const one = spans[i - 1].first.covers(spans[i].first) && spans[i].first.covers(spans[i - 1].first);
         if (!one || source.shape(a) != source.shape(b) || source.type(a) != source.type(b)) continue;
         auto const left = source.read(a).contiguous().cpu(), right = source.read(b).contiguous().cpu();
-        if (std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
+        if (left.nbytes() > 0 && std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
             report.mismatched.push_back(concat(quote(a), " and ", quote(b), " (tied in the model, but with different values there)"));
     }
 }

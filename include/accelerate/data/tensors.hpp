@@ -26,6 +26,7 @@ inline at::Tensor gather_rows(at::Tensor const& from, std::span<int64_t const> r
     auto const bytes = static_cast<int64_t>(from.nbytes()) / std::max<int64_t>(1, from.size(0));
     auto const* source = static_cast<char const*>(from.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
+    if (bytes == 0) return out;
     for (auto row : rows) {
         std::memcpy(to, source + row * bytes, static_cast<size_t>(bytes));
         to += bytes;

@@ -134,7 +134,7 @@ void check_ties(TensorMap const& model, Source const& source, LoadReport& report
         bool const one = spans[i - 1].first.covers(spans[i].first) && spans[i].first.covers(spans[i - 1].first);
         if (!one || source.shape(a) != source.shape(b) || source.type(a) != source.type(b)) continue;
         auto const left = source.read(a).contiguous().cpu(), right = source.read(b).contiguous().cpu();
-        if (std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
+        if (left.nbytes() > 0 && std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
             report.mismatched.push_back(concat(quote(a), " and ", quote(b), " (tied in the model, but with different values there)"));
     }
 }
