@@ -71,8 +71,16 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <bit>
-#include <ATen/MemoryOverlap.h>
 #include <limits>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Float8_e4m3fnuz.h>
+#include <c10/util/Float8_e5m2.h>
+#include <c10/util/Float8_e5m2fnuz.h>
+#include <c10/util/Half.h>
+#include <cstring>
+#include <sched.h>
+#include <ATen/MemoryOverlap.h>
 #include <signal.h>
 #include <unistd.h>
 #include <cstdio>
@@ -81,17 +89,9 @@
 #include <fcntl.h>
 #include <cerrno>
 #include <system_error>
-#include <cstring>
 #include <new>
-#include <sched.h>
 #include <deque>
 #include <ATen/ops/from_blob.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Float8_e4m3fn.h>
-#include <c10/util/Float8_e4m3fnuz.h>
-#include <c10/util/Float8_e5m2.h>
-#include <c10/util/Float8_e5m2fnuz.h>
-#include <c10/util/Half.h>
 #include <numeric>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -1760,7 +1760,7 @@ template <class D>
 concept batching_dataset = indexed_dataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
 
 /// What `operator[]` of the data set gives, as a value.
-template <indexed_dataset D>
+template <class D>
 using sample_t = std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>;
 
 }  // namespace accelerate::data
@@ -1939,11 +1939,16 @@ struct Standard {
 namespace accelerate::data {
 
 namespace detail {
+/// `sample_t`, or where there is none (a mistake that the Loader names) a tensor.
 template <class D>
-auto sample_of() {
-    if constexpr (requires(std::remove_reference_t<D>& d, size_t i) { d[i]; }) return std::type_identity<std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>>();
-    else return std::type_identity<at::Tensor>();
-}
+struct SampleOf {
+    using type = at::Tensor;
+};
+template <class D>
+    requires requires { typename sample_t<D>; }
+struct SampleOf<D> {
+    using type = sample_t<D>;
+};
 }  // namespace detail
 
 /// What to load: a data set, options, and an order of its own if the options' `shuffle` is not enough. `accelerator.prepare` makes
@@ -1964,7 +1969,7 @@ public:
     using dataset_type = std::remove_reference_t<Dataset>;
     using order_type = Order;
     using collate_type = Collation;
-    using sample_type = typename decltype(detail::sample_of<Dataset>())::type;
+    using sample_type = typename detail::SampleOf<Dataset>::type;
 
     explicit Loader(Dataset&& dataset, options o = {})
         requires std::same_as<Order, order::Standard>
@@ -3370,6 +3375,765 @@ public:
 
 }  // namespace accelerate::comm
 
+// ---- accelerate/core/config.hpp
+
+// The only place that gives the ACCELERATE_WITH_* switches their defaults. A build (our CMake package, or -D on the command
+// line) may set them to 1; a backend that is off leaves in its headers at most what says how to switch it on. A choice of backend always ends in a type, so two
+// translation units built with different switches never share a symbol of different meaning.
+
+#ifndef ACCELERATE_WITH_MPI
+#define ACCELERATE_WITH_MPI 0
+#endif
+
+// ---- accelerate/comm/mpi_session.hpp
+
+#if ACCELERATE_WITH_MPI
+
+// Without MPI-2's C++ bindings, which Open MPI 4 offers by default and which want a library of their own.
+#ifndef OMPI_SKIP_MPICXX
+#define OMPI_SKIP_MPICXX 1
+#endif
+#ifndef MPICH_SKIP_MPICXX
+#define MPICH_SKIP_MPICXX 1
+#endif
+#include <mpi.h>
+
+#include <cstdlib>
+#include <string>
+
+namespace accelerate::comm::mpi {
+
+/// Error E_INTERNAL with MPI's own words when a call has failed.
+inline void call(int status, char const* what) {
+    if (status == MPI_SUCCESS) [[likely]] return;
+    char text[MPI_MAX_ERROR_STRING];
+    int length = 0;
+    MPI_Error_string(status, text, &length);
+    throw Error(code::internal, concat(what, ": ", std::string(text, static_cast<size_t>(length))));
+}
+
+inline bool initialised() {
+    int flag = 0;
+    MPI_Initialized(&flag);
+    return flag != 0;
+}
+inline bool finalised() {
+    int flag = 0;
+    MPI_Finalized(&flag);
+    return flag != 0;
+}
+inline bool running() { return initialised() && !finalised(); }
+
+/// A launcher (mpirun, srun, anything that speaks PMI) has started this process as one of several.
+inline bool launched() {
+    for (auto const* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_FD", "MPI_LOCALRANKID", "MV2_COMM_WORLD_SIZE"})
+        if (std::getenv(name)) return true;
+    return std::getenv("SLURM_STEP_ID") && std::getenv("SLURM_PROCID") && std::getenv("SLURM_STEP_NUM_TASKS") && std::string(std::getenv("SLURM_STEP_NUM_TASKS")) != "1";
+}
+
+/// The calling thread may call MPI: any may with MPI_THREAD_MULTIPLE, else only the one that initialised it.
+inline bool may_call() {
+    int level = 0, main = 0;
+    MPI_Query_thread(&level);
+    if (level == MPI_THREAD_MULTIPLE) return true;
+    MPI_Is_thread_main(&main);
+    return main != 0;
+}
+
+/// Makes MPI usable; false where this process was not started by a launcher and the application has not initialised it.
+/// What was initialised here is finalised here, by `Session::finalise`; an application that calls MPI_Init itself also leaves.
+inline bool enter() {
+    if (running()) return true;
+    check(!finalised(), code::call_order, "comm::Mpi: MPI has been finalised already");
+    if (!launched()) return false;
+    int provided = 0;
+    // Open MPI's own waits should give the core away too, unless the user has said otherwise.
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+    call(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+    return true;
+}
+
+}  // namespace accelerate::comm::mpi
+
+#endif
+
+// ---- accelerate/comm/kernels.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::comm::kernel {
+
+/// Copies to memory that peers read next, with stores that pass the caches by where that is worth it: to write a cache line that
+/// another core has read costs up to 50 ns, one line after the other, where the two cores share no cache.
+inline void copy_for_peers(std::byte* to, std::byte const* from, size_t n) {
+#if defined(__x86_64__)
+    constexpr size_t worth = 16 << 10;
+    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        size_t i = 0;
+        for (; i + 64 <= n; i += 64) {
+            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
+            auto* const out = reinterpret_cast<__m128i*>(to + i);
+            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
+        }
+        _mm_sfence();
+        to += i, from += i, n -= i;
+    }
+#endif
+    if (n > 0) std::memcpy(to, from, n);
+}
+
+// Sums of several arrays, times a factor, written to several arrays (which may be among the summed ones). Terms are added in the
+// order given, so every rank gets the same bits. Hand-vectorised, because a consumer compiles with -O2, where g++ 12 does not do
+// it; not templates, because `target` attributes and lambdas or templates do not mix well. 16-bit floats are added in fp32 and
+// rounded once. Each handles n / width * width elements and says how many; the portable loop does the rest.
+#if defined(__x86_64__)
+
+__attribute__((target("avx2"))) inline int64_t sum_f32_avx2(float* const* out, int64_t outs, float const* const* in, int64_t ins, int64_t n, float factor) {
+    auto const f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        auto a = _mm256_loadu_ps(in[0] + i), b = _mm256_loadu_ps(in[0] + i + 8), c = _mm256_loadu_ps(in[0] + i + 16), d = _mm256_loadu_ps(in[0] + i + 24);
+        for (int64_t k = 1; k < ins; ++k) {
+            auto const* p = in[k] + i;
+            a = _mm256_add_ps(a, _mm256_loadu_ps(p)), b = _mm256_add_ps(b, _mm256_loadu_ps(p + 8));
+            c = _mm256_add_ps(c, _mm256_loadu_ps(p + 16)), d = _mm256_add_ps(d, _mm256_loadu_ps(p + 24));
+        }
+        a = _mm256_mul_ps(a, f), b = _mm256_mul_ps(b, f), c = _mm256_mul_ps(c, f), d = _mm256_mul_ps(d, f);
+        for (int64_t k = 0; k < outs; ++k) {
+            auto* p = out[k] + i;
+            _mm256_storeu_ps(p, a), _mm256_storeu_ps(p + 8, b), _mm256_storeu_ps(p + 16, c), _mm256_storeu_ps(p + 24, d);
+        }
+    }
+    return i;
+}
+
+__attribute__((target("avx512f"))) inline int64_t sum_f32_avx512(float* const* out, int64_t outs, float const* const* in, int64_t ins, int64_t n, float factor) {
+    auto const f = _mm512_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        auto a = _mm512_loadu_ps(in[0] + i), b = _mm512_loadu_ps(in[0] + i + 16), c = _mm512_loadu_ps(in[0] + i + 32), d = _mm512_loadu_ps(in[0] + i + 48);
+        for (int64_t k = 1; k < ins; ++k) {
+            auto const* p = in[k] + i;
+            a = _mm512_add_ps(a, _mm512_loadu_ps(p)), b = _mm512_add_ps(b, _mm512_loadu_ps(p + 16));
+            c = _mm512_add_ps(c, _mm512_loadu_ps(p + 32)), d = _mm512_add_ps(d, _mm512_loadu_ps(p + 48));
+        }
+        a = _mm512_mul_ps(a, f), b = _mm512_mul_ps(b, f), c = _mm512_mul_ps(c, f), d = _mm512_mul_ps(d, f);
+        for (int64_t k = 0; k < outs; ++k) {
+            auto* p = out[k] + i;
+            _mm512_storeu_ps(p, a), _mm512_storeu_ps(p + 16, b), _mm512_storeu_ps(p + 32, c), _mm512_storeu_ps(p + 48, d);
+        }
+    }
+    return i;
+}
+
+__attribute__((target("avx2"))) inline int64_t sum_f64_avx2(double* const* out, int64_t outs, double const* const* in, int64_t ins, int64_t n, double factor) {
+    auto const f = _mm256_set1_pd(factor);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto a = _mm256_loadu_pd(in[0] + i), b = _mm256_loadu_pd(in[0] + i + 4);
+        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_pd(a, _mm256_loadu_pd(in[k] + i)), b = _mm256_add_pd(b, _mm256_loadu_pd(in[k] + i + 4));
+        a = _mm256_mul_pd(a, f), b = _mm256_mul_pd(b, f);
+        for (int64_t k = 0; k < outs; ++k) _mm256_storeu_pd(out[k] + i, a), _mm256_storeu_pd(out[k] + i + 4, b);
+    }
+    return i;
+}
+
+__attribute__((target("avx2"))) inline __m256 load_bf16(uint16_t const* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))), 16));
+}
+
+__attribute__((target("avx2"))) inline int64_t sum_bf16_avx2(uint16_t* const* out, int64_t outs, uint16_t const* const* in, int64_t ins, int64_t n, float factor) {
+    auto const f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto a = load_bf16(in[0] + i);
+        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_ps(a, load_bf16(in[k] + i));
+        a = _mm256_mul_ps(a, f);
+        // Round to nearest, ties to even; a NaN stays one.
+        auto const bits = _mm256_castps_si256(a);
+        auto const odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        auto rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+        auto const nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+        rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
+        auto const packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+        for (int64_t k = 0; k < outs; ++k) _mm_storeu_si128(reinterpret_cast<__m128i*>(out[k] + i), packed);
+    }
+    return i;
+}
+
+__attribute__((target("avx2,f16c"))) inline int64_t sum_f16_avx2(uint16_t* const* out, int64_t outs, uint16_t const* const* in, int64_t ins, int64_t n, float factor) {
+    auto const f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(in[0] + i)));
+        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_ps(a, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(in[k] + i))));
+        auto const packed = _mm256_cvtps_ph(_mm256_mul_ps(a, f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        for (int64_t k = 0; k < outs; ++k) _mm_storeu_si128(reinterpret_cast<__m128i*>(out[k] + i), packed);
+    }
+    return i;
+}
+
+/// What this processor can do; asked once.
+struct Processor {
+    bool avx2 = __builtin_cpu_supports("avx2"), avx512 = __builtin_cpu_supports("avx512f"), f16c = __builtin_cpu_supports("avx2") && has_f16c();
+
+    static Processor const& get() {
+        static Processor const it;
+        return it;
+    }
+
+private:
+    // g++ 12 does not know the name "f16c" here; every processor with AVX2 has it, as has every hypervisor's model of one.
+    static bool has_f16c() { return true; }
+};
+
+#endif
+
+}  // namespace accelerate::comm::kernel
+
+// ---- accelerate/comm/reduce.hpp
+
+namespace accelerate::comm {
+
+/// One reduction over arrays that this process sees: `outs` arrays receive what `ins` arrays give, element by element. The outputs
+/// may be among the inputs. Terms are taken in the order of `in`.
+struct Reduce {
+    void* const* out;
+    int64_t outs;
+    void const* const* in;
+    int64_t ins;
+    double factor = 1;  ///< multiplies a sum
+};
+
+namespace detail {
+
+template <class T>
+struct Wide { using type = T; };
+template <> struct Wide<c10::Half> { using type = float; };
+template <> struct Wide<c10::BFloat16> { using type = float; };
+template <> struct Wide<c10::Float8_e4m3fn> { using type = float; };
+template <> struct Wide<c10::Float8_e4m3fnuz> { using type = float; };
+template <> struct Wide<c10::Float8_e5m2> { using type = float; };
+template <> struct Wide<c10::Float8_e5m2fnuz> { using type = float; };
+template <> struct Wide<int8_t> { using type = int64_t; };
+template <> struct Wide<int16_t> { using type = int64_t; };
+template <> struct Wide<int32_t> { using type = int64_t; };
+template <> struct Wide<uint8_t> { using type = uint64_t; };
+template <> struct Wide<uint16_t> { using type = uint64_t; };
+template <> struct Wide<uint32_t> { using type = uint64_t; };
+
+/// The larger (or smaller) of two; a NaN wins, as in LibTorch.
+template <bool Larger, class A>
+A extreme(A a, A b) {
+    if constexpr (std::is_floating_point_v<A>) {
+        if (a != a) return a;
+        if (b != b) return b;
+    }
+    return (Larger ? a < b : b < a) ? b : a;
+}
+
+template <class T>
+void reduce_portable(Reduce const& r, Reduction reduction, int64_t from, int64_t to) {
+    using A = typename Wide<T>::type;
+    // Unsigned, so that a sum that overflows wraps as LibTorch's does.
+    using S = typename std::conditional_t<std::is_signed_v<A> && std::is_integral_v<A>, std::make_unsigned<A>, std::type_identity<A>>::type;
+    for (int64_t i = from; i < to; ++i) {
+        auto const term = [&](int64_t k) { return static_cast<A>(static_cast<T const*>(r.in[k])[i]); };
+        A value = term(0);
+        if constexpr (std::is_same_v<T, bool>) {
+            for (int64_t k = 1; k < r.ins; ++k) value = reduction == Reduction::Min ? value && term(k) : value || term(k);
+        } else {
+            for (int64_t k = 1; k < r.ins; ++k) {
+                if (reduction == Reduction::Max) value = extreme<true>(value, term(k));
+                else if (reduction == Reduction::Min) value = extreme<false>(value, term(k));
+                else value = static_cast<A>(static_cast<S>(value) + static_cast<S>(term(k)));
+            }
+            if constexpr (std::is_floating_point_v<A>)
+                if (reduction == Reduction::Sum || reduction == Reduction::Mean) value *= static_cast<A>(r.factor);
+        }
+        for (int64_t k = 0; k < r.outs; ++k) static_cast<T*>(r.out[k])[i] = static_cast<T>(value);
+    }
+}
+
+template <class T>
+T* const* as(void* const* p) { return reinterpret_cast<T* const*>(p); }
+template <class T>
+T const* const* as(void const* const* p) { return reinterpret_cast<T const* const*>(p); }
+
+/// How many leading elements the vector kernels have done.
+inline int64_t reduce_vectorised(Reduce const& r, [[maybe_unused]] at::ScalarType dtype, Reduction reduction, [[maybe_unused]] int64_t n) {
+    if (reduction != Reduction::Sum && reduction != Reduction::Mean) return 0;
+#if defined(__x86_64__)
+    auto const& cpu = kernel::Processor::get();
+    if (!cpu.avx2) return 0;
+    auto const factor = static_cast<float>(r.factor);
+    switch (dtype) {
+        case at::kFloat:
+            return cpu.avx512 ? kernel::sum_f32_avx512(as<float>(r.out), r.outs, as<float>(r.in), r.ins, n, factor)
+                              : kernel::sum_f32_avx2(as<float>(r.out), r.outs, as<float>(r.in), r.ins, n, factor);
+        case at::kDouble: return kernel::sum_f64_avx2(as<double>(r.out), r.outs, as<double>(r.in), r.ins, n, r.factor);
+        case at::kBFloat16: return kernel::sum_bf16_avx2(as<uint16_t>(r.out), r.outs, as<uint16_t>(r.in), r.ins, n, factor);
+        case at::kHalf: return cpu.f16c ? kernel::sum_f16_avx2(as<uint16_t>(r.out), r.outs, as<uint16_t>(r.in), r.ins, n, factor) : 0;
+        default: break;
+    }
+#endif
+    return 0;
+}
+
+}  // namespace detail
+
+/// Elements of `dtype` that are reduced as elements of another: complex numbers are pairs of reals, and so on.
+inline std::pair<at::ScalarType, int64_t> real_view(at::ScalarType dtype, int64_t n) {
+    switch (dtype) {
+        case at::kComplexHalf: return {at::kHalf, 2 * n};
+        case at::kComplexFloat: return {at::kFloat, 2 * n};
+        case at::kComplexDouble: return {at::kDouble, 2 * n};
+        default: return {dtype, n};
+    }
+}
+
+/// Reduces `n` elements. Every dtype for which `why_not(reduction, dtype)` is empty; `Mean` means a sum whose factor the caller chose.
+inline void reduce(Reduce const& r, at::ScalarType dtype, Reduction reduction, int64_t n) {
+    std::tie(dtype, n) = real_view(dtype, n);
+    auto const done = detail::reduce_vectorised(r, dtype, reduction, n);
+    if (done == n) return;
+    switch (dtype) {
+        case at::kFloat: return detail::reduce_portable<float>(r, reduction, done, n);
+        case at::kDouble: return detail::reduce_portable<double>(r, reduction, done, n);
+        case at::kHalf: return detail::reduce_portable<c10::Half>(r, reduction, done, n);
+        case at::kBFloat16: return detail::reduce_portable<c10::BFloat16>(r, reduction, done, n);
+        case at::kFloat8_e4m3fn: return detail::reduce_portable<c10::Float8_e4m3fn>(r, reduction, done, n);
+        case at::kFloat8_e4m3fnuz: return detail::reduce_portable<c10::Float8_e4m3fnuz>(r, reduction, done, n);
+        case at::kFloat8_e5m2: return detail::reduce_portable<c10::Float8_e5m2>(r, reduction, done, n);
+        case at::kFloat8_e5m2fnuz: return detail::reduce_portable<c10::Float8_e5m2fnuz>(r, reduction, done, n);
+        case at::kBool: return detail::reduce_portable<bool>(r, reduction, done, n);
+        case at::kByte: return detail::reduce_portable<uint8_t>(r, reduction, done, n);
+        case at::kChar: return detail::reduce_portable<int8_t>(r, reduction, done, n);
+        case at::kShort: return detail::reduce_portable<int16_t>(r, reduction, done, n);
+        case at::kInt: return detail::reduce_portable<int32_t>(r, reduction, done, n);
+        case at::kLong: return detail::reduce_portable<int64_t>(r, reduction, done, n);
+        case at::kUInt16: return detail::reduce_portable<uint16_t>(r, reduction, done, n);
+        case at::kUInt32: return detail::reduce_portable<uint32_t>(r, reduction, done, n);
+        case at::kUInt64: return detail::reduce_portable<uint64_t>(r, reduction, done, n);
+        default: throw Error(code::config, concat("a reduction of ", c10::toString(dtype), " is not supported"));
+    }
+}
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/wait.hpp
+
+namespace accelerate::comm {
+
+using Clock = std::chrono::steady_clock;
+
+/// Tells the core that this is a waiting loop.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+/// Waits until `ready()`: 200 pauses (a peer that runs answers within them), then gives the core to whoever can use it, and after
+/// 20 ms sleeps between looks. Pure spinning costs a third of the step when ranks share cores. `examine(elapsed)` is called now
+/// and then and may throw.
+template <class Ready, class Examine>
+void wait_until(Ready&& ready, Examine&& examine) {
+    for (int i = 0; i < 200; ++i) {
+        if (ready()) return;
+        relax();
+    }
+    auto const start = Clock::now();
+    for (uint32_t i = 1;; ++i) {
+        if (ready()) return;
+        sched_yield();
+        if (i % 64 != 0) continue;
+        auto elapsed = Clock::now() - start;
+        examine(elapsed);
+        for (; elapsed > std::chrono::milliseconds(20) && !ready(); elapsed = Clock::now() - start) {
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
+            examine(elapsed);
+        }
+    }
+}
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/mpi_bridge.hpp
+
+#if ACCELERATE_WITH_MPI
+
+#include <ATen/ops/from_blob.h>
+
+#include <deque>
+#include <mutex>
+#include <numeric>
+
+namespace accelerate::comm {
+
+/// An MPI communicator that is freed when nobody has it any more.
+class MpiHandle {
+public:
+    MpiHandle() = default;
+    explicit MpiHandle(MPI_Comm comm) : comm_(comm) {
+        if (comm_ != MPI_COMM_NULL) MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+    }
+    MpiHandle(MpiHandle&& o) noexcept : comm_(std::exchange(o.comm_, MPI_COMM_NULL)) {}
+    MpiHandle& operator=(MpiHandle&& o) noexcept {
+        std::swap(comm_, o.comm_);
+        return *this;
+    }
+    ~MpiHandle() {
+        if (comm_ != MPI_COMM_NULL && mpi::running() && mpi::may_call()) MPI_Comm_free(&comm_);
+    }
+    MPI_Comm get() const { return comm_; }
+
+    static MpiHandle copy_of(MPI_Comm comm) {
+        MPI_Comm made = MPI_COMM_NULL;
+        mpi::call(MPI_Comm_dup(comm, &made), "MPI_Comm_dup");
+        return MpiHandle(made);
+    }
+    static MpiHandle split(MPI_Comm comm, int color, int key) {
+        MPI_Comm made = MPI_COMM_NULL;
+        mpi::call(MPI_Comm_split(comm, color, key, &made), "MPI_Comm_split");
+        return MpiHandle(made);
+    }
+
+private:
+    MPI_Comm comm_ = MPI_COMM_NULL;
+};
+
+/// The way between nodes over MPI: blocking calls, in chunks that fit MPI's int counts. They are made after `exchange` has shown
+/// that all nodes have come, so that the deadline is kept there. dtypes that MPI lacks are summed in fp32.
+class MpiBridge final : public Bridge {
+public:
+    /// `comm` spans the group's ranks in their order; `nodes` says who sees whose memory. Collective.
+    MpiBridge(MpiHandle comm, std::vector<int64_t> nodes, int64_t rank, int64_t max_count)
+        : all_(std::move(comm)), letters_(MpiHandle::copy_of(all_.get())), rank_(rank), size_(static_cast<int64_t>(nodes.size())), most_(max_count) {
+        for (int64_t r = 0; r < size_; ++r) {
+            auto const node = nodes[static_cast<size_t>(r)];
+            if (std::find(nodes.begin(), nodes.begin() + r, node) == nodes.begin() + r) leaders_of_.push_back(r);
+        }
+        auto const leads = std::find(leaders_of_.begin(), leaders_of_.end(), rank) != leaders_of_.end();
+        leaders_ = MpiHandle::split(all_.get(), leads ? 0 : MPI_UNDEFINED, static_cast<int>(rank));
+    }
+
+    std::string_view barred() const override {
+        if (!mpi::running()) return "MPI has been finalised already";
+        if (mpi::may_call()) return {};
+        return "these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
+               "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI";
+    }
+
+    std::vector<std::string> exchange(std::string const& mine, Deadline deadline) override {
+        begin();
+        int me = 0;
+        MPI_Comm_rank(leaders_.get(), &me);
+        auto const n = leaders_of_.size(), length = mine.size();
+        std::vector<std::string> all(n, std::string(length, '\0'));
+        all[static_cast<size_t>(me)] = mine;
+        std::vector<MPI_Request> receives(n, MPI_REQUEST_NULL), sends(n, MPI_REQUEST_NULL);
+        for (size_t i = 0; i < n; ++i) {
+            if (static_cast<int>(i) == me) continue;
+            mpi::call(MPI_Irecv(all[i].data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &receives[i]), "MPI_Irecv");
+            mpi::call(MPI_Isend(mine.data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &sends[i]), "MPI_Isend");
+        }
+        // Who has not answered; what was asked of them is taken back before the memory for it goes.
+        auto const withdraw = [&] {
+            std::vector<int64_t> leaders;
+            for (size_t i = 0; i < n; ++i) {
+                int come = 0;
+                if (receives[i] == MPI_REQUEST_NULL || (MPI_Test(&receives[i], &come, MPI_STATUS_IGNORE), come != 0)) continue;
+                leaders.push_back(leaders_of_[i]);
+                MPI_Cancel(&receives[i]);
+                MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
+            }
+            for (auto& request : sends)
+                if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+            return leaders;
+        };
+        auto const finished = [](std::vector<MPI_Request>& requests) {
+            int done = 0;
+            mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
+            return done != 0;
+        };
+        wait_until([&] { return finished(receives) && finished(sends); },
+                   [&](Clock::duration elapsed) {
+                       if (auto const why = heard()) {
+                           withdraw();
+                           throw Error(*why);
+                       }
+                       if (elapsed <= deadline) return;
+                       std::string names;
+                       for (auto const leader : withdraw()) names += concat(names.empty() ? "" : ", ", leader);
+                       throw Error(code::deadline, concat("waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(), " ms for the nodes led by ranks ", names,
+                                                          "; not all of their ranks have arrived"));
+                   });
+        // Who gave up while this node was on its way had said before what it called: that alone proves nothing.
+        if (auto const why = heard()) throw Error(*why);
+        return all;
+    }
+
+    void farewell(std::string_view why) noexcept override {
+        if (!barred().empty()) return;
+        std::lock_guard lock(mutex_);
+        auto const& text = farewells_.emplace_back(why.substr(0, 1000));
+        int me = 0;
+        MPI_Comm_rank(leaders_.get(), &me);
+        for (int i = 0; i < static_cast<int>(leaders_of_.size()); ++i) {
+            MPI_Request request = MPI_REQUEST_NULL;
+            if (i != me && MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_BYTE, i, farewell_tag, leaders_.get(), &request) == MPI_SUCCESS) MPI_Request_free(&request);
+        }
+    }
+
+    void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline) override {
+        begin();
+        std::tie(dtype, n) = real_view(dtype, n);
+        auto const unit = static_cast<int64_t>(c10::elementSize(dtype));
+        auto const type = mpi_type(dtype);
+        auto const chunk = type == MPI_DATATYPE_NULL ? std::min<int64_t>(most_, 1 << 20) : most_;
+        for (int64_t at = 0; at < n; at += chunk) {
+            auto const count = std::min(chunk, n - at);
+            auto* const part = static_cast<std::byte*>(data) + at * unit;
+            if (type != MPI_DATATYPE_NULL) {
+                mpi::call(MPI_Allreduce(MPI_IN_PLACE, part, static_cast<int>(count), type, operation(dtype, reduction), leaders_.get()), "MPI_Allreduce");
+                continue;
+            }
+            auto const narrow = at::from_blob(part, {count}, at::TensorOptions(dtype));
+            auto const wide = narrow.to(at::kFloat);
+            mpi::call(MPI_Allreduce(MPI_IN_PLACE, wide.data_ptr(), static_cast<int>(count), MPI_FLOAT, operation(at::kFloat, reduction), leaders_.get()), "MPI_Allreduce");
+            narrow.copy_(wide);
+        }
+    }
+
+    void broadcast(void* data, int64_t bytes, int64_t root, Deadline) override {
+        begin();
+        chunked(bytes, [&](int64_t at, int n) { mpi::call(MPI_Bcast(static_cast<std::byte*>(data) + at, n, MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Bcast"); });
+    }
+
+    void all_gather(void const* mine, void* out, std::span<int64_t const> bytes, Deadline deadline) override {
+        begin();
+        auto* const to = static_cast<std::byte*>(out);
+        if (auto const [counts, at] = plan(bytes); !counts.empty()) {
+            mpi::call(MPI_Allgatherv(mine, counts[static_cast<size_t>(rank_)], MPI_BYTE, to, counts.data(), at.data(), MPI_BYTE, all_.get()), "MPI_Allgatherv");
+            return;
+        }
+        int64_t at = 0;
+        for (int64_t r = 0; r < size_; at += bytes[static_cast<size_t>(r++)]) {
+            auto const n = bytes[static_cast<size_t>(r)];
+            if (r == rank_ && n > 0) std::memcpy(to + at, mine, static_cast<size_t>(n));
+            broadcast(to + at, n, r, deadline);
+        }
+    }
+
+    void gather(void const* mine, void* out, std::span<int64_t const> bytes, int64_t root, Deadline) override {
+        begin();
+        auto* to = static_cast<std::byte*>(out);
+        auto const me = static_cast<size_t>(rank_);
+        if (auto const [counts, at] = plan(bytes); !counts.empty()) {
+            mpi::call(MPI_Gatherv(mine, counts[me], MPI_BYTE, to, counts.data(), at.data(), MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Gatherv");
+            return;
+        }
+        if (rank_ != root) return put(mine, bytes[me], root);
+        for (int64_t r = 0; r < size_; to += bytes[static_cast<size_t>(r++)]) {
+            auto const n = bytes[static_cast<size_t>(r)];
+            if (r != rank_) get(to, n, r);
+            else if (n > 0) std::memcpy(to, mine, static_cast<size_t>(n));
+        }
+    }
+
+    void scatter(void const* in, void* out, int64_t bytes, int64_t root, Deadline) override {
+        begin();
+        if (bytes * size_ <= most_) {
+            auto const n = static_cast<int>(bytes);
+            mpi::call(MPI_Scatter(in, n, MPI_BYTE, out, n, MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Scatter");
+            return;
+        }
+        if (rank_ != root) return get(out, bytes, root);
+        for (int64_t r = 0; r < size_; ++r) {
+            auto const* const piece = static_cast<std::byte const*>(in) + r * bytes;
+            if (r != rank_) put(piece, bytes, r);
+            else std::memcpy(out, piece, static_cast<size_t>(bytes));
+        }
+    }
+
+    void all_to_all(void const* in, void* out, int64_t bytes, Deadline) override {
+        begin();
+        if (bytes * size_ <= most_) {
+            auto const n = static_cast<int>(bytes);
+            mpi::call(MPI_Alltoall(in, n, MPI_BYTE, out, n, MPI_BYTE, all_.get()), "MPI_Alltoall");
+            return;
+        }
+        for (int64_t step = 0; step < size_; ++step) {
+            auto const to = (rank_ + step) % size_, from = (rank_ + size_ - step) % size_;
+            chunked(bytes, [&](int64_t at, int n) {
+                mpi::call(MPI_Sendrecv(static_cast<std::byte const*>(in) + to * bytes + at, n, MPI_BYTE, static_cast<int>(to), data_tag,
+                                       static_cast<std::byte*>(out) + from * bytes + at, n, MPI_BYTE, static_cast<int>(from), data_tag, all_.get(), MPI_STATUS_IGNORE),
+                          "MPI_Sendrecv");
+            });
+        }
+    }
+
+    void send(int64_t to, Envelope const& envelope, void const* data, std::function<void()> const& meanwhile, Deadline deadline) override {
+        begin();
+        auto const peer = static_cast<int>(to);
+        std::vector<MPI_Request> requests(1);
+        mpi::call(MPI_Isend(&envelope, sizeof envelope, MPI_BYTE, peer, envelope_tag, letters_.get(), &requests[0]), "MPI_Isend");
+        chunked(envelope.bytes, [&](int64_t at, int n) {
+            requests.emplace_back();
+            mpi::call(MPI_Isend(static_cast<std::byte const*>(data) + at, n, MPI_BYTE, peer, data_tag, letters_.get(), &requests.back()), "MPI_Isend");
+        });
+        wait_until(
+            [&] {
+                int done = 0;
+                mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
+                if (!done) meanwhile();
+                return done != 0;
+            },
+            [&](Clock::duration elapsed) {
+                check(elapsed <= deadline, code::deadline, "send from rank ", rank_, " to rank ", to, ", tag ", envelope.tag, ": not received after ",
+                      std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count(), " ms");
+            });
+    }
+
+    std::optional<std::pair<int64_t, Message>> poll() override {
+        begin();
+        int come = 0;
+        MPI_Message handle{};
+        MPI_Status status{};
+        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, envelope_tag, letters_.get(), &come, &handle, &status), "MPI_Improbe");
+        if (!come) return {};
+        Message message;
+        mpi::call(MPI_Mrecv(&message.envelope, sizeof(Envelope), MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
+        message.payload.resize(static_cast<size_t>(message.envelope.bytes));
+        chunked(message.envelope.bytes, [&](int64_t at, int n) {
+            mpi::call(MPI_Recv(message.payload.data() + at, n, MPI_BYTE, status.MPI_SOURCE, data_tag, letters_.get(), MPI_STATUS_IGNORE), "MPI_Recv");
+        });
+        return std::pair(static_cast<int64_t>(status.MPI_SOURCE), std::move(message));
+    }
+
+    std::unique_ptr<Bridge> split(int64_t color, std::vector<int64_t> const& nodes, int64_t rank) override {
+        begin();
+        auto part = MpiHandle::split(all_.get(), static_cast<int>(color), static_cast<int>(rank));
+        if (std::all_of(nodes.begin(), nodes.end(), [&](int64_t node) { return node == nodes.front(); })) return nullptr;
+        return std::make_unique<MpiBridge>(std::move(part), nodes, rank, most_);
+    }
+
+private:
+    static constexpr int envelope_tag = 1, data_tag = 2, farewell_tag = 3;
+
+    void begin() const {
+        if (auto const why = barred(); !why.empty()) throw Error(code::config, std::string(why));
+    }
+
+    /// The farewell of another node, if one has come.
+    std::optional<Error> heard() {
+        int come = 0;
+        MPI_Message handle{};
+        MPI_Status status{};
+        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, farewell_tag, leaders_.get(), &come, &handle, &status), "MPI_Improbe");
+        if (!come) return {};
+        int length = 0;
+        MPI_Get_count(&status, MPI_BYTE, &length);
+        std::string text(static_cast<size_t>(length), '\0');
+        mpi::call(MPI_Mrecv(text.data(), length, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
+        return error_from(text);
+    }
+
+    template <class Each>
+    void chunked(int64_t bytes, Each&& each) const {
+        for (int64_t at = 0; at < bytes; at += most_) each(at, static_cast<int>(std::min(most_, bytes - at)));
+    }
+
+    /// Counts and displacements where they fit an int; else empty.
+    std::pair<std::vector<int>, std::vector<int>> plan(std::span<int64_t const> bytes) const {
+        if (std::accumulate(bytes.begin(), bytes.end(), int64_t{0}) > most_) return {};
+        std::vector<int> counts, at;
+        int sum = 0;
+        for (auto n : bytes) counts.push_back(static_cast<int>(n)), at.push_back(sum), sum += static_cast<int>(n);
+        return {counts, at};
+    }
+
+    void put(void const* data, int64_t bytes, int64_t to) const {
+        chunked(bytes, [&](int64_t at, int n) {
+            mpi::call(MPI_Send(static_cast<std::byte const*>(data) + at, n, MPI_BYTE, static_cast<int>(to), data_tag, all_.get()), "MPI_Send");
+        });
+    }
+    void get(void* data, int64_t bytes, int64_t from) const {
+        chunked(bytes, [&](int64_t at, int n) {
+            mpi::call(MPI_Recv(static_cast<std::byte*>(data) + at, n, MPI_BYTE, static_cast<int>(from), data_tag, all_.get(), MPI_STATUS_IGNORE), "MPI_Recv");
+        });
+    }
+
+    static MPI_Datatype mpi_type(at::ScalarType dtype) {
+        switch (dtype) {
+            case at::kFloat: return MPI_FLOAT;
+            case at::kDouble: return MPI_DOUBLE;
+            case at::kBool: return MPI_C_BOOL;
+            case at::kByte: return MPI_UINT8_T;
+            case at::kChar: return MPI_INT8_T;
+            case at::kShort: return MPI_INT16_T;
+            case at::kInt: return MPI_INT32_T;
+            case at::kLong: return MPI_INT64_T;
+            case at::kUInt16: return MPI_UINT16_T;
+            case at::kUInt32: return MPI_UINT32_T;
+            case at::kUInt64: return MPI_UINT64_T;
+            default: return MPI_DATATYPE_NULL;
+        }
+    }
+    static MPI_Op operation(at::ScalarType dtype, Reduction reduction) {
+        auto const logical = dtype == at::kBool;
+        // MPI_MAX and MPI_MIN lose a NaN or not, as the order has it; Open MPI 4.1 sums 8 and 16 bits with saturation on some processors.
+        if (reduction == Reduction::Max || reduction == Reduction::Min) {
+            auto const larger = reduction == Reduction::Max;
+            if (dtype == at::kFloat) return larger ? own<float, detail::extreme<true, float>>() : own<float, detail::extreme<false, float>>();
+            if (dtype == at::kDouble) return larger ? own<double, detail::extreme<true, double>>() : own<double, detail::extreme<false, double>>();
+        } else if (dtype == at::kByte || dtype == at::kChar) {
+            return own<uint8_t, wrapping<uint8_t>>();
+        } else if (dtype == at::kShort || dtype == at::kUInt16) {
+            return own<uint16_t, wrapping<uint16_t>>();
+        }
+        if (reduction == Reduction::Min) return logical ? MPI_LAND : MPI_MIN;
+        if (reduction == Reduction::Max) return logical ? MPI_LOR : MPI_MAX;
+        return logical ? MPI_LOR : MPI_SUM;
+    }
+
+    template <class T>
+    static T wrapping(T a, T b) {
+        return static_cast<T>(a + b);
+    }
+    /// An operation of MPI that does with two elements what it does on one node.
+    template <class T, auto Combine>
+    static MPI_Op own() {
+        static MPI_Op const op = [] {
+            MPI_Op made = MPI_OP_NULL;
+            mpi::call(MPI_Op_create(
+                          [](void* in, void* inout, int* n, MPI_Datatype*) {
+                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = Combine(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
+                          },
+                          1, &made),
+                      "MPI_Op_create");
+            return made;
+        }();
+        return op;
+    }
+
+    MpiHandle all_, letters_, leaders_;
+    std::vector<int64_t> leaders_of_;  // by node, in the order of the leaders' communicator
+    int64_t rank_, size_, most_;
+    std::mutex mutex_;                    // a farewell may come from another thread
+    std::deque<std::string> farewells_;   // MPI may still read them
+};
+
+}  // namespace accelerate::comm
+
+#endif
+
 // ---- accelerate/core/log.hpp
 
 namespace accelerate::log {
@@ -3749,46 +4513,6 @@ private:
         return x ^ (x >> 31);
     }
 };
-
-}  // namespace accelerate::comm
-
-// ---- accelerate/comm/wait.hpp
-
-namespace accelerate::comm {
-
-using Clock = std::chrono::steady_clock;
-
-/// Tells the core that this is a waiting loop.
-inline void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-/// Waits until `ready()`: 200 pauses (a peer that runs answers within them), then gives the core to whoever can use it, and after
-/// 20 ms sleeps between looks. Pure spinning costs a third of the step when ranks share cores. `examine(elapsed)` is called now
-/// and then and may throw.
-template <class Ready, class Examine>
-void wait_until(Ready&& ready, Examine&& examine) {
-    for (int i = 0; i < 200; ++i) {
-        if (ready()) return;
-        relax();
-    }
-    auto const start = Clock::now();
-    for (uint32_t i = 1;; ++i) {
-        if (ready()) return;
-        sched_yield();
-        if (i % 64 != 0) continue;
-        auto elapsed = Clock::now() - start;
-        examine(elapsed);
-        for (; elapsed > std::chrono::milliseconds(20) && !ready(); elapsed = Clock::now() - start) {
-            std::this_thread::sleep_for(std::chrono::microseconds(50));
-            examine(elapsed);
-        }
-    }
-}
 
 }  // namespace accelerate::comm
 
@@ -4540,273 +5264,6 @@ private:
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/comm/kernels.hpp
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-namespace accelerate::comm::kernel {
-
-/// Copies to memory that peers read next, with stores that pass the caches by where that is worth it: to write a cache line that
-/// another core has read costs up to 50 ns, one line after the other, where the two cores share no cache.
-inline void copy_for_peers(std::byte* to, std::byte const* from, size_t n) {
-#if defined(__x86_64__)
-    constexpr size_t worth = 16 << 10;
-    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        size_t i = 0;
-        for (; i + 64 <= n; i += 64) {
-            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
-            auto* const out = reinterpret_cast<__m128i*>(to + i);
-            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
-            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
-        }
-        _mm_sfence();
-        to += i, from += i, n -= i;
-    }
-#endif
-    if (n > 0) std::memcpy(to, from, n);
-}
-
-// Sums of several arrays, times a factor, written to several arrays (which may be among the summed ones). Terms are added in the
-// order given, so every rank gets the same bits. Hand-vectorised, because a consumer compiles with -O2, where g++ 12 does not do
-// it; not templates, because `target` attributes and lambdas or templates do not mix well. 16-bit floats are added in fp32 and
-// rounded once. Each handles n / width * width elements and says how many; the portable loop does the rest.
-#if defined(__x86_64__)
-
-__attribute__((target("avx2"))) inline int64_t sum_f32_avx2(float* const* out, int64_t outs, float const* const* in, int64_t ins, int64_t n, float factor) {
-    auto const f = _mm256_set1_ps(factor);
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        auto a = _mm256_loadu_ps(in[0] + i), b = _mm256_loadu_ps(in[0] + i + 8), c = _mm256_loadu_ps(in[0] + i + 16), d = _mm256_loadu_ps(in[0] + i + 24);
-        for (int64_t k = 1; k < ins; ++k) {
-            auto const* p = in[k] + i;
-            a = _mm256_add_ps(a, _mm256_loadu_ps(p)), b = _mm256_add_ps(b, _mm256_loadu_ps(p + 8));
-            c = _mm256_add_ps(c, _mm256_loadu_ps(p + 16)), d = _mm256_add_ps(d, _mm256_loadu_ps(p + 24));
-        }
-        a = _mm256_mul_ps(a, f), b = _mm256_mul_ps(b, f), c = _mm256_mul_ps(c, f), d = _mm256_mul_ps(d, f);
-        for (int64_t k = 0; k < outs; ++k) {
-            auto* p = out[k] + i;
-            _mm256_storeu_ps(p, a), _mm256_storeu_ps(p + 8, b), _mm256_storeu_ps(p + 16, c), _mm256_storeu_ps(p + 24, d);
-        }
-    }
-    return i;
-}
-
-__attribute__((target("avx512f"))) inline int64_t sum_f32_avx512(float* const* out, int64_t outs, float const* const* in, int64_t ins, int64_t n, float factor) {
-    auto const f = _mm512_set1_ps(factor);
-    int64_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        auto a = _mm512_loadu_ps(in[0] + i), b = _mm512_loadu_ps(in[0] + i + 16), c = _mm512_loadu_ps(in[0] + i + 32), d = _mm512_loadu_ps(in[0] + i + 48);
-        for (int64_t k = 1; k < ins; ++k) {
-            auto const* p = in[k] + i;
-            a = _mm512_add_ps(a, _mm512_loadu_ps(p)), b = _mm512_add_ps(b, _mm512_loadu_ps(p + 16));
-            c = _mm512_add_ps(c, _mm512_loadu_ps(p + 32)), d = _mm512_add_ps(d, _mm512_loadu_ps(p + 48));
-        }
-        a = _mm512_mul_ps(a, f), b = _mm512_mul_ps(b, f), c = _mm512_mul_ps(c, f), d = _mm512_mul_ps(d, f);
-        for (int64_t k = 0; k < outs; ++k) {
-            auto* p = out[k] + i;
-            _mm512_storeu_ps(p, a), _mm512_storeu_ps(p + 16, b), _mm512_storeu_ps(p + 32, c), _mm512_storeu_ps(p + 48, d);
-        }
-    }
-    return i;
-}
-
-__attribute__((target("avx2"))) inline int64_t sum_f64_avx2(double* const* out, int64_t outs, double const* const* in, int64_t ins, int64_t n, double factor) {
-    auto const f = _mm256_set1_pd(factor);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        auto a = _mm256_loadu_pd(in[0] + i), b = _mm256_loadu_pd(in[0] + i + 4);
-        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_pd(a, _mm256_loadu_pd(in[k] + i)), b = _mm256_add_pd(b, _mm256_loadu_pd(in[k] + i + 4));
-        a = _mm256_mul_pd(a, f), b = _mm256_mul_pd(b, f);
-        for (int64_t k = 0; k < outs; ++k) _mm256_storeu_pd(out[k] + i, a), _mm256_storeu_pd(out[k] + i + 4, b);
-    }
-    return i;
-}
-
-__attribute__((target("avx2"))) inline __m256 load_bf16(uint16_t const* p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))), 16));
-}
-
-__attribute__((target("avx2"))) inline int64_t sum_bf16_avx2(uint16_t* const* out, int64_t outs, uint16_t const* const* in, int64_t ins, int64_t n, float factor) {
-    auto const f = _mm256_set1_ps(factor);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        auto a = load_bf16(in[0] + i);
-        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_ps(a, load_bf16(in[k] + i));
-        a = _mm256_mul_ps(a, f);
-        // Round to nearest, ties to even; a NaN stays one.
-        auto const bits = _mm256_castps_si256(a);
-        auto const odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        auto rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-        auto const nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-        rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
-        auto const packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-        for (int64_t k = 0; k < outs; ++k) _mm_storeu_si128(reinterpret_cast<__m128i*>(out[k] + i), packed);
-    }
-    return i;
-}
-
-__attribute__((target("avx2,f16c"))) inline int64_t sum_f16_avx2(uint16_t* const* out, int64_t outs, uint16_t const* const* in, int64_t ins, int64_t n, float factor) {
-    auto const f = _mm256_set1_ps(factor);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        auto a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(in[0] + i)));
-        for (int64_t k = 1; k < ins; ++k) a = _mm256_add_ps(a, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(in[k] + i))));
-        auto const packed = _mm256_cvtps_ph(_mm256_mul_ps(a, f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        for (int64_t k = 0; k < outs; ++k) _mm_storeu_si128(reinterpret_cast<__m128i*>(out[k] + i), packed);
-    }
-    return i;
-}
-
-/// What this processor can do; asked once.
-struct Processor {
-    bool avx2 = __builtin_cpu_supports("avx2"), avx512 = __builtin_cpu_supports("avx512f"), f16c = __builtin_cpu_supports("avx2") && has_f16c();
-
-    static Processor const& get() {
-        static Processor const it;
-        return it;
-    }
-
-private:
-    // g++ 12 does not know the name "f16c" here; every processor with AVX2 has it, as has every hypervisor's model of one.
-    static bool has_f16c() { return true; }
-};
-
-#endif
-
-}  // namespace accelerate::comm::kernel
-
-// ---- accelerate/comm/reduce.hpp
-
-namespace accelerate::comm {
-
-/// One reduction over arrays that this process sees: `outs` arrays receive what `ins` arrays give, element by element. The outputs
-/// may be among the inputs. Terms are taken in the order of `in`.
-struct Reduce {
-    void* const* out;
-    int64_t outs;
-    void const* const* in;
-    int64_t ins;
-    double factor = 1;  ///< multiplies a sum
-};
-
-namespace detail {
-
-template <class T>
-struct Wide { using type = T; };
-template <> struct Wide<c10::Half> { using type = float; };
-template <> struct Wide<c10::BFloat16> { using type = float; };
-template <> struct Wide<c10::Float8_e4m3fn> { using type = float; };
-template <> struct Wide<c10::Float8_e4m3fnuz> { using type = float; };
-template <> struct Wide<c10::Float8_e5m2> { using type = float; };
-template <> struct Wide<c10::Float8_e5m2fnuz> { using type = float; };
-template <> struct Wide<int8_t> { using type = int64_t; };
-template <> struct Wide<int16_t> { using type = int64_t; };
-template <> struct Wide<int32_t> { using type = int64_t; };
-template <> struct Wide<uint8_t> { using type = uint64_t; };
-template <> struct Wide<uint16_t> { using type = uint64_t; };
-template <> struct Wide<uint32_t> { using type = uint64_t; };
-
-/// The larger (or smaller) of two; a NaN wins, as in LibTorch.
-template <bool Larger, class A>
-A extreme(A a, A b) {
-    if constexpr (std::is_floating_point_v<A>) {
-        if (a != a) return a;
-        if (b != b) return b;
-    }
-    return (Larger ? a < b : b < a) ? b : a;
-}
-
-template <class T>
-void reduce_portable(Reduce const& r, Reduction reduction, int64_t from, int64_t to) {
-    using A = typename Wide<T>::type;
-    // Unsigned, so that a sum that overflows wraps as LibTorch's does.
-    using S = typename std::conditional_t<std::is_signed_v<A> && std::is_integral_v<A>, std::make_unsigned<A>, std::type_identity<A>>::type;
-    for (int64_t i = from; i < to; ++i) {
-        auto const term = [&](int64_t k) { return static_cast<A>(static_cast<T const*>(r.in[k])[i]); };
-        A value = term(0);
-        if constexpr (std::is_same_v<T, bool>) {
-            for (int64_t k = 1; k < r.ins; ++k) value = reduction == Reduction::Min ? value && term(k) : value || term(k);
-        } else {
-            for (int64_t k = 1; k < r.ins; ++k) {
-                if (reduction == Reduction::Max) value = extreme<true>(value, term(k));
-                else if (reduction == Reduction::Min) value = extreme<false>(value, term(k));
-                else value = static_cast<A>(static_cast<S>(value) + static_cast<S>(term(k)));
-            }
-            if constexpr (std::is_floating_point_v<A>)
-                if (reduction == Reduction::Sum || reduction == Reduction::Mean) value *= static_cast<A>(r.factor);
-        }
-        for (int64_t k = 0; k < r.outs; ++k) static_cast<T*>(r.out[k])[i] = static_cast<T>(value);
-    }
-}
-
-template <class T>
-T* const* as(void* const* p) { return reinterpret_cast<T* const*>(p); }
-template <class T>
-T const* const* as(void const* const* p) { return reinterpret_cast<T const* const*>(p); }
-
-/// How many leading elements the vector kernels have done.
-inline int64_t reduce_vectorised(Reduce const& r, [[maybe_unused]] at::ScalarType dtype, Reduction reduction, [[maybe_unused]] int64_t n) {
-    if (reduction != Reduction::Sum && reduction != Reduction::Mean) return 0;
-#if defined(__x86_64__)
-    auto const& cpu = kernel::Processor::get();
-    if (!cpu.avx2) return 0;
-    auto const factor = static_cast<float>(r.factor);
-    switch (dtype) {
-        case at::kFloat:
-            return cpu.avx512 ? kernel::sum_f32_avx512(as<float>(r.out), r.outs, as<float>(r.in), r.ins, n, factor)
-                              : kernel::sum_f32_avx2(as<float>(r.out), r.outs, as<float>(r.in), r.ins, n, factor);
-        case at::kDouble: return kernel::sum_f64_avx2(as<double>(r.out), r.outs, as<double>(r.in), r.ins, n, r.factor);
-        case at::kBFloat16: return kernel::sum_bf16_avx2(as<uint16_t>(r.out), r.outs, as<uint16_t>(r.in), r.ins, n, factor);
-        case at::kHalf: return cpu.f16c ? kernel::sum_f16_avx2(as<uint16_t>(r.out), r.outs, as<uint16_t>(r.in), r.ins, n, factor) : 0;
-        default: break;
-    }
-#endif
-    return 0;
-}
-
-}  // namespace detail
-
-/// Elements of `dtype` that are reduced as elements of another: complex numbers are pairs of reals, and so on.
-inline std::pair<at::ScalarType, int64_t> real_view(at::ScalarType dtype, int64_t n) {
-    switch (dtype) {
-        case at::kComplexHalf: return {at::kHalf, 2 * n};
-        case at::kComplexFloat: return {at::kFloat, 2 * n};
-        case at::kComplexDouble: return {at::kDouble, 2 * n};
-        default: return {dtype, n};
-    }
-}
-
-/// Reduces `n` elements. Every dtype for which `why_not(reduction, dtype)` is empty; `Mean` means a sum whose factor the caller chose.
-inline void reduce(Reduce const& r, at::ScalarType dtype, Reduction reduction, int64_t n) {
-    std::tie(dtype, n) = real_view(dtype, n);
-    auto const done = detail::reduce_vectorised(r, dtype, reduction, n);
-    if (done == n) return;
-    switch (dtype) {
-        case at::kFloat: return detail::reduce_portable<float>(r, reduction, done, n);
-        case at::kDouble: return detail::reduce_portable<double>(r, reduction, done, n);
-        case at::kHalf: return detail::reduce_portable<c10::Half>(r, reduction, done, n);
-        case at::kBFloat16: return detail::reduce_portable<c10::BFloat16>(r, reduction, done, n);
-        case at::kFloat8_e4m3fn: return detail::reduce_portable<c10::Float8_e4m3fn>(r, reduction, done, n);
-        case at::kFloat8_e4m3fnuz: return detail::reduce_portable<c10::Float8_e4m3fnuz>(r, reduction, done, n);
-        case at::kFloat8_e5m2: return detail::reduce_portable<c10::Float8_e5m2>(r, reduction, done, n);
-        case at::kFloat8_e5m2fnuz: return detail::reduce_portable<c10::Float8_e5m2fnuz>(r, reduction, done, n);
-        case at::kBool: return detail::reduce_portable<bool>(r, reduction, done, n);
-        case at::kByte: return detail::reduce_portable<uint8_t>(r, reduction, done, n);
-        case at::kChar: return detail::reduce_portable<int8_t>(r, reduction, done, n);
-        case at::kShort: return detail::reduce_portable<int16_t>(r, reduction, done, n);
-        case at::kInt: return detail::reduce_portable<int32_t>(r, reduction, done, n);
-        case at::kLong: return detail::reduce_portable<int64_t>(r, reduction, done, n);
-        case at::kUInt16: return detail::reduce_portable<uint16_t>(r, reduction, done, n);
-        case at::kUInt32: return detail::reduce_portable<uint32_t>(r, reduction, done, n);
-        case at::kUInt64: return detail::reduce_portable<uint64_t>(r, reduction, done, n);
-        default: throw Error(code::config, concat("a reduction of ", c10::toString(dtype), " is not supported"));
-    }
-}
-
-}  // namespace accelerate::comm
-
 // ---- accelerate/comm/transfer.hpp
 
 /// Movement of bytes inside one operation of a group. Ranks of a node pass pieces through their stages, one arrival for each piece;
@@ -5463,515 +5920,6 @@ private:
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/comm/solo.hpp
-
-namespace accelerate::comm {
-
-/// A group of one rank: what there is without a launcher.
-inline std::shared_ptr<Group> solo() {
-    Group::Parts parts;
-    parts.options = transport_options{.stage_bytes = 4096, .pipe_bytes = 64}.fitted(1);
-    parts.memory = Region::heap(Group::bytes(1, parts.options));
-    parts.source = std::make_shared<ThreadMemory>();
-    parts.family = std::make_shared<Family>(Region::heap(Family::bytes(1)), 0, 0, 1);
-    return std::make_shared<Group>(std::move(parts));
-}
-
-}  // namespace accelerate::comm
-
-// ---- accelerate/comm/self.hpp
-
-namespace accelerate::comm {
-
-/// The communicator of one process alone: no MPI, no threads. Every operation is what it would be among N ranks for N = 1.
-class Self : public Operations<Self> {
-public:
-    Self() : Operations(solo()) {}
-    static Self world() { return {}; }
-
-private:
-    friend class Operations<Self>;
-    explicit Self(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
-};
-
-static_assert(communicator<Self>);
-
-}  // namespace accelerate::comm
-
-// ---- accelerate/core/config.hpp
-
-// The only place that gives the ACCELERATE_WITH_* switches their defaults. A build (our CMake package, or -D on the command
-// line) may set them to 1; a backend that is off leaves its headers empty. A choice of backend always ends in a type, so two
-// translation units built with different switches never share a symbol of different meaning.
-
-#ifndef ACCELERATE_WITH_MPI
-#define ACCELERATE_WITH_MPI 0
-#endif
-
-// ---- accelerate/comm/absent_mpi.hpp
-
-#if !ACCELERATE_WITH_MPI
-
-namespace accelerate::comm {
-
-/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
-template <class Use = void>
-class AbsentMpi : public Self {
-    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
-
-public:
-    template <class... Arguments>
-    explicit AbsentMpi(Arguments const&...) {}
-    static AbsentMpi world() { return AbsentMpi(); }
-};
-using Mpi = AbsentMpi<>;
-
-}  // namespace accelerate::comm
-
-#endif
-
-// ---- accelerate/comm/mpi_session.hpp
-
-#if ACCELERATE_WITH_MPI
-
-// Without MPI-2's C++ bindings, which Open MPI 4 offers by default and which want a library of their own.
-#ifndef OMPI_SKIP_MPICXX
-#define OMPI_SKIP_MPICXX 1
-#endif
-#ifndef MPICH_SKIP_MPICXX
-#define MPICH_SKIP_MPICXX 1
-#endif
-#include <mpi.h>
-
-#include <cstdlib>
-#include <string>
-
-namespace accelerate::comm::mpi {
-
-/// Error E_INTERNAL with MPI's own words when a call has failed.
-inline void call(int status, char const* what) {
-    if (status == MPI_SUCCESS) [[likely]] return;
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    MPI_Error_string(status, text, &length);
-    throw Error(code::internal, concat(what, ": ", std::string(text, static_cast<size_t>(length))));
-}
-
-inline bool initialised() {
-    int flag = 0;
-    MPI_Initialized(&flag);
-    return flag != 0;
-}
-inline bool finalised() {
-    int flag = 0;
-    MPI_Finalized(&flag);
-    return flag != 0;
-}
-inline bool running() { return initialised() && !finalised(); }
-
-/// A launcher (mpirun, srun, anything that speaks PMI) has started this process as one of several.
-inline bool launched() {
-    for (auto const* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_FD", "MPI_LOCALRANKID", "MV2_COMM_WORLD_SIZE"})
-        if (std::getenv(name)) return true;
-    return std::getenv("SLURM_STEP_ID") && std::getenv("SLURM_PROCID") && std::getenv("SLURM_STEP_NUM_TASKS") && std::string(std::getenv("SLURM_STEP_NUM_TASKS")) != "1";
-}
-
-/// The calling thread may call MPI: any may with MPI_THREAD_MULTIPLE, else only the one that initialised it.
-inline bool may_call() {
-    int level = 0, main = 0;
-    MPI_Query_thread(&level);
-    if (level == MPI_THREAD_MULTIPLE) return true;
-    MPI_Is_thread_main(&main);
-    return main != 0;
-}
-
-/// Makes MPI usable; false where this process was not started by a launcher and the application has not initialised it.
-/// What was initialised here is finalised here, by `Session::finalise`; an application that calls MPI_Init itself also leaves.
-inline bool enter() {
-    if (running()) return true;
-    check(!finalised(), code::call_order, "comm::Mpi: MPI has been finalised already");
-    if (!launched()) return false;
-    int provided = 0;
-    // Open MPI's own waits should give the core away too, unless the user has said otherwise.
-    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
-    call(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
-    return true;
-}
-
-}  // namespace accelerate::comm::mpi
-
-#endif
-
-// ---- accelerate/comm/mpi_bridge.hpp
-
-#if ACCELERATE_WITH_MPI
-
-#include <ATen/ops/from_blob.h>
-
-#include <deque>
-#include <mutex>
-#include <numeric>
-
-namespace accelerate::comm {
-
-/// An MPI communicator that is freed when nobody has it any more.
-class MpiHandle {
-public:
-    MpiHandle() = default;
-    explicit MpiHandle(MPI_Comm comm) : comm_(comm) {
-        if (comm_ != MPI_COMM_NULL) MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-    }
-    MpiHandle(MpiHandle&& o) noexcept : comm_(std::exchange(o.comm_, MPI_COMM_NULL)) {}
-    MpiHandle& operator=(MpiHandle&& o) noexcept {
-        std::swap(comm_, o.comm_);
-        return *this;
-    }
-    ~MpiHandle() {
-        if (comm_ != MPI_COMM_NULL && mpi::running() && mpi::may_call()) MPI_Comm_free(&comm_);
-    }
-    MPI_Comm get() const { return comm_; }
-
-    static MpiHandle copy_of(MPI_Comm comm) {
-        MPI_Comm made = MPI_COMM_NULL;
-        mpi::call(MPI_Comm_dup(comm, &made), "MPI_Comm_dup");
-        return MpiHandle(made);
-    }
-    static MpiHandle split(MPI_Comm comm, int color, int key) {
-        MPI_Comm made = MPI_COMM_NULL;
-        mpi::call(MPI_Comm_split(comm, color, key, &made), "MPI_Comm_split");
-        return MpiHandle(made);
-    }
-
-private:
-    MPI_Comm comm_ = MPI_COMM_NULL;
-};
-
-/// The way between nodes over MPI: blocking calls, in chunks that fit MPI's int counts. They are made after `exchange` has shown
-/// that all nodes have come, so that the deadline is kept there. dtypes that MPI lacks are summed in fp32.
-class MpiBridge final : public Bridge {
-public:
-    /// `comm` spans the group's ranks in their order; `nodes` says who sees whose memory. Collective.
-    MpiBridge(MpiHandle comm, std::vector<int64_t> nodes, int64_t rank, int64_t max_count)
-        : all_(std::move(comm)), letters_(MpiHandle::copy_of(all_.get())), rank_(rank), size_(static_cast<int64_t>(nodes.size())), most_(max_count) {
-        for (int64_t r = 0; r < size_; ++r) {
-            auto const node = nodes[static_cast<size_t>(r)];
-            if (std::find(nodes.begin(), nodes.begin() + r, node) == nodes.begin() + r) leaders_of_.push_back(r);
-        }
-        auto const leads = std::find(leaders_of_.begin(), leaders_of_.end(), rank) != leaders_of_.end();
-        leaders_ = MpiHandle::split(all_.get(), leads ? 0 : MPI_UNDEFINED, static_cast<int>(rank));
-    }
-
-    std::string_view barred() const override {
-        if (!mpi::running()) return "MPI has been finalised already";
-        if (mpi::may_call()) return {};
-        return "these ranks are on several nodes and MPI was not initialised with MPI_THREAD_MULTIPLE, so only the thread that initialised it may communicate; "
-               "use MPI_Init_thread(.., MPI_THREAD_MULTIPLE, ..), or let accelerate initialise MPI";
-    }
-
-    std::vector<std::string> exchange(std::string const& mine, Deadline deadline) override {
-        begin();
-        int me = 0;
-        MPI_Comm_rank(leaders_.get(), &me);
-        auto const n = leaders_of_.size(), length = mine.size();
-        std::vector<std::string> all(n, std::string(length, '\0'));
-        all[static_cast<size_t>(me)] = mine;
-        std::vector<MPI_Request> receives(n, MPI_REQUEST_NULL), sends(n, MPI_REQUEST_NULL);
-        for (size_t i = 0; i < n; ++i) {
-            if (static_cast<int>(i) == me) continue;
-            mpi::call(MPI_Irecv(all[i].data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &receives[i]), "MPI_Irecv");
-            mpi::call(MPI_Isend(mine.data(), static_cast<int>(length), MPI_BYTE, static_cast<int>(i), 0, leaders_.get(), &sends[i]), "MPI_Isend");
-        }
-        // Who has not answered; what was asked of them is taken back before the memory for it goes.
-        auto const withdraw = [&] {
-            std::vector<int64_t> leaders;
-            for (size_t i = 0; i < n; ++i) {
-                int come = 0;
-                if (receives[i] == MPI_REQUEST_NULL || (MPI_Test(&receives[i], &come, MPI_STATUS_IGNORE), come != 0)) continue;
-                leaders.push_back(leaders_of_[i]);
-                MPI_Cancel(&receives[i]);
-                MPI_Wait(&receives[i], MPI_STATUS_IGNORE);
-            }
-            for (auto& request : sends)
-                if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
-            return leaders;
-        };
-        auto const finished = [](std::vector<MPI_Request>& requests) {
-            int done = 0;
-            mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
-            return done != 0;
-        };
-        wait_until([&] { return finished(receives) && finished(sends); },
-                   [&](Clock::duration elapsed) {
-                       if (auto const why = heard()) {
-                           withdraw();
-                           throw Error(*why);
-                       }
-                       if (elapsed <= deadline) return;
-                       std::string names;
-                       for (auto const leader : withdraw()) names += concat(names.empty() ? "" : ", ", leader);
-                       throw Error(code::deadline, concat("waited ", std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count(), " ms for the nodes led by ranks ", names,
-                                                          "; not all of their ranks have arrived"));
-                   });
-        // Who gave up while this node was on its way had said before what it called: that alone proves nothing.
-        if (auto const why = heard()) throw Error(*why);
-        return all;
-    }
-
-    void farewell(std::string_view why) noexcept override {
-        if (!barred().empty()) return;
-        std::lock_guard lock(mutex_);
-        auto const& text = farewells_.emplace_back(why.substr(0, 1000));
-        int me = 0;
-        MPI_Comm_rank(leaders_.get(), &me);
-        for (int i = 0; i < static_cast<int>(leaders_of_.size()); ++i) {
-            MPI_Request request = MPI_REQUEST_NULL;
-            if (i != me && MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_BYTE, i, farewell_tag, leaders_.get(), &request) == MPI_SUCCESS) MPI_Request_free(&request);
-        }
-    }
-
-    void all_reduce(void* data, int64_t n, at::ScalarType dtype, Reduction reduction, Deadline) override {
-        begin();
-        std::tie(dtype, n) = real_view(dtype, n);
-        auto const unit = static_cast<int64_t>(c10::elementSize(dtype));
-        auto const type = mpi_type(dtype);
-        auto const chunk = type == MPI_DATATYPE_NULL ? std::min<int64_t>(most_, 1 << 20) : most_;
-        for (int64_t at = 0; at < n; at += chunk) {
-            auto const count = std::min(chunk, n - at);
-            auto* const part = static_cast<std::byte*>(data) + at * unit;
-            if (type != MPI_DATATYPE_NULL) {
-                mpi::call(MPI_Allreduce(MPI_IN_PLACE, part, static_cast<int>(count), type, operation(dtype, reduction), leaders_.get()), "MPI_Allreduce");
-                continue;
-            }
-            auto const narrow = at::from_blob(part, {count}, at::TensorOptions(dtype));
-            auto const wide = narrow.to(at::kFloat);
-            mpi::call(MPI_Allreduce(MPI_IN_PLACE, wide.data_ptr(), static_cast<int>(count), MPI_FLOAT, operation(at::kFloat, reduction), leaders_.get()), "MPI_Allreduce");
-            narrow.copy_(wide);
-        }
-    }
-
-    void broadcast(void* data, int64_t bytes, int64_t root, Deadline) override {
-        begin();
-        chunked(bytes, [&](int64_t at, int n) { mpi::call(MPI_Bcast(static_cast<std::byte*>(data) + at, n, MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Bcast"); });
-    }
-
-    void all_gather(void const* mine, void* out, std::span<int64_t const> bytes, Deadline deadline) override {
-        begin();
-        auto* const to = static_cast<std::byte*>(out);
-        if (auto const [counts, at] = plan(bytes); !counts.empty()) {
-            mpi::call(MPI_Allgatherv(mine, counts[static_cast<size_t>(rank_)], MPI_BYTE, to, counts.data(), at.data(), MPI_BYTE, all_.get()), "MPI_Allgatherv");
-            return;
-        }
-        int64_t at = 0;
-        for (int64_t r = 0; r < size_; at += bytes[static_cast<size_t>(r++)]) {
-            auto const n = bytes[static_cast<size_t>(r)];
-            if (r == rank_ && n > 0) std::memcpy(to + at, mine, static_cast<size_t>(n));
-            broadcast(to + at, n, r, deadline);
-        }
-    }
-
-    void gather(void const* mine, void* out, std::span<int64_t const> bytes, int64_t root, Deadline) override {
-        begin();
-        auto* to = static_cast<std::byte*>(out);
-        auto const me = static_cast<size_t>(rank_);
-        if (auto const [counts, at] = plan(bytes); !counts.empty()) {
-            mpi::call(MPI_Gatherv(mine, counts[me], MPI_BYTE, to, counts.data(), at.data(), MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Gatherv");
-            return;
-        }
-        if (rank_ != root) return put(mine, bytes[me], root);
-        for (int64_t r = 0; r < size_; to += bytes[static_cast<size_t>(r++)]) {
-            auto const n = bytes[static_cast<size_t>(r)];
-            if (r != rank_) get(to, n, r);
-            else if (n > 0) std::memcpy(to, mine, static_cast<size_t>(n));
-        }
-    }
-
-    void scatter(void const* in, void* out, int64_t bytes, int64_t root, Deadline) override {
-        begin();
-        if (bytes * size_ <= most_) {
-            auto const n = static_cast<int>(bytes);
-            mpi::call(MPI_Scatter(in, n, MPI_BYTE, out, n, MPI_BYTE, static_cast<int>(root), all_.get()), "MPI_Scatter");
-            return;
-        }
-        if (rank_ != root) return get(out, bytes, root);
-        for (int64_t r = 0; r < size_; ++r) {
-            auto const* const piece = static_cast<std::byte const*>(in) + r * bytes;
-            if (r != rank_) put(piece, bytes, r);
-            else std::memcpy(out, piece, static_cast<size_t>(bytes));
-        }
-    }
-
-    void all_to_all(void const* in, void* out, int64_t bytes, Deadline) override {
-        begin();
-        if (bytes * size_ <= most_) {
-            auto const n = static_cast<int>(bytes);
-            mpi::call(MPI_Alltoall(in, n, MPI_BYTE, out, n, MPI_BYTE, all_.get()), "MPI_Alltoall");
-            return;
-        }
-        for (int64_t step = 0; step < size_; ++step) {
-            auto const to = (rank_ + step) % size_, from = (rank_ + size_ - step) % size_;
-            chunked(bytes, [&](int64_t at, int n) {
-                mpi::call(MPI_Sendrecv(static_cast<std::byte const*>(in) + to * bytes + at, n, MPI_BYTE, static_cast<int>(to), data_tag,
-                                       static_cast<std::byte*>(out) + from * bytes + at, n, MPI_BYTE, static_cast<int>(from), data_tag, all_.get(), MPI_STATUS_IGNORE),
-                          "MPI_Sendrecv");
-            });
-        }
-    }
-
-    void send(int64_t to, Envelope const& envelope, void const* data, std::function<void()> const& meanwhile, Deadline deadline) override {
-        begin();
-        auto const peer = static_cast<int>(to);
-        std::vector<MPI_Request> requests(1);
-        mpi::call(MPI_Isend(&envelope, sizeof envelope, MPI_BYTE, peer, envelope_tag, letters_.get(), &requests[0]), "MPI_Isend");
-        chunked(envelope.bytes, [&](int64_t at, int n) {
-            requests.emplace_back();
-            mpi::call(MPI_Isend(static_cast<std::byte const*>(data) + at, n, MPI_BYTE, peer, data_tag, letters_.get(), &requests.back()), "MPI_Isend");
-        });
-        wait_until(
-            [&] {
-                int done = 0;
-                mpi::call(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
-                if (!done) meanwhile();
-                return done != 0;
-            },
-            [&](Clock::duration elapsed) {
-                check(elapsed <= deadline, code::deadline, "send from rank ", rank_, " to rank ", to, ", tag ", envelope.tag, ": not received after ",
-                      std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count(), " ms");
-            });
-    }
-
-    std::optional<std::pair<int64_t, Message>> poll() override {
-        begin();
-        int come = 0;
-        MPI_Message handle{};
-        MPI_Status status{};
-        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, envelope_tag, letters_.get(), &come, &handle, &status), "MPI_Improbe");
-        if (!come) return {};
-        Message message;
-        mpi::call(MPI_Mrecv(&message.envelope, sizeof(Envelope), MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
-        message.payload.resize(static_cast<size_t>(message.envelope.bytes));
-        chunked(message.envelope.bytes, [&](int64_t at, int n) {
-            mpi::call(MPI_Recv(message.payload.data() + at, n, MPI_BYTE, status.MPI_SOURCE, data_tag, letters_.get(), MPI_STATUS_IGNORE), "MPI_Recv");
-        });
-        return std::pair(static_cast<int64_t>(status.MPI_SOURCE), std::move(message));
-    }
-
-    std::unique_ptr<Bridge> split(int64_t color, std::vector<int64_t> const& nodes, int64_t rank) override {
-        begin();
-        auto part = MpiHandle::split(all_.get(), static_cast<int>(color), static_cast<int>(rank));
-        if (std::all_of(nodes.begin(), nodes.end(), [&](int64_t node) { return node == nodes.front(); })) return nullptr;
-        return std::make_unique<MpiBridge>(std::move(part), nodes, rank, most_);
-    }
-
-private:
-    static constexpr int envelope_tag = 1, data_tag = 2, farewell_tag = 3;
-
-    void begin() const {
-        if (auto const why = barred(); !why.empty()) throw Error(code::config, std::string(why));
-    }
-
-    /// The farewell of another node, if one has come.
-    std::optional<Error> heard() {
-        int come = 0;
-        MPI_Message handle{};
-        MPI_Status status{};
-        mpi::call(MPI_Improbe(MPI_ANY_SOURCE, farewell_tag, leaders_.get(), &come, &handle, &status), "MPI_Improbe");
-        if (!come) return {};
-        int length = 0;
-        MPI_Get_count(&status, MPI_BYTE, &length);
-        std::string text(static_cast<size_t>(length), '\0');
-        mpi::call(MPI_Mrecv(text.data(), length, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
-        return error_from(text);
-    }
-
-    template <class Each>
-    void chunked(int64_t bytes, Each&& each) const {
-        for (int64_t at = 0; at < bytes; at += most_) each(at, static_cast<int>(std::min(most_, bytes - at)));
-    }
-
-    /// Counts and displacements where they fit an int; else empty.
-    std::pair<std::vector<int>, std::vector<int>> plan(std::span<int64_t const> bytes) const {
-        if (std::accumulate(bytes.begin(), bytes.end(), int64_t{0}) > most_) return {};
-        std::vector<int> counts, at;
-        int sum = 0;
-        for (auto n : bytes) counts.push_back(static_cast<int>(n)), at.push_back(sum), sum += static_cast<int>(n);
-        return {counts, at};
-    }
-
-    void put(void const* data, int64_t bytes, int64_t to) const {
-        chunked(bytes, [&](int64_t at, int n) {
-            mpi::call(MPI_Send(static_cast<std::byte const*>(data) + at, n, MPI_BYTE, static_cast<int>(to), data_tag, all_.get()), "MPI_Send");
-        });
-    }
-    void get(void* data, int64_t bytes, int64_t from) const {
-        chunked(bytes, [&](int64_t at, int n) {
-            mpi::call(MPI_Recv(static_cast<std::byte*>(data) + at, n, MPI_BYTE, static_cast<int>(from), data_tag, all_.get(), MPI_STATUS_IGNORE), "MPI_Recv");
-        });
-    }
-
-    static MPI_Datatype mpi_type(at::ScalarType dtype) {
-        switch (dtype) {
-            case at::kFloat: return MPI_FLOAT;
-            case at::kDouble: return MPI_DOUBLE;
-            case at::kBool: return MPI_C_BOOL;
-            case at::kByte: return MPI_UINT8_T;
-            case at::kChar: return MPI_INT8_T;
-            case at::kShort: return MPI_INT16_T;
-            case at::kInt: return MPI_INT32_T;
-            case at::kLong: return MPI_INT64_T;
-            case at::kUInt16: return MPI_UINT16_T;
-            case at::kUInt32: return MPI_UINT32_T;
-            case at::kUInt64: return MPI_UINT64_T;
-            default: return MPI_DATATYPE_NULL;
-        }
-    }
-    static MPI_Op operation(at::ScalarType dtype, Reduction reduction) {
-        auto const logical = dtype == at::kBool;
-        // MPI_MAX and MPI_MIN lose a NaN or not, as the order has it; Open MPI 4.1 sums 8 and 16 bits with saturation on some processors.
-        if (reduction == Reduction::Max || reduction == Reduction::Min) {
-            auto const larger = reduction == Reduction::Max;
-            if (dtype == at::kFloat) return larger ? own<float, detail::extreme<true, float>>() : own<float, detail::extreme<false, float>>();
-            if (dtype == at::kDouble) return larger ? own<double, detail::extreme<true, double>>() : own<double, detail::extreme<false, double>>();
-        } else if (dtype == at::kByte || dtype == at::kChar) {
-            return own<uint8_t, wrapping<uint8_t>>();
-        } else if (dtype == at::kShort || dtype == at::kUInt16) {
-            return own<uint16_t, wrapping<uint16_t>>();
-        }
-        if (reduction == Reduction::Min) return logical ? MPI_LAND : MPI_MIN;
-        if (reduction == Reduction::Max) return logical ? MPI_LOR : MPI_MAX;
-        return logical ? MPI_LOR : MPI_SUM;
-    }
-
-    template <class T>
-    static T wrapping(T a, T b) {
-        return static_cast<T>(a + b);
-    }
-    /// An operation of MPI that does with two elements what it does on one node.
-    template <class T, auto Combine>
-    static MPI_Op own() {
-        static MPI_Op const op = [] {
-            MPI_Op made = MPI_OP_NULL;
-            mpi::call(MPI_Op_create(
-                          [](void* in, void* inout, int* n, MPI_Datatype*) {
-                              for (int i = 0; i < *n; ++i) static_cast<T*>(inout)[i] = Combine(static_cast<T*>(inout)[i], static_cast<T const*>(in)[i]);
-                          },
-                          1, &made),
-                      "MPI_Op_create");
-            return made;
-        }();
-        return op;
-    }
-
-    MpiHandle all_, letters_, leaders_;
-    std::vector<int64_t> leaders_of_;  // by node, in the order of the leaders' communicator
-    int64_t rank_, size_, most_;
-    std::mutex mutex_;                    // a farewell may come from another thread
-    std::deque<std::string> farewells_;   // MPI may still read them
-};
-
-}  // namespace accelerate::comm
-
-#endif
-
 // ---- accelerate/comm/process_memory.hpp
 
 namespace accelerate::comm {
@@ -6097,6 +6045,41 @@ private:
     std::filesystem::path directory_;
     bool anonymous_ = false;
 };
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/solo.hpp
+
+namespace accelerate::comm {
+
+/// A group of one rank: what there is without a launcher.
+inline std::shared_ptr<Group> solo() {
+    Group::Parts parts;
+    parts.options = transport_options{.stage_bytes = 4096, .pipe_bytes = 64}.fitted(1);
+    parts.memory = Region::heap(Group::bytes(1, parts.options));
+    parts.source = std::make_shared<ThreadMemory>();
+    parts.family = std::make_shared<Family>(Region::heap(Family::bytes(1)), 0, 0, 1);
+    return std::make_shared<Group>(std::move(parts));
+}
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/self.hpp
+
+namespace accelerate::comm {
+
+/// The communicator of one process alone: no MPI, no threads. Every operation is what it would be among N ranks for N = 1.
+class Self : public Operations<Self> {
+public:
+    Self() : Operations(solo()) {}
+    static Self world() { return {}; }
+
+private:
+    friend class Operations<Self>;
+    explicit Self(std::shared_ptr<Group> group) : Operations(std::move(group)) {}
+};
+
+static_assert(communicator<Self>);
 
 }  // namespace accelerate::comm
 
@@ -6321,6 +6304,24 @@ static_assert(communicator<Mpi>);
 
 }  // namespace accelerate::comm
 
+#else
+
+namespace accelerate::comm {
+
+/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
+template <class Use = void>
+class AbsentMpi : public Self {
+    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
+
+public:
+    template <class... Arguments>
+    explicit AbsentMpi(Arguments const&...) {}
+    static AbsentMpi world() { return AbsentMpi(); }
+};
+using Mpi = AbsentMpi<>;
+
+}  // namespace accelerate::comm
+
 #endif
 
 // ---- accelerate/device/cpu.hpp
@@ -6408,6 +6409,14 @@ public:
     Whole whole() { return {}; }
 
 protected:
+    /// One flat for each dtype, in memory of this rank's own, which updates all of it.
+    void adopt_whole() {
+        constexpr auto whole = std::numeric_limits<int64_t>::max();
+        adopt(plan_layout(parameters_, registration_order(), whole, whole),
+              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
+        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+    }
+
     /// Moves parameters into flats of the given layout; gradients that exist move along.
     /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
     template <class Allocate>
@@ -6507,10 +6516,7 @@ class LocalModel : public FlatModel {
 public:
     template <class Communicator>
     LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
-        constexpr auto whole = std::numeric_limits<int64_t>::max();
-        adopt(plan_layout(parameters_, registration_order(), whole, whole),
-              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+        adopt_whole();
     }
 
     void before_forward() {}
@@ -6550,6 +6556,7 @@ struct DeviceMembers {
     static constexpr bool current = requires { { D::current() } -> std::same_as<at::Device>; };
     static constexpr bool synchronize = requires { D::synchronize(); };
     static constexpr bool any = communicator || type || current || synchronize;
+    static constexpr bool all = communicator && type && name && current && synchronize;
 };
 
 template <class P, class Device = precision::detail::SomeDevice>
@@ -6564,6 +6571,7 @@ struct PrecisionMembers {
     static constexpr bool pause = requires { requires std::default_initializable<typename P::template pause<Device>>; };
     static constexpr bool parameters_changed = requires { P::parameters_changed(); };
     static constexpr bool any = parameter || compute || reduction || master || scope || pause || parameters_changed;
+    static constexpr bool all = parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
 };
 
 template <class M>
@@ -6630,6 +6638,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!d || D::name, "device policy: give it `name`, as in static constexpr char const* name = \"cpu\"");
     static_assert(!d || D::current, "device policy: give it `current`, the device of the calling rank, as in static at::Device current()");
     static_assert(!d || D::synchronize, "device policy: give it `synchronize`, which waits for the device's work, as in static void synchronize()");
+    static_assert(!D::all || device_policy<Device>, "device policy: it does not satisfy accelerate::device_policy; see accelerate/device/policy.hpp");
 
     static_assert(p, "Accelerator<Device, Precision, Sharding, Loader>: the second argument is no precision policy; see accelerate/precision/policy.hpp");
     static_assert(!p || P::parameter, "precision policy: give it `parameter`, the dtype of parameters, as in static constexpr at::ScalarType parameter = at::kFloat");
@@ -6641,6 +6650,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!p || P::scope, "precision policy: give it `scope<Device>`, made from nothing or a bool, as in template <class Device> using scope = acc::precision::NoScope");
     static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
     static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
+    static_assert(!P::all || precision_policy<Precision>, "precision policy: it does not satisfy accelerate::precision_policy; see accelerate/precision/policy.hpp");
 
     static_assert(!D::communicator || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
     static_assert(!s || S::name, "sharding policy: give it `name`, as in static constexpr char const* name = \"Ddp\"");
@@ -8433,25 +8443,25 @@ inline constexpr bool is_prepared_schedule = false;
 template <class Recipe, class Optimizer>
 inline constexpr bool is_prepared_schedule<schedule::Scheduler<Recipe, Optimizer>> = true;
 
-/// What is asked of one call of `prepare`, and whether it can be. Of several mistakes the first counts.
-template <class... T>
-struct Request {
-    static constexpr size_t models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
-    static constexpr size_t torch_optimizers = ((optim::is_torch_optimizer<T> ? 1 : 0) + ... + 0);
+/// What is wrong with a call of `prepare`; of several mistakes the first.
+enum class Mistake { None, Nothing, ModelAgain, OptimizerAgain, LoaderAgain, ScheduleAgain, NoModel, NoOptimizer, OptimizerCount, ScheduleCount, Spread };
 
-    static constexpr bool something = sizeof...(T) > 0;
-    static constexpr bool raw_models = (!is_prepared_model<T> && ...);
-    static constexpr bool raw_optimizers = !raw_models || (!is_prepared_optimizer<T> && ...);
-    static constexpr bool raw_loaders = !raw_optimizers || (!is_prepared_loader<T> && ...);
-    static constexpr bool raw_schedules = !raw_loaders || (!is_prepared_schedule<T> && ...);
-    static constexpr bool raw = raw_models && raw_optimizers && raw_loaders && raw_schedules;
-    static constexpr bool models_given = !raw || optimizers == 0 || models > 0;
-    static constexpr bool optimizers_given = !raw || !models_given || schedules == 0 || optimizers > 0;
-    static constexpr bool given = raw && models_given && optimizers_given;
-    static constexpr bool optimizers_match = !given || optimizers <= 1 || optimizers == models;
-    static constexpr bool schedules_match = !given || !optimizers_match || schedules == 0 || schedules == optimizers;
-    static constexpr bool possible = something && given && optimizers_match && schedules_match;
-};
+/// `whole`: every parameter and its gradient are on every rank.
+template <class... T>
+consteval Mistake mistake(bool whole) {
+    constexpr auto models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
+    if (sizeof...(T) == 0) return Mistake::Nothing;
+    if ((is_prepared_model<T> || ...)) return Mistake::ModelAgain;
+    if ((is_prepared_optimizer<T> || ...)) return Mistake::OptimizerAgain;
+    if ((is_prepared_loader<T> || ...)) return Mistake::LoaderAgain;
+    if ((is_prepared_schedule<T> || ...)) return Mistake::ScheduleAgain;
+    if (optimizers > 0 && models == 0) return Mistake::NoModel;
+    if (schedules > 0 && optimizers == 0) return Mistake::NoOptimizer;
+    if (optimizers > 1 && optimizers != models) return Mistake::OptimizerCount;
+    if (schedules > 0 && schedules != optimizers) return Mistake::ScheduleCount;
+    if (!whole && (optim::is_torch_optimizer<T> || ...)) return Mistake::Spread;
+    return Mistake::None;
+}
 
 /// Stands for what cannot be made after an error of the compiler, so that it says nothing more. Never defined.
 template <class T>
@@ -9789,20 +9799,20 @@ public:
     /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
     template <class... Arguments>
     auto prepare(Arguments&&... arguments) {
-        using Q = detail::Request<std::remove_cvref_t<Arguments>...>;
+        using detail::Mistake;
         [[maybe_unused]] constexpr bool loadable = (detail::is_loadable<std::remove_cvref_t<Arguments>> && ...);  // asked first: a loader that cannot be says why itself
-        constexpr bool replicated = Q::torch_optimizers == 0 || model_state::owns_everything;
-        static_assert(Q::something, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
-        static_assert(Q::raw_models, "prepare: this model is already prepared; pass the raw model, once");
-        static_assert(Q::raw_optimizers, "prepare: this optimizer is already prepared; pass the recipe, once");
-        static_assert(Q::raw_loaders, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
-        static_assert(Q::raw_schedules, "prepare: this schedule is already prepared; pass the recipe, once");
-        static_assert(Q::models_given, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
-        static_assert(Q::optimizers_given, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(Q::optimizers_match, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
-        static_assert(Q::schedules_match, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        static_assert(replicated, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
-        if constexpr (Q::possible && replicated) return prepare_checked(std::forward<Arguments>(arguments)...);
+        constexpr auto wrong = detail::mistake<std::remove_cvref_t<Arguments>...>(model_state::owns_everything);
+        static_assert(wrong != Mistake::Nothing, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
+        static_assert(wrong != Mistake::ModelAgain, "prepare: this model is already prepared; pass the raw model, once");
+        static_assert(wrong != Mistake::OptimizerAgain, "prepare: this optimizer is already prepared; pass the recipe, once");
+        static_assert(wrong != Mistake::LoaderAgain, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
+        static_assert(wrong != Mistake::ScheduleAgain, "prepare: this schedule is already prepared; pass the recipe, once");
+        static_assert(wrong != Mistake::NoModel, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
+        static_assert(wrong != Mistake::NoOptimizer, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
+        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(wrong != Mistake::ScheduleCount, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        static_assert(wrong != Mistake::Spread, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
+        if constexpr (wrong == Mistake::None) return prepare_checked(std::forward<Arguments>(arguments)...);
         else return detail::recovered<std::tuple<std::remove_cvref_t<Arguments>...>>();  // of the same shape, so that this stays the only error
     }
 

@@ -36,8 +36,6 @@ def command_of(build):
     entries = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
     entry = next(e for e in entries if e["file"] == str(HERE / "accelerator.cpp"))
     words = shlex.split(entry["command"])
-    if pathlib.Path(words[0]).name == "ccache":
-        words = words[1:]
     words = words[:words.index("-o")]
     # CMake's own precompiled header goes: -include FILE for g++, -Xclang -include-pch -Xclang FILE -Xclang -include -Xclang FILE for clang
     kept = []

@@ -47,8 +47,7 @@ template <class Comm>
 class AveragedModel : public acc::sharding::FlatModel {
 public:
     AveragedModel(acc::sharding::ModelParts parts, Comm const& comm) : FlatModel(std::move(parts.parameters)), comm_(comm) {
-        adopt(acc::sharding::plan_layout(parameters_, registration_order(), 1 << 30, 1 << 30), [](int64_t, int64_t n, at::TensorOptions const& o) { return at::zeros({n}, o); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+        adopt_whole();
     }
     void before_forward() {}
     void before_backward(at::Tensor const&) {}
@@ -129,10 +128,9 @@ struct Rows {
 };
 
 /// Three epochs; the loss of every step, over all ranks.
-template <class Run>
-std::vector<double> train(Run& accelerator, int64_t batch_size) {
-    auto [model, optimizer, loader] =
-        accelerator.prepare(accelerator.template make<Model>(int64_t{4}), acc::optim::Sgd{.lr = 0.02}, acc::data::Loader{Rows{}, {.batch_size = batch_size, .shuffle = true, .seed = 3}});
+template <class Run, class Net>
+std::vector<double> train(Run& accelerator, Net net, int64_t batch_size) {
+    auto [model, optimizer, loader] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.02}, acc::data::Loader{Rows{}, {.batch_size = batch_size, .shuffle = true, .seed = 3}});
     std::vector<double> losses;
     while (loader.epoch() < 3)
         for (auto& x : loader) {
@@ -145,6 +143,11 @@ std::vector<double> train(Run& accelerator, int64_t batch_size) {
             losses.push_back(accelerator.reduce(loss.detach(), "mean").template item<double>());
         }
     return losses;
+}
+
+template <class Run>
+std::vector<double> train(Run& accelerator, int64_t batch_size) {
+    return train(accelerator, accelerator.template make<Model>(int64_t{4}), batch_size);
 }
 
 template <class Precision, class Sharding, class Device = Self, class Loader = acc::loader::Stateful<>>
@@ -202,18 +205,7 @@ TEST_CASE("an own precision replaces the arithmetic of linear layers and is told
             }
         for (auto const* part : {"weight", "bias"}) reference->named_parameters()[std::string("head.") + part].copy_(from[std::string("head.") + part]);
     }
-    auto [model, optimizer, loader] = plain.prepare(reference, acc::optim::Sgd{.lr = 0.02}, acc::data::Loader{Rows{}, {.batch_size = 8, .shuffle = true, .seed = 3}});
-    std::vector<double> expected;
-    while (loader.epoch() < 3)
-        for (auto& x : loader) {
-            auto window = plain.accumulate(model);
-            auto const loss = (model(x) - x.sum(1, true)).square().mean();
-            plain.backward(loss);
-            plain.clip_grad_norm(model, 1.0);
-            optimizer.step();
-            optimizer.zero_grad();
-            expected.push_back(loss.item<double>());
-        }
+    auto const expected = train(plain, reference, 8);
 
     scopes_made = updates_seen = 0;
     Run<Doubled, None> own;

@@ -71,20 +71,20 @@ public:
     /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
     template <class... Arguments>
     auto prepare(Arguments&&... arguments) {
-        using Q = detail::Request<std::remove_cvref_t<Arguments>...>;
+        using detail::Mistake;
         [[maybe_unused]] constexpr bool loadable = (detail::is_loadable<std::remove_cvref_t<Arguments>> && ...);  // asked first: a loader that cannot be says why itself
-        constexpr bool replicated = Q::torch_optimizers == 0 || model_state::owns_everything;
-        static_assert(Q::something, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
-        static_assert(Q::raw_models, "prepare: this model is already prepared; pass the raw model, once");
-        static_assert(Q::raw_optimizers, "prepare: this optimizer is already prepared; pass the recipe, once");
-        static_assert(Q::raw_loaders, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
-        static_assert(Q::raw_schedules, "prepare: this schedule is already prepared; pass the recipe, once");
-        static_assert(Q::models_given, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
-        static_assert(Q::optimizers_given, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(Q::optimizers_match, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
-        static_assert(Q::schedules_match, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
-        static_assert(replicated, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
-        if constexpr (Q::possible && replicated) return prepare_checked(std::forward<Arguments>(arguments)...);
+        constexpr auto wrong = detail::mistake<std::remove_cvref_t<Arguments>...>(model_state::owns_everything);
+        static_assert(wrong != Mistake::Nothing, "prepare: give it a model, an optimizer recipe, a loader or a schedule");
+        static_assert(wrong != Mistake::ModelAgain, "prepare: this model is already prepared; pass the raw model, once");
+        static_assert(wrong != Mistake::OptimizerAgain, "prepare: this optimizer is already prepared; pass the recipe, once");
+        static_assert(wrong != Mistake::LoaderAgain, "prepare: this loader is already prepared; pass the acc::data::Loader, once");
+        static_assert(wrong != Mistake::ScheduleAgain, "prepare: this schedule is already prepared; pass the recipe, once");
+        static_assert(wrong != Mistake::NoModel, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
+        static_assert(wrong != Mistake::NoOptimizer, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
+        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(wrong != Mistake::ScheduleCount, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
+        static_assert(wrong != Mistake::Spread, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
+        if constexpr (wrong == Mistake::None) return prepare_checked(std::forward<Arguments>(arguments)...);
         else return detail::recovered<std::tuple<std::remove_cvref_t<Arguments>...>>();  // of the same shape, so that this stays the only error
     }
 

@@ -19,6 +19,7 @@ struct DeviceMembers {
     static constexpr bool current = requires { { D::current() } -> std::same_as<at::Device>; };
     static constexpr bool synchronize = requires { D::synchronize(); };
     static constexpr bool any = communicator || type || current || synchronize;
+    static constexpr bool all = communicator && type && name && current && synchronize;
 };
 
 template <class P, class Device = precision::detail::SomeDevice>
@@ -33,6 +34,7 @@ struct PrecisionMembers {
     static constexpr bool pause = requires { requires std::default_initializable<typename P::template pause<Device>>; };
     static constexpr bool parameters_changed = requires { P::parameters_changed(); };
     static constexpr bool any = parameter || compute || reduction || master || scope || pause || parameters_changed;
+    static constexpr bool all = parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
 };
 
 template <class M>
@@ -99,6 +101,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!d || D::name, "device policy: give it `name`, as in static constexpr char const* name = \"cpu\"");
     static_assert(!d || D::current, "device policy: give it `current`, the device of the calling rank, as in static at::Device current()");
     static_assert(!d || D::synchronize, "device policy: give it `synchronize`, which waits for the device's work, as in static void synchronize()");
+    static_assert(!D::all || device_policy<Device>, "device policy: it does not satisfy accelerate::device_policy; see accelerate/device/policy.hpp");
 
     static_assert(p, "Accelerator<Device, Precision, Sharding, Loader>: the second argument is no precision policy; see accelerate/precision/policy.hpp");
     static_assert(!p || P::parameter, "precision policy: give it `parameter`, the dtype of parameters, as in static constexpr at::ScalarType parameter = at::kFloat");
@@ -110,6 +113,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!p || P::scope, "precision policy: give it `scope<Device>`, made from nothing or a bool, as in template <class Device> using scope = acc::precision::NoScope");
     static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
     static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
+    static_assert(!P::all || precision_policy<Precision>, "precision policy: it does not satisfy accelerate::precision_policy; see accelerate/precision/policy.hpp");
 
     static_assert(!D::communicator || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
     static_assert(!s || S::name, "sharding policy: give it `name`, as in static constexpr char const* name = \"Ddp\"");

@@ -63,25 +63,25 @@ inline constexpr bool is_prepared_schedule = false;
 template <class Recipe, class Optimizer>
 inline constexpr bool is_prepared_schedule<schedule::Scheduler<Recipe, Optimizer>> = true;
 
-/// What is asked of one call of `prepare`, and whether it can be. Of several mistakes the first counts.
-template <class... T>
-struct Request {
-    static constexpr size_t models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
-    static constexpr size_t torch_optimizers = ((optim::is_torch_optimizer<T> ? 1 : 0) + ... + 0);
+/// What is wrong with a call of `prepare`; of several mistakes the first.
+enum class Mistake { None, Nothing, ModelAgain, OptimizerAgain, LoaderAgain, ScheduleAgain, NoModel, NoOptimizer, OptimizerCount, ScheduleCount, Spread };
 
-    static constexpr bool something = sizeof...(T) > 0;
-    static constexpr bool raw_models = (!is_prepared_model<T> && ...);
-    static constexpr bool raw_optimizers = !raw_models || (!is_prepared_optimizer<T> && ...);
-    static constexpr bool raw_loaders = !raw_optimizers || (!is_prepared_loader<T> && ...);
-    static constexpr bool raw_schedules = !raw_loaders || (!is_prepared_schedule<T> && ...);
-    static constexpr bool raw = raw_models && raw_optimizers && raw_loaders && raw_schedules;
-    static constexpr bool models_given = !raw || optimizers == 0 || models > 0;
-    static constexpr bool optimizers_given = !raw || !models_given || schedules == 0 || optimizers > 0;
-    static constexpr bool given = raw && models_given && optimizers_given;
-    static constexpr bool optimizers_match = !given || optimizers <= 1 || optimizers == models;
-    static constexpr bool schedules_match = !given || !optimizers_match || schedules == 0 || schedules == optimizers;
-    static constexpr bool possible = something && given && optimizers_match && schedules_match;
-};
+/// `whole`: every parameter and its gradient are on every rank.
+template <class... T>
+consteval Mistake mistake(bool whole) {
+    constexpr auto models = count_of<Kind::Model, T...>, optimizers = count_of<Kind::Optimizer, T...>, schedules = count_of<Kind::Schedule, T...>;
+    if (sizeof...(T) == 0) return Mistake::Nothing;
+    if ((is_prepared_model<T> || ...)) return Mistake::ModelAgain;
+    if ((is_prepared_optimizer<T> || ...)) return Mistake::OptimizerAgain;
+    if ((is_prepared_loader<T> || ...)) return Mistake::LoaderAgain;
+    if ((is_prepared_schedule<T> || ...)) return Mistake::ScheduleAgain;
+    if (optimizers > 0 && models == 0) return Mistake::NoModel;
+    if (schedules > 0 && optimizers == 0) return Mistake::NoOptimizer;
+    if (optimizers > 1 && optimizers != models) return Mistake::OptimizerCount;
+    if (schedules > 0 && schedules != optimizers) return Mistake::ScheduleCount;
+    if (!whole && (optim::is_torch_optimizer<T> || ...)) return Mistake::Spread;
+    return Mistake::None;
+}
 
 /// Stands for what cannot be made after an error of the compiler, so that it says nothing more. Never defined.
 template <class T>

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/ops/full.h>
+
 #include <accelerate/comm/communicator.hpp>
 #include <accelerate/comm/split_between.hpp>
 #include <accelerate/core/log.hpp>

@@ -61,9 +61,7 @@ class OwnModel : public acc::sharding::FlatModel {
 public:
     template <class Communicator>
     OwnModel(acc::sharding::ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
-        adopt(acc::sharding::plan_layout(parameters_, registration_order(), 1 << 30, 1 << 30),
-              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+        adopt_whole();
     }
 #ifndef WRONG_model_before_forward  // sharding policy: give its model `before_forward`
     void before_forward() {}

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <accelerate/comm/absent_mpi.hpp>
 #include <accelerate/comm/communicator.hpp>
 #include <accelerate/comm/mpi_bridge.hpp>
 #include <accelerate/comm/operations.hpp>
 #include <accelerate/comm/process_memory.hpp>
+#include <accelerate/comm/self.hpp>
 #include <accelerate/comm/solo.hpp>
 #include <accelerate/core/run.hpp>
 #include <functional>
@@ -179,6 +179,24 @@ private:
 };
 
 static_assert(communicator<Mpi>);
+
+}  // namespace accelerate::comm
+
+#else
+
+namespace accelerate::comm {
+
+/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
+template <class Use = void>
+class AbsentMpi : public Self {
+    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
+
+public:
+    template <class... Arguments>
+    explicit AbsentMpi(Arguments const&...) {}
+    static AbsentMpi world() { return AbsentMpi(); }
+};
+using Mpi = AbsentMpi<>;
 
 }  // namespace accelerate::comm
 

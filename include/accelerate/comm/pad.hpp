@@ -4,7 +4,6 @@
 
 #include <accelerate/comm/communicator.hpp>
 #include <accelerate/core/for_each_tensor.hpp>
-#include <algorithm>
 
 namespace accelerate::comm {
 

@@ -1,6 +1,6 @@
 #pragma once
 // The only place that gives the ACCELERATE_WITH_* switches their defaults. A build (our CMake package, or -D on the command
-// line) may set them to 1; a backend that is off leaves its headers empty. A choice of backend always ends in a type, so two
+// line) may set them to 1; a backend that is off leaves in its headers at most what says how to switch it on. A choice of backend always ends in a type, so two
 // translation units built with different switches never share a symbol of different meaning.
 
 #ifndef ACCELERATE_WITH_MPI

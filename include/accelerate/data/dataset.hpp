@@ -29,7 +29,7 @@ template <class D>
 concept batching_dataset = indexed_dataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
 
 /// What `operator[]` of the data set gives, as a value.
-template <indexed_dataset D>
+template <class D>
 using sample_t = std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>;
 
 }  // namespace accelerate::data

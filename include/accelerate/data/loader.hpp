@@ -10,11 +10,16 @@
 namespace accelerate::data {
 
 namespace detail {
+/// `sample_t`, or where there is none (a mistake that the Loader names) a tensor.
 template <class D>
-auto sample_of() {
-    if constexpr (requires(std::remove_reference_t<D>& d, size_t i) { d[i]; }) return std::type_identity<std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>>();
-    else return std::type_identity<at::Tensor>();
-}
+struct SampleOf {
+    using type = at::Tensor;
+};
+template <class D>
+    requires requires { typename sample_t<D>; }
+struct SampleOf<D> {
+    using type = sample_t<D>;
+};
 }  // namespace detail
 
 /// What to load: a data set, options, and an order of its own if the options' `shuffle` is not enough. `accelerator.prepare` makes
@@ -35,7 +40,7 @@ public:
     using dataset_type = std::remove_reference_t<Dataset>;
     using order_type = Order;
     using collate_type = Collation;
-    using sample_type = typename decltype(detail::sample_of<Dataset>())::type;
+    using sample_type = typename detail::SampleOf<Dataset>::type;
 
     explicit Loader(Dataset&& dataset, options o = {})
         requires std::same_as<Order, order::Standard>

@@ -4,6 +4,7 @@
 
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/window.hpp>
+#include <limits>
 #include <numeric>
 #include <span>
 
@@ -65,6 +66,14 @@ public:
     Whole whole() { return {}; }
 
 protected:
+    /// One flat for each dtype, in memory of this rank's own, which updates all of it.
+    void adopt_whole() {
+        constexpr auto whole = std::numeric_limits<int64_t>::max();
+        adopt(plan_layout(parameters_, registration_order(), whole, whole),
+              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
+        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+    }
+
     /// Moves parameters into flats of the given layout; gradients that exist move along.
     /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
     template <class Allocate>

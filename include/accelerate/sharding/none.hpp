@@ -2,7 +2,6 @@
 
 #include <accelerate/module/placement.hpp>
 #include <accelerate/sharding/flat_model.hpp>
-#include <limits>
 #include <memory>
 
 namespace accelerate::sharding {
@@ -12,10 +11,7 @@ class LocalModel : public FlatModel {
 public:
     template <class Communicator>
     LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
-        constexpr auto whole = std::numeric_limits<int64_t>::max();
-        adopt(plan_layout(parameters_, registration_order(), whole, whole),
-              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+        adopt_whole();
     }
 
     void before_forward() {}
