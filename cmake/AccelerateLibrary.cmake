@@ -2,11 +2,15 @@
 # accelerate::accelerate by it, each with the back ends that are there.
 #
 #   ACCELERATE_WITH_MPI       AUTO (when an MPI is found), ON (it must be), OFF (everything is one process)
+#   ACCELERATE_WITH_CUDA      AUTO (when LibTorch was built with CUDA), ON, OFF; needs no CUDA toolkit
+#   ACCELERATE_WITH_NCCL      AUTO (with CUDA, when nccl.h, the CUDA runtime's headers and both libraries are found), ON, OFF
 #   ACCELERATE_DEFAULT_DEVICE, _PRECISION, _SHARDING, _LOADER
 #                             what accelerate::DefaultAccelerator means for targets that do not say so by accelerate_policies
 
 set(ACCELERATE_WITH_MPI AUTO CACHE STRING "Communicate over MPI: AUTO, ON or OFF")
-set_property(CACHE ACCELERATE_WITH_MPI PROPERTY STRINGS AUTO ON OFF)
+set(ACCELERATE_WITH_CUDA AUTO CACHE STRING "Offer device::Cuda: AUTO, ON or OFF")
+set(ACCELERATE_WITH_NCCL AUTO CACHE STRING "Communicate between GPUs over NCCL: AUTO, ON or OFF")
+set_property(CACHE ACCELERATE_WITH_MPI ACCELERATE_WITH_CUDA ACCELERATE_WITH_NCCL PROPERTY STRINGS AUTO ON OFF)
 
 list(APPEND CMAKE_MODULE_PATH "${CMAKE_CURRENT_LIST_DIR}")
 find_package(LibTorch REQUIRED)
@@ -47,6 +51,36 @@ else()
   message(STATUS "MPI: none (ACCELERATE_WITH_MPI is ${ACCELERATE_WITH_MPI}); everything runs as one process")
 endif()
 
+set(ACCELERATE_CUDA_FOUND FALSE)
+if(ACCELERATE_WITH_CUDA)
+  if(EXISTS "${LibTorch_ROOT_DIR}/lib/libtorch_cuda.so")
+    set(ACCELERATE_CUDA_FOUND TRUE)
+  elseif(NOT ACCELERATE_WITH_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "accelerate: ACCELERATE_WITH_CUDA is ${ACCELERATE_WITH_CUDA} and the LibTorch in ${LibTorch_ROOT_DIR} was built without CUDA; set LIBTORCH_ROOT to another one")
+  endif()
+endif()
+
+set(ACCELERATE_NCCL_FOUND FALSE)
+if(ACCELERATE_WITH_NCCL)
+  # A toolkit, or the wheels beside the torch wheel.
+  set(_cuda_folders "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" "${LibTorch_ROOT_DIR}/../nvidia/nccl" "${LibTorch_ROOT_DIR}/../nvidia/cu13" /usr/local/cuda)
+  find_path(ACCELERATE_NCCL_INCLUDE_DIR nccl.h HINTS ${_cuda_folders} PATH_SUFFIXES include DOC "Folder of nccl.h")
+  find_path(ACCELERATE_CUDART_INCLUDE_DIR cuda_runtime.h HINTS ${_cuda_folders} PATH_SUFFIXES include DOC "Folder of cuda_runtime.h")
+  find_library(ACCELERATE_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${_cuda_folders} PATH_SUFFIXES lib64 lib DOC "The NCCL library")
+  find_library(ACCELERATE_CUDART_LIBRARY NAMES cudart libcudart.so.13 HINTS ${_cuda_folders} PATH_SUFFIXES lib64 lib DOC "The CUDA runtime library")
+  if(ACCELERATE_CUDA_FOUND AND ACCELERATE_NCCL_INCLUDE_DIR AND ACCELERATE_CUDART_INCLUDE_DIR AND ACCELERATE_NCCL_LIBRARY AND ACCELERATE_CUDART_LIBRARY)
+    set(ACCELERATE_NCCL_FOUND TRUE)
+  elseif(NOT ACCELERATE_WITH_NCCL STREQUAL "AUTO")
+    message(FATAL_ERROR "accelerate: ACCELERATE_WITH_NCCL is ${ACCELERATE_WITH_NCCL}; it needs CUDA (found: ${ACCELERATE_CUDA_FOUND}), nccl.h (${ACCELERATE_NCCL_INCLUDE_DIR}), cuda_runtime.h "
+                        "(${ACCELERATE_CUDART_INCLUDE_DIR}), libnccl (${ACCELERATE_NCCL_LIBRARY}) and libcudart (${ACCELERATE_CUDART_LIBRARY}); install a CUDA toolkit with NCCL or set ACCELERATE_NCCL_INCLUDE_DIR and so on")
+  endif()
+endif()
+if(ACCELERATE_CUDA_FOUND)
+  message(STATUS "CUDA: device::Cuda is offered; NCCL: ${ACCELERATE_NCCL_FOUND} (${ACCELERATE_NCCL_LIBRARY})")
+else()
+  message(STATUS "CUDA: none (ACCELERATE_WITH_CUDA is ${ACCELERATE_WITH_CUDA})")
+endif()
+
 set(ACCELERATE_DEFAULT_DEVICE "Cpu" CACHE STRING "Device policy of accelerate::DefaultAccelerator")
 set(ACCELERATE_DEFAULT_PRECISION "Fp32" CACHE STRING "Precision policy of accelerate::DefaultAccelerator")
 set(ACCELERATE_DEFAULT_SHARDING "Ddp" CACHE STRING "Sharding policy of accelerate::DefaultAccelerator")
@@ -55,7 +89,7 @@ set(ACCELERATE_DEFAULT_LOADER "Stateful" CACHE STRING "Loader policy of accelera
 # The C++ type of a policy that is named as in a sentence: Bf16 is accelerate::precision::Bf16<>. Options go in brackets, as in
 # Ddp<accelerate::ddp{.bucket_cap_mb = 50}>; any other name with :: is taken as it is, a policy of the user's.
 function(_accelerate_policy_type result slot name)
-  set(plain Cpu Fp32 Tf32 None)
+  set(plain Cpu Cuda Fp32 Tf32 None)
   set(templates Bf16 Ddp Fsdp Stateful)
   string(TOLOWER "${slot}" room)
   if(name MATCHES "^([A-Za-z0-9_]+)<" AND CMAKE_MATCH_1 IN_LIST templates)
@@ -106,5 +140,15 @@ function(accelerate_define target folder)
     target_link_libraries(${target} INTERFACE MPI::MPI_CXX)
   else()
     target_compile_definitions(${target} INTERFACE ACCELERATE_WITH_MPI=0)
+  endif()
+  if(ACCELERATE_CUDA_FOUND)
+    target_compile_definitions(${target} INTERFACE ACCELERATE_WITH_CUDA=1)
+    target_link_libraries(${target} INTERFACE ${CMAKE_DL_LIBS})  # LibTorch's CUDA library is loaded where a GPU is asked for
+  endif()
+  if(ACCELERATE_NCCL_FOUND)
+    target_compile_definitions(${target} INTERFACE ACCELERATE_WITH_NCCL=1)
+    target_include_directories(${target} SYSTEM INTERFACE "${ACCELERATE_NCCL_INCLUDE_DIR}" "${ACCELERATE_CUDART_INCLUDE_DIR}")
+    # Programs that never say Cuda do not need the libraries when they start.
+    target_link_libraries(${target} INTERFACE -Wl,--push-state,--as-needed "${ACCELERATE_NCCL_LIBRARY}" "${ACCELERATE_CUDART_LIBRARY}" -Wl,--pop-state)
   endif()
 endfunction()

@@ -84,9 +84,10 @@ torch::Tensor loss_of(torch::Tensor const& logits, torch::Tensor const& target) 
     return nn::functional::cross_entropy(logits.flatten(0, 1), target.flatten());
 }
 
-// ---- the training loop: the type in the first line decides where and how it runs ----
+// ---- the training loop: its type decides where and how it runs. The build chooses it (examples/CMakeLists.txt); unless it says
+//      otherwise, it is acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>> ----
 
-using Run = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>>;
+using Run = acc::DefaultAccelerator;
 
 /// Mean loss over the held-out windows of all ranks.
 template <class Model, class Loader>
@@ -108,7 +109,7 @@ template <class Model>
 std::string generate(Model& model, acc::data::Vocabulary const& vocabulary, Settings const& settings) {
     torch::NoGradGuard no_grad;
     model.eval();
-    auto ids = vocabulary.encode("\n");
+    auto ids = vocabulary.encode("\n").to(model.parameters().front().device());
     while (ids.size(0) <= settings.sample) {
         auto const window = ids.slice(0, std::max<int64_t>(0, ids.size(0) - settings.context));
         auto const logits = model.forward(window.unsqueeze(0))[0][-1].to(torch::kFloat);

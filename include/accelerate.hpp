@@ -12,6 +12,7 @@
 #include <accelerate/debug_launcher.hpp>
 #include <accelerate/default_accelerator.hpp>
 #include <accelerate/device/cpu.hpp>
+#include <accelerate/device/cuda.hpp>
 #include <accelerate/module/chain.hpp>
 #include <accelerate/module/init_empty_weights.hpp>
 #include <accelerate/module/layers.hpp>

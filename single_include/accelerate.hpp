@@ -80,7 +80,6 @@
 #include <c10/util/Half.h>
 #include <cstring>
 #include <sched.h>
-#include <ATen/MemoryOverlap.h>
 #include <signal.h>
 #include <unistd.h>
 #include <cstdio>
@@ -92,6 +91,7 @@
 #include <new>
 #include <deque>
 #include <ATen/ops/from_blob.h>
+#include <ATen/MemoryOverlap.h>
 #include <numeric>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -106,12 +106,18 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <cctype>
 #include <iostream>
 #include <sys/vfs.h>
 #include <random>
 #include <charconv>
 #include <c10/core/GradMode.h>
 #include <ATen/ops/index_select.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -378,11 +384,12 @@ namespace accelerate::sharding {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
+/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers, on the rank's device.
 struct ModelParts {
     std::shared_ptr<torch::nn::Module> module = {};
     NamedParameters parameters = {};
     NamedParameters buffers = {};
+    at::Device device = at::kCPU;
 };
 
 /// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they
@@ -929,7 +936,17 @@ template <class B>
 concept reducible_buffer = std::copyable<B> && requires(B const& b, int64_t i) {
     { b.tensor() } -> std::convertible_to<at::Tensor>;
     { b.reduced(i) } -> std::convertible_to<at::Tensor>;
+    { b.shared() } -> std::same_as<bool>;
     { B::slice(i, i, i, i) } -> std::convertible_to<std::pair<int64_t, int64_t>>;
+};
+
+/// Does jobs in the order in which they were submitted, while the submitting thread or stream goes on.
+template <class W>
+concept background_worker = std::default_initializable<W> && std::default_initializable<typename W::Handle> && requires(W& w, typename W::Handle const& h, void (&job)(), int64_t threads) {
+    { w.submit(job) } -> std::same_as<typename W::Handle>;
+    h.wait();                                        // the results may be used; throws what the job threw
+    { h.finished() } -> std::same_as<bool>;
+    { W::pays(threads) } -> std::same_as<bool>;      // whether it overlaps where so many threads of this machine compute
 };
 
 /// A group of ranks that call the same operations in the same order.
@@ -939,17 +956,17 @@ concept reducible_buffer = std::copyable<B> && requires(B const& b, int64_t i) {
 /// that communicates on its own thread takes its own with `duplicate()`.
 ///
 /// What an operation promises, whatever the hardware: when it returns, its result may be used by the next operation *in the
-/// order of the tensors' device*. On a CPU (`asynchronous == false`) that means the work is done. A communicator of a device with
-/// streams (`asynchronous == true`) enqueues on the calling thread's current stream and returns at once: who wants overlap
-/// makes another stream current instead of using a `Worker`. A device without a communicator of its own is served by staging
-/// through a CPU communicator; nothing here names MPI, NCCL or shared memory.
+/// order of the tensors' device*. On a CPU that means the work is done. A communicator of a device with streams enqueues on the
+/// calling thread's current stream and returns at once. Its `worker` is how its operations overlap with other work: a thread
+/// (`Worker`), a stream (`StreamWorker`), or not at all (`InlineWorker`). A device without a communicator of its own is served by
+/// staging through a CPU communicator (`Staged`); nothing here names MPI, NCCL or shared memory.
 ///
 /// Errors, on every rank that takes part: E_COLLECTIVE_MISMATCH when ranks called different things, E_DEADLINE when a rank did
 /// not arrive in time, E_PEER_LOST when one left or died, E_CONFIG for arguments that cannot work.
 template <class C>
 concept communicator = std::copyable<C> && reducible_buffer<typename C::buffer> &&
                        requires(C const c, at::Tensor const& t, int64_t i, Reduction r, std::string text, std::string_view view, typename C::buffer b) {
-    { C::asynchronous } -> std::convertible_to<bool>;
+    requires background_worker<typename C::worker>;
     { C::world() } -> std::same_as<C>;                                         // all ranks of this run; just one where nothing was started
     { c.rank() } -> std::same_as<int64_t>;
     { c.size() } -> std::same_as<int64_t>;
@@ -2310,6 +2327,8 @@ namespace accelerate {
 ///   `name`            as people write it: "cpu", "cuda"
 ///   `current()`       the device of the calling rank
 ///   `synchronize()`   returns when the work given to the device is done
+/// Two more are used where a policy has them: `select(local_rank)`, called once by each accelerator before anything else, makes the
+/// rank's device the thread's; `empty_cache()` gives back memory that LibTorch keeps.
 /// Hardware without streams leaves `synchronize` empty. Hardware without a communicator of its own names one that takes CPU
 /// tensors. `device::BasicCpu` is the shortest model of how to write one.
 template <class D>
@@ -2782,6 +2801,42 @@ Holder construct(int64_t seed, Arguments&&... arguments) {
 }
 
 }  // namespace accelerate
+
+// ---- accelerate/module/place_on.hpp
+
+namespace accelerate::module {
+
+/// Gives `t` the memory, device and dtype of `value`. The handles that anybody holds stay valid: they share the TensorImpl.
+inline void rebind(at::Tensor const& t, at::Tensor const& value) {
+    auto* const impl = t.unsafeGetTensorImpl();
+    // What `set_data` refuses although it works: shapes without memory, and devices that plug into LibTorch.
+    if (t.is_meta() || !impl->has_compatible_shallow_copy_type(value.key_set())) impl->shallow_copy_from(value.getIntrusivePtr());
+    else t.set_data(value);
+}
+
+/// Moves parameters, their gradients and buffers to `device` in place (LibTorch's `module.to(device)`, and no more than what has
+/// memory: a placement that has cut a parameter away moves its own).
+inline void place_on(torch::nn::Module const& root, at::Device device) {
+    at::NoGradGuard const no_grad;
+    auto const move = [&](at::Tensor const& t) {
+        if (!t.defined() || t.device() == device || t.is_meta()) return;
+        auto const cut = t.has_storage() && t.numel() > 0 && t.storage().nbytes() == 0;
+        if (!cut) rebind(t, t.detach().to(device));
+    };
+    for (auto const& p : root.parameters()) {
+        if (p.grad().defined() && p.grad().device() != device) {
+            auto const gradient = p.grad().to(device);
+            p.mutable_grad() = at::Tensor();
+            move(p);
+            p.mutable_grad() = gradient;
+        } else {
+            move(p);
+        }
+    }
+    for (auto const& b : root.buffers()) move(b);
+}
+
+}  // namespace accelerate::module
 
 // ---- accelerate/precision/fp32.hpp
 
@@ -3288,6 +3343,21 @@ struct Call {
     std::array<int64_t, max_dims> shape{};
 };
 
+inline Call named(Operation o, int64_t root = -1) {
+    Call c;
+    c.operation = o, c.root = as_root(root);
+    return c;
+}
+/// A call on a tensor, which may be undefined.
+inline Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
+    auto c = named(o, root);
+    if (!t.defined()) return c;
+    c.dtype = t.scalar_type(), c.count = t.numel(), c.dims = t.dim();
+    auto const shown = std::min(c.dims, Call::max_dims);
+    for (int64_t d = 0; d < shown; ++d) c.shape[static_cast<size_t>(d)] = t.size(d);
+    return c;
+}
+
 /// For example `all_reduce(mean) of Float [8, 3]`.
 inline std::string describe(Call const& c) {
     std::string text(name(c.operation));
@@ -3383,6 +3453,12 @@ public:
 
 #ifndef ACCELERATE_WITH_MPI
 #define ACCELERATE_WITH_MPI 0
+#endif
+#ifndef ACCELERATE_WITH_CUDA
+#define ACCELERATE_WITH_CUDA 0
+#endif
+#ifndef ACCELERATE_WITH_NCCL
+#define ACCELERATE_WITH_NCCL 0
 #endif
 
 // ---- accelerate/comm/mpi_session.hpp
@@ -5233,6 +5309,10 @@ public:
     /// as `tensor()`. Read only.
     at::Tensor const& reduced(int64_t rank) const { return sources_.at(static_cast<size_t>(rank)); }
 
+    /// Whether every rank sees the slices where they were reduced, and what their owners write there later. False across nodes, and
+    /// where ranks cannot see each other's memory: each then reads a copy.
+    bool shared() const { return parts_.size() == sources_.size(); }
+
     /// The elements of [begin, end) that rank `rank` of `size` reduces. Cut at multiples of 16 elements, so that two ranks never
     /// write one cache line and vectors stay aligned; some slices may be empty.
     static std::pair<int64_t, int64_t> slice(int64_t begin, int64_t end, int64_t rank, int64_t size) {
@@ -5499,6 +5579,35 @@ inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int6
 
 }  // namespace accelerate::comm::reducer
 
+// ---- accelerate/comm/refusal.hpp
+
+namespace accelerate::comm {
+
+inline constexpr int64_t max_tensor_dims = 24;
+
+/// What a collective asks of a tensor, beyond being dense and in its place.
+struct Wanted {
+    std::string_view reason = {};  ///< why not, for a reason that lies not in the tensor
+    bool divides = false;          ///< the number of ranks divides dimension 0
+    bool written = false;
+};
+
+/// Why this rank cannot do a call on `t` among `ranks` ranks; empty when it can. Found before the ranks meet and thrown after, so
+/// that all hear of it.
+inline std::string refusal(at::Tensor const& t, at::DeviceType device, int64_t ranks, Wanted const& wanted = {}) {
+    if (!t.defined()) return "the tensor is undefined";
+    if (t.device().type() != device || t.layout() != at::kStrided)
+        return concat("the tensor must be dense and on the ", c10::DeviceTypeName(device), ", it is ", t.layout(), " on ", t.device());
+    if (wanted.divides && (t.dim() == 0 || t.size(0) % ranks != 0)) return concat("dimension 0 must be divisible by the number of ranks, ", ranks);
+    if (t.dim() > max_tensor_dims) return concat("more than ", max_tensor_dims, " dimensions");
+    if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
+    return std::string(wanted.reason);
+}
+
+inline std::string refusal_of_rank(int64_t root, int64_t ranks) { return root >= 0 && root < ranks ? "" : concat("there is no rank ", root, " among ", ranks); }
+
+}  // namespace accelerate::comm
+
 // ---- accelerate/comm/split.hpp
 
 /// How groups make further groups and buffers. Collective.
@@ -5623,6 +5732,101 @@ inline Buffer allocate(Group& g, int64_t numel, at::ScalarType dtype) {
 
 }  // namespace accelerate::comm
 
+// ---- accelerate/comm/worker.hpp
+
+namespace accelerate::comm {
+
+/// The one thread of a rank that communicates while the others compute: does jobs in the order in which they were submitted, so
+/// that every rank calls the same collectives in the same order. Blocking calls in a thread of their own overlap fully where
+/// there is a core to spare; Open MPI's non-blocking ones make no progress by themselves.
+class Worker {
+    struct Job {
+        std::function<void()> work;
+        std::atomic<int> done{0};
+        std::exception_ptr error;
+    };
+
+public:
+    /// A job that was submitted. May outlive the worker.
+    class Handle {
+    public:
+        Handle() = default;
+        /// Returns when the job is done; throws what it threw (each time).
+        void wait() const {
+            if (!job_) return;
+            for (int i = 0; i < 200 && !finished(); ++i) relax();
+            while (!finished()) job_->done.wait(0, std::memory_order_acquire);
+            if (job_->error) std::rethrow_exception(job_->error);
+        }
+        bool finished() const { return !job_ || job_->done.load(std::memory_order_acquire) != 0; }
+
+    private:
+        friend class Worker;
+        explicit Handle(std::shared_ptr<Job> job) : job_(std::move(job)) {}
+        std::shared_ptr<Job> job_;
+    };
+
+    Worker() : rank_(Session::instance().rank()), thread_([this] { run(); }) {}
+    /// Does what was submitted, then ends the thread.
+    ~Worker() {
+        {
+            std::lock_guard lock(mutex_);
+            stop_ = true;
+        }
+        wake_.notify_one();
+        thread_.join();
+    }
+    /// Whether that overlaps where `threads` threads compute on this machine: it takes a core that is free.
+    static bool pays(int64_t threads) { return threads < static_cast<int64_t>(std::thread::hardware_concurrency()); }
+
+    Worker(Worker const&) = delete;
+    Worker& operator=(Worker const&) = delete;
+
+    /// After a job has thrown, later ones are still done: they are what the peers expect.
+    Handle submit(std::function<void()> work) {
+        auto job = std::make_shared<Job>();
+        job->work = std::move(work);
+        {
+            std::lock_guard lock(mutex_);
+            jobs_.push_back(job);
+        }
+        wake_.notify_one();
+        return Handle(std::move(job));
+    }
+
+private:
+    void run() {
+        Session::ThreadRank const name(rank_);
+        for (;;) {
+            std::shared_ptr<Job> job;
+            {
+                std::unique_lock lock(mutex_);
+                wake_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
+                if (jobs_.empty()) return;
+                job = std::move(jobs_.front());
+                jobs_.pop_front();
+            }
+            try {
+                job->work();
+            } catch (...) {
+                job->error = std::current_exception();
+            }
+            job->work = nullptr;
+            job->done.store(1, std::memory_order_release);
+            job->done.notify_all();
+        }
+    }
+
+    int64_t rank_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::deque<std::shared_ptr<Job>> jobs_;
+    bool stop_ = false;
+    std::thread thread_;
+};
+
+}  // namespace accelerate::comm
+
 // ---- accelerate/comm/operations.hpp
 
 namespace accelerate::comm {
@@ -5633,7 +5837,7 @@ template <class Derived>
 class Operations {
 public:
     using buffer = Buffer;
-    static constexpr bool asynchronous = false;
+    using worker = Worker;
 
     int64_t rank() const { return group_->who.rank; }
     int64_t size() const { return group_->who.size; }
@@ -5644,6 +5848,12 @@ public:
     void barrier() const {
         auto const call = named(Operation::Barrier);
         group_->operation(call, {}, [&] { group_->meet(); });
+    }
+
+    /// Agrees with the other ranks on a call that is carried out elsewhere, such as on a device: it is checked, recorded and waited
+    /// for like any other. `refusal`: why this rank's own arguments cannot work.
+    void announce(Call const& call, std::string_view refusal = {}) const {
+        group_->operation(call, refusal, [&] { group_->meet(); });
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.
@@ -5813,11 +6023,10 @@ protected:
     std::shared_ptr<Group> const& group() const { return group_; }
 
 private:
-    static constexpr int64_t max_dims = 24;
     struct Shape {
         at::ScalarType dtype = at::kByte;
         int64_t dims = 0;
-        std::array<int64_t, max_dims> sizes{};
+        std::array<int64_t, max_tensor_dims> sizes{};
         void set(at::ScalarType type, std::vector<int64_t> const& shape) {
             dtype = type, dims = static_cast<int64_t>(shape.size());
             std::copy(shape.begin(), shape.end(), sizes.begin());
@@ -5851,35 +6060,8 @@ private:
     };
     static Dense dense(at::Tensor const& t) { return Dense(t); }
 
-    static Call named(Operation o, int64_t root = -1) {
-        Call c;
-        c.operation = o, c.root = as_root(root);
-        return c;
-    }
-    static Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
-        auto c = named(o, root);
-        if (!t.defined()) return c;
-        c.dtype = t.scalar_type(), c.count = t.numel(), c.dims = t.dim();
-        auto const shown = std::min(c.dims, Call::max_dims);
-        for (int64_t d = 0; d < shown; ++d) c.shape[static_cast<size_t>(d)] = t.size(d);
-        return c;
-    }
-
-    struct Wanted {
-        std::string_view reason = {};  ///< why not, for a reason that lies not in the tensor
-        bool divides = false;          ///< the number of ranks divides dimension 0
-        bool written = false;
-    };
-    /// Why this rank cannot do the call. Found before the ranks meet and thrown after, so that all hear of it.
-    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const {
-        if (!t.defined()) return "the tensor is undefined";
-        if (!t.device().is_cpu() || t.layout() != at::kStrided) return concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
-        if (wanted.divides && (t.dim() == 0 || t.size(0) % size() != 0)) return concat("dimension 0 must be divisible by the number of ranks, ", size());
-        if (t.dim() > max_dims) return concat("more than ", max_dims, " dimensions");
-        if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
-        return std::string(wanted.reason);
-    }
-    std::string refuse_root(int64_t root) const { return root >= 0 && root < size() ? "" : concat("there is no rank ", root, " among ", size()); }
+    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const { return refusal(t, at::kCPU, size(), wanted); }
+    std::string refuse_root(int64_t root) const { return refusal_of_rank(root, size()); }
     void check_letter(Call const& call, std::string const& refusal) const {
         check(refusal.empty(), code::config, describe(call), " on rank ", rank(), ": ", refusal);
     }
@@ -6308,21 +6490,52 @@ static_assert(communicator<Mpi>);
 
 namespace accelerate::comm {
 
-/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
+/// Stands where `comm::Mpi` would be in a build without MPI: making one is one error that names the option.
 template <class Use = void>
-class AbsentMpi : public Self {
-    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
-
+class AbsentMpi : public Operations<AbsentMpi<Use>> {
 public:
+    static constexpr bool absent = true;
+
     template <class... Arguments>
-    explicit AbsentMpi(Arguments const&...) {}
-    static AbsentMpi world() { return AbsentMpi(); }
+    explicit AbsentMpi(Arguments const&...) : Operations<AbsentMpi>(solo()) { refuse(); }
+    static AbsentMpi world() {
+        refuse();
+        return AbsentMpi(solo());
+    }
+
+private:
+    friend class Operations<AbsentMpi>;
+    explicit AbsentMpi(std::shared_ptr<Group> group) : Operations<AbsentMpi>(std::move(group)) {}
+    static constexpr void refuse() { static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads"); }
 };
 using Mpi = AbsentMpi<>;
 
 }  // namespace accelerate::comm
 
 #endif
+
+// ---- accelerate/comm/processes.hpp
+
+namespace accelerate::comm {
+
+/// The processes of this run: over MPI where the build has it, else one alone.
+using Processes = std::conditional_t<ACCELERATE_WITH_MPI == 1, Mpi, Self>;
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/device/availability.hpp
+
+namespace accelerate::device {
+
+/// How many devices of a kind this process sees, and where there is none, why not: what `device::X::available()` gives.
+struct Availability {
+    int64_t count = 0;
+    std::string reason = {};  ///< empty where there is one
+
+    explicit operator bool() const { return count > 0; }
+};
+
+}  // namespace accelerate::device
 
 // ---- accelerate/device/cpu.hpp
 
@@ -6335,17 +6548,13 @@ struct BasicCpu {
     static constexpr at::DeviceType type = at::kCPU;
     static constexpr char const* name = "cpu";
 
+    static Availability available() { return {1}; }
     static at::Device current() { return at::kCPU; }
     static void synchronize() {}
 };
 
-#if ACCELERATE_WITH_MPI
 /// Processes that mpirun started, or one process.
-using Cpu = BasicCpu<comm::Mpi>;
-#else
-/// One process: this build has no MPI (ACCELERATE_WITH_MPI).
-using Cpu = BasicCpu<comm::Self>;
-#endif
+using Cpu = BasicCpu<comm::Processes>;
 
 }  // namespace accelerate::device
 
@@ -8616,6 +8825,15 @@ private:
     int exceptions_ = std::uncaught_exceptions();
 };
 
+/// Python's name for a run of `size` processes on devices of that name.
+inline std::string distributed_type(std::string_view device, int64_t size) {
+    if (size == 1) return "NO";
+    if (device == "cuda") return "MULTI_GPU";
+    std::string type = "MULTI_";
+    for (auto const letter : device) type += static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+    return type;
+}
+
 /// Who a process is among the ranks, and what only some of them do: the part of Python's `Accelerator` and `PartialState` that has
 /// nothing to do with training. `Derived` has `comm()`.
 template <class Derived>
@@ -9766,6 +9984,7 @@ public:
     using options = accelerator_options;
 
     explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
+        if constexpr (requires { Device::select(int64_t{}); }) Device::select(training_->comm.local_rank());
         training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
     }
     Accelerator(Accelerator const&) = delete;
@@ -9842,6 +10061,20 @@ public:
         (state_of(models).window().set_closed(true), ...);
     }
 
+    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or
+    /// stepping, which do it themselves. The precisions so far scale nothing: it is then a check that they are complete. In an
+    /// unfinished window does nothing.
+    template <class... Models>
+    void unscale_gradients(Models const&... models) {
+        auto const unscale = [](model_state& m) {
+            if (m.window_closed()) m.advance("accelerator.unscale_gradients", sharding::Stage::Unscaled, {sharding::Stage::Reduced, sharding::Stage::Unscaled});
+        };
+        training_->settled();
+        if constexpr (sizeof...(Models) > 0) (unscale(state_of(models)), ...);
+        else
+            for (auto const& model : training_->models) unscale(*model);
+    }
+
     /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
     /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
     template <class Model>
@@ -9875,6 +10108,11 @@ public:
     // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
 
     at::Device device() const { return Device::current(); }
+    /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
+    std::string distributed_type() const {
+        if constexpr (requires { Sharding::distributed_type; }) return Sharding::distributed_type;
+        else return accelerate::distributed_type(Device::name, this->num_processes());
+    }
     std::string mixed_precision() const { return Precision::name; }
     /// The four policies in a line, to be printed.
     static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
@@ -9911,6 +10149,16 @@ public:
         this->wait_for_everyone();
     }
 
+    /// Lets go of everything that was prepared, of the objects given (models, optimizers, loaders, schedules: they are empty then, as
+    /// after a move) and of the memory that the device keeps for later. What the loop still holds lives on until it goes too.
+    template <class... Objects>
+    void free_memory(Objects&... objects) {
+        check(!training_->settled().in_window(), code::call_order, "accelerator.free_memory inside an accumulation window; call it after the loop's body");
+        training_->models.clear();
+        (static_cast<void>(Objects(std::move(objects))), ...);
+        if constexpr (requires { Device::empty_cache(); }) Device::empty_cache();
+    }
+
     // ---- preparing one thing ----------------------------------------------------------------------------------------------
 
     /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
@@ -9920,8 +10168,9 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -10404,6 +10653,620 @@ void debug_launcher(int64_t n, Body&& body) {
 
 }  // namespace accelerate
 
+// ---- accelerate/comm/nccl_handle.hpp
+
+#if ACCELERATE_WITH_NCCL
+
+#include <nccl.h>
+
+namespace accelerate {
+namespace code {
+inline constexpr Code nccl{"E_NCCL", 70};  ///< NCCL or the CUDA runtime refused a call
+}
+
+namespace comm::nccl {
+
+inline void call(ncclResult_t result, char const* what, ncclComm_t comm = nullptr) {
+    if (result != ncclSuccess) throw Error(code::nccl, concat(what, ": ", ncclGetErrorString(result), "; ", ncclGetLastError(comm), " (NCCL_DEBUG=WARN says more)"));
+}
+inline void call(cudaError_t result, char const* what) {
+    if (result != cudaSuccess) throw Error(code::nccl, concat(what, ": ", cudaGetErrorString(result)));
+}
+
+/// An NCCL communicator; shared by the copies of a handle, destroyed with the last.
+using Handle = std::shared_ptr<std::remove_pointer_t<ncclComm_t>>;
+
+inline Handle connect(ncclUniqueId const& id, int64_t size, int64_t rank) {
+    ncclComm_t comm = nullptr;
+    call(ncclCommInitRank(&comm, static_cast<int>(size), id, static_cast<int>(rank)), "ncclCommInitRank");
+    return Handle(comm, [](ncclComm_t c) {
+        // To destroy is collective; on the way out of an exception the peers may be elsewhere.
+        if (std::uncaught_exceptions() > 0) ncclCommAbort(c);
+        else ncclCommDestroy(c);
+    });
+}
+
+/// How NCCL is told to reduce elements of a LibTorch dtype: as `width` elements each of another where it has no such type.
+struct Arithmetic {
+    ncclDataType_t type;
+    ncclRedOp_t operation;
+    int64_t width = 1;
+};
+
+/// Empty where NCCL cannot reduce that dtype, or loses a NaN on the way to an extreme; the host can.
+inline std::optional<Arithmetic> arithmetic(at::ScalarType dtype, Reduction reduction) {
+    if (c10::isFloatingType(dtype) && (reduction == Reduction::Max || reduction == Reduction::Min)) return std::nullopt;
+    auto const operation = reduction == Reduction::Sum ? ncclSum : reduction == Reduction::Mean ? ncclAvg : reduction == Reduction::Max ? ncclMax : ncclMin;
+    switch (dtype) {
+        case at::kFloat: return Arithmetic{ncclFloat32, operation};
+        case at::kDouble: return Arithmetic{ncclFloat64, operation};
+        case at::kHalf: return Arithmetic{ncclFloat16, operation};
+        case at::kBFloat16: return Arithmetic{ncclBfloat16, operation};
+        case at::kComplexFloat: return Arithmetic{ncclFloat32, operation, 2};
+        case at::kComplexDouble: return Arithmetic{ncclFloat64, operation, 2};
+        case at::kChar: return Arithmetic{ncclInt8, operation};
+        case at::kByte: return Arithmetic{ncclUint8, operation};
+        case at::kInt: return Arithmetic{ncclInt32, operation};
+        case at::kUInt32: return Arithmetic{ncclUint32, operation};
+        case at::kLong: return Arithmetic{ncclInt64, operation};
+        case at::kUInt64: return Arithmetic{ncclUint64, operation};
+        case at::kBool: return Arithmetic{ncclUint8, reduction == Reduction::Min ? ncclMin : ncclMax};  // a bool is 0 or 1: the sum is "or"
+        default: return std::nullopt;
+    }
+}
+
+}  // namespace comm::nccl
+}  // namespace accelerate
+
+#endif
+
+// ---- accelerate/comm/inline_worker.hpp
+
+namespace accelerate::comm {
+
+/// A `background_worker` that has no background: a job is done while it is submitted. For communicators that block and must see the
+/// streams of the thread that calls them.
+class InlineWorker {
+public:
+    class Handle {
+    public:
+        /// Throws what the job threw (each time).
+        void wait() const {
+            if (error_) std::rethrow_exception(error_);
+        }
+        bool finished() const { return true; }
+
+    private:
+        friend class InlineWorker;
+        std::exception_ptr error_;
+    };
+
+    template <class Work>
+    Handle submit(Work&& work) {
+        Handle handle;
+        try {
+            std::forward<Work>(work)();
+        } catch (...) {
+            handle.error_ = std::current_exception();
+        }
+        return handle;
+    }
+
+    static bool pays(int64_t /*threads*/) { return false; }
+};
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/staged.hpp
+
+namespace accelerate::comm {
+
+/// Gradients on a device, and the memory of the host in which they are reduced (none where the device does that itself).
+template <reducible_buffer Host>
+class StagedBuffer {
+public:
+    StagedBuffer() = default;
+    StagedBuffer(at::Tensor tensor, Host host) : tensor_(std::move(tensor)), host_(std::move(host)) {}
+
+    at::Tensor const& tensor() const { return tensor_; }
+    int64_t numel() const { return tensor_.defined() ? tensor_.numel() : 0; }
+    /// Every slice comes back to the device of every rank, whether asked for or not.
+    at::Tensor const& reduced(int64_t /*rank*/) const { return tensor_; }
+    bool shared() const { return false; }
+    static std::pair<int64_t, int64_t> slice(int64_t begin, int64_t end, int64_t rank, int64_t size) { return Host::slice(begin, end, rank, size); }
+    Host const& host() const { return host_; }
+
+private:
+    at::Tensor tensor_;
+    Host host_;
+};
+
+/// A communicator for the tensors of a device that has none of its own: they travel through memory of the host (pinned where the
+/// device can read that), where `Base` works on them. Tensors of the host are left to `Base`. Costs two copies, and the calling
+/// thread waits for the device; on the device, results stand in the order of the calling thread's current stream.
+template <communicator Base, at::DeviceType Type>
+class Staged {
+public:
+    using buffer = StagedBuffer<typename Base::buffer>;
+    using worker = InlineWorker;
+
+    explicit Staged(Base base) : base_(std::move(base)) {}
+    static Staged world() { return Staged(Base::world()); }
+
+    int64_t rank() const { return base_.rank(); }
+    int64_t size() const { return base_.size(); }
+    int64_t local_rank() const { return base_.local_rank(); }
+    int64_t local_size() const { return base_.local_size(); }
+    void barrier() const { base_.barrier(); }
+
+    void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
+        in_place(t, true, [&](at::Tensor const& h) { base_.all_reduce(h, reduction); });
+    }
+    void broadcast(at::Tensor const& t, int64_t root) const {
+        in_place(t, rank() != root, [&](at::Tensor const& h) { base_.broadcast(h, root); });
+    }
+    at::Tensor all_gather(at::Tensor const& t) const { return back(t, base_.all_gather(host(t))); }
+    at::Tensor gather(at::Tensor const& t, int64_t root) const { return back(t, base_.gather(host(t), root)); }
+    at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const { return back(t, base_.reduce_scatter(host(t), reduction)); }
+    at::Tensor all_to_all(at::Tensor const& t) const { return back(t, base_.all_to_all(host(t))); }
+
+    /// On the device, except on ranks that pass a tensor of the host.
+    at::Tensor scatter(at::Tensor const& t, int64_t root) const {
+        auto const out = base_.scatter(host(t), root);
+        return t.defined() && !staged(t) ? out : out.to(here());
+    }
+
+    void send(at::Tensor const& t, int64_t to, int64_t tag = 0) const { base_.send(host(t), to, tag); }
+    void recv(at::Tensor const& t, int64_t from, int64_t tag = 0) const {
+        in_place(t, true, [&](at::Tensor const& h) { base_.recv(h, from, tag); });
+    }
+    void send_bytes(std::string_view bytes, int64_t to, int64_t tag = 0) const { base_.send_bytes(bytes, to, tag); }
+    std::string recv_bytes(int64_t from, int64_t tag = 0) const { return base_.recv_bytes(from, tag); }
+
+    std::vector<std::string> all_gather_bytes(std::string_view mine) const { return base_.all_gather_bytes(mine); }
+    std::vector<std::string> gather_bytes(std::string_view mine, int64_t root) const { return base_.gather_bytes(mine, root); }
+    void broadcast_bytes(std::string& bytes, int64_t root) const { base_.broadcast_bytes(bytes, root); }
+
+    /// Elements on the device, zero at first, and as much memory of the host.
+    buffer allocate(int64_t numel, at::ScalarType dtype) const {
+        auto memory = base_.allocate(numel, dtype);
+        return {at::zeros({numel}, at::TensorOptions(dtype).device(here())), std::move(memory)};
+    }
+    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
+        auto const inside = b.tensor().defined() && begin >= 0 && begin <= end && end <= b.numel();
+        auto const part = [&](at::Tensor const& t, int64_t from, int64_t to) { return t.narrow(0, from, to - from); };
+        if (inside) part(b.host().tensor(), begin, end).copy_(part(b.tensor(), begin, end));
+        base_.all_reduce(b.host(), begin, end, reduction, gather);
+        for (int64_t r = 0; r < size(); ++r) {
+            auto const [lo, hi] = gather ? std::pair(r == 0 ? begin : end, end) : buffer::slice(begin, end, r, size());
+            if (lo < hi) part(b.tensor(), lo, hi).copy_(part(gather ? b.host().tensor() : b.host().reduced(r), lo, hi));
+        }
+    }
+    void release(buffer const& b) const { base_.release(b.host()); }
+
+    Staged split(int64_t color, int64_t key) const { return Staged(base_.split(color, key)); }
+    Staged duplicate() const { return Staged(base_.duplicate()); }
+    void set_deadline(std::chrono::milliseconds deadline) const { base_.set_deadline(deadline); }
+    void leave(std::string_view reason) const noexcept { base_.leave(reason); }
+    decltype(auto) recorder() const { return base_.recorder(); }
+
+    Base const& base() const { return base_; }
+
+protected:
+    /// The device of the calling thread.
+    static at::Device here() { return c10::impl::VirtualGuardImpl(Type).getDevice(); }
+
+private:
+    static bool staged(at::Tensor const& t) { return t.defined() && t.device().type() == Type && t.layout() == at::kStrided; }
+
+    /// What `Base` works on: a copy of a device's tensor, with its strides where elements share memory, so that it is refused alike.
+    static at::Tensor host(at::Tensor const& t) {
+        if (!staged(t)) return t;
+        auto const options = t.options().device(at::kCPU).pinned_memory(Type == at::kCUDA).requires_grad(false);
+        if (!t.is_non_overlapping_and_dense() && at::has_internal_overlap(t) == at::MemOverlap::Yes) return at::empty_strided(t.sizes(), t.strides(), options.pinned_memory(false));
+        return at::empty(t.sizes(), options).copy_(t.detach());
+    }
+    static at::Tensor back(at::Tensor const& like, at::Tensor const& result) { return staged(like) && result.defined() ? result.to(like.device()) : result; }
+
+    template <class Operation>
+    static void in_place(at::Tensor const& t, bool writes, Operation&& operation) {
+        auto const h = host(t);
+        operation(h);
+        if (writes && staged(t)) t.detach().copy_(h, true);
+    }
+
+    Base base_;
+};
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/stream_worker.hpp
+
+namespace accelerate::comm {
+
+/// The `background_worker` of a device with streams: a job is called at once and what it enqueues goes to a stream of its own, behind
+/// what the submitting thread's current stream holds by then. `wait` makes the current stream wait, not the thread.
+///
+/// Memory: what a job allocates belongs to the worker's stream and may be used and dropped after `wait`, since later jobs come
+/// behind the stream that used it. What a job reads must live until `wait`.
+template <at::DeviceType Type>
+class StreamWorker {
+    struct Job {
+        explicit Job(c10::Stream const& from) : device(from.device()) {}
+        at::Device device;
+        c10::Event done{Type};
+        std::exception_ptr error;
+    };
+
+public:
+    class Handle {
+    public:
+        /// What the current stream is given from now on comes behind the job. Throws what the job threw (each time).
+        void wait() const {
+            if (!job_) return;
+            job_->done.block(c10::impl::VirtualGuardImpl(Type).getStream(job_->device));
+            if (job_->error) std::rethrow_exception(job_->error);
+        }
+        bool finished() const { return !job_ || job_->done.query(); }
+
+    private:
+        friend class StreamWorker;
+        std::shared_ptr<Job> job_;
+    };
+
+    template <class Work>
+    Handle submit(Work&& work) {
+        c10::impl::VirtualGuardImpl const guard(Type);
+        auto const current = guard.getStream(guard.getDevice());
+        if (!own_ || own_->device() != current.device()) own_ = guard.getStreamFromGlobalPool(current.device(), true);
+        c10::Event given(Type);
+        given.record(current);
+        given.block(*own_);
+        Handle handle;
+        handle.job_ = std::make_shared<Job>(*own_);
+        {
+            c10::StreamGuard const side(*own_);
+            try {
+                std::forward<Work>(work)();
+            } catch (...) {
+                handle.job_->error = std::current_exception();
+            }
+        }
+        handle.job_->done.record(*own_);
+        return handle;
+    }
+
+    static bool pays(int64_t /*threads*/) { return true; }
+
+private:
+    std::optional<c10::Stream> own_;
+};
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/comm/nccl.hpp
+
+#if ACCELERATE_WITH_NCCL
+
+namespace accelerate::comm {
+
+/// Ranks are processes with one NVIDIA GPU each; tensors on it are reduced and moved by NCCL, on the calling thread's current stream
+/// of the tensor's device. Where two ranks share a GPU, which NCCL refuses, everything goes through pinned memory and MPI instead,
+/// and that is said once; so do tensors of the CPU, dtypes that NCCL cannot reduce, messages (`send`, `recv`) and bytes.
+///
+/// Ranks agree on each operation on the host, before it is enqueued: misuse and missing ranks are found there as with `comm::Mpi`.
+/// Among ranks that see each other's memory that costs about a microsecond. NCCL is brought up by the first operation on a GPU's
+/// tensor.
+class Nccl : public Staged<Processes, at::kCUDA> {
+    using ByHost = Staged<Processes, at::kCUDA>;
+
+public:
+    using worker = StreamWorker<at::kCUDA>;
+
+    explicit Nccl(Processes processes) : ByHost(std::move(processes)) {}
+    static Nccl world() { return Nccl(Processes::world()); }
+
+    void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
+        auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
+        if (!how || !direct(t)) return ByHost::all_reduce(t, reduction);
+        auto call = described(Operation::AllReduce, t);
+        call.reduction = reduction;
+        base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .written = true}));
+        in_place(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto* const data = flat.mutable_data_ptr();
+            nccl::call(ncclAllReduce(data, data, elements(flat, *how), how->type, how->operation, handle(), stream), "ncclAllReduce", handle());
+        });
+    }
+
+    void broadcast(at::Tensor const& t, int64_t root) const {
+        if (!direct(t)) return ByHost::broadcast(t, root);
+        base().announce(described(Operation::Broadcast, t, root), refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
+        in_place(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto* const data = flat.mutable_data_ptr();
+            nccl::call(ncclBroadcast(data, data, flat.nbytes(), ncclUint8, static_cast<int>(root), handle(), stream), "ncclBroadcast", handle());
+        });
+    }
+
+    at::Tensor all_gather(at::Tensor const& t) const {
+        if (!direct(t)) return ByHost::all_gather(t);
+        return gathered(Operation::AllGather, t, -1, {});
+    }
+    at::Tensor gather(at::Tensor const& t, int64_t root) const {
+        if (!direct(t)) return ByHost::gather(t, root);
+        return gathered(Operation::Gather, t, root, refusal_of_rank(root, size()));
+    }
+
+    at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
+        auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
+        if (!how || !direct(t)) return ByHost::reduce_scatter(t, reduction);
+        auto call = described(Operation::ReduceScatter, t);
+        call.reduction = reduction;
+        base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
+        auto const out = at::empty(share_of(t), t.options().requires_grad(false));
+        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            nccl::call(ncclReduceScatter(flat.const_data_ptr(), out.mutable_data_ptr(), elements(out, *how), how->type, how->operation, handle(), stream), "ncclReduceScatter", handle());
+        });
+        return out;
+    }
+
+    at::Tensor all_to_all(at::Tensor const& t) const {
+        if (!direct(t)) return ByHost::all_to_all(t);
+        base().announce(described(Operation::AllToAll, t), refused(t, {.divides = true}));
+        auto const out = at::empty(t.sizes(), t.options().requires_grad(false));
+        auto const share = t.nbytes() / static_cast<size_t>(size());
+        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            exchange(stream, [&](int64_t r) { return Part{bytes(flat) + static_cast<size_t>(r) * share, share}; }, [&](int64_t r) { return Part{bytes(out) + static_cast<size_t>(r) * share, share}; });
+        });
+        return out;
+    }
+
+    /// On the device of the calling thread. Elements are reduced where they are.
+    buffer allocate(int64_t numel, at::ScalarType dtype) const {
+        if (!connected()) return ByHost::allocate(numel, dtype);
+        auto call = named(Operation::Allocate);
+        call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
+        base().announce(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype));
+        return {at::zeros({numel}, at::TensorOptions(dtype).device(here())), {}};
+    }
+    /// Always gathered: NCCL leaves the whole sum on every rank.
+    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
+        if (!connected()) return ByHost::all_reduce(b, begin, end, reduction, gather);
+        auto const inside = b.tensor().defined() && begin >= 0 && begin <= end && end <= b.numel();
+        if (inside) return all_reduce(b.tensor().narrow(0, begin, end - begin), reduction);
+        auto call = described(Operation::AllReduce, b.tensor());
+        base().announce(call, b.tensor().defined() ? "the range does not lie in the buffer" : "the buffer was not allocated");
+    }
+    /// Nobody reads a peer's memory, so there is nothing to wait for.
+    void release(buffer const& b) const {
+        if (!connected()) ByHost::release(b);
+    }
+
+    Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
+    Nccl duplicate() const { return Nccl(base().duplicate()); }
+
+private:
+    struct Part {
+        std::byte* data;
+        size_t bytes;
+    };
+    /// What the copies of a handle share. Empty after the first look: ranks share a GPU.
+    struct Link {
+        bool looked = false;
+        nccl::Handle handle;
+    };
+
+    ncclComm_t handle() const { return link_->handle.get(); }
+    static std::byte* bytes(at::Tensor const& t) { return static_cast<std::byte*>(t.mutable_data_ptr()); }
+    static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
+    std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
+    std::vector<int64_t> share_of(at::Tensor const& t) const {
+        auto sizes = t.sizes().vec();
+        sizes[0] /= size();
+        return sizes;
+    }
+
+    bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
+
+    /// Whether NCCL serves these ranks; the first call, collective, finds out and brings it up.
+    bool connected() const {
+        if (std::exchange(link_->looked, true)) return link_->handle != nullptr;
+        std::array<char, 32> bus{};
+        nccl::call(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), here().index()), "cudaDeviceGetPCIBusId");
+        std::string boot;
+        std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);  // tells machines apart, as NCCL does
+        auto const gpus = base().all_gather_bytes(boot + " " + bus.data());
+        if (std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size()) {
+            log::warning_once("comm::Nccl: ", gpus.size(), " ranks share ", std::set<std::string>(gpus.begin(), gpus.end()).size(),
+                              " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
+            return false;
+        }
+        std::string id(sizeof(ncclUniqueId), '\0');
+        ncclUniqueId unique;
+        if (rank() == 0) {
+            nccl::call(ncclGetUniqueId(&unique), "ncclGetUniqueId");
+            std::memcpy(id.data(), &unique, sizeof unique);
+        }
+        base().broadcast_bytes(id, 0);
+        std::memcpy(&unique, id.data(), sizeof unique);
+        c10::DeviceGuard const guard(here());
+        link_->handle = nccl::connect(unique, size(), rank());
+        return true;
+    }
+
+    /// Calls `operation(the elements of t side by side, the stream that it goes to)`. What it reads stays allocated until the stream
+    /// has passed, whichever stream it belongs to.
+    template <class Enqueue>
+    static void in_place(at::Tensor const& t, bool writes, Enqueue&& enqueue) {
+        c10::DeviceGuard const guard(t.device());
+        auto const stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device());
+        auto const original = t.detach();
+        auto const flat = original.resolve_conj().resolve_neg().contiguous();
+        enqueue(flat, static_cast<cudaStream_t>(stream.native_handle()));
+        flat.record_stream(stream);
+        if (writes && !flat.is_same(original) && flat.const_data_ptr() != original.const_data_ptr()) original.copy_(flat);
+    }
+
+    /// One message to every rank and one from every rank; empty ones are none.
+    template <class Out, class In>
+    void exchange(cudaStream_t stream, Out&& out, In&& in) const {
+        nccl::call(ncclGroupStart(), "ncclGroupStart");
+        for (int64_t r = 0; r < size(); ++r) {
+            Part const to = out(r), from = in(r);
+            if (to.bytes > 0) nccl::call(ncclSend(to.data, to.bytes, ncclUint8, static_cast<int>(r), handle(), stream), "ncclSend", handle());
+            if (from.bytes > 0) nccl::call(ncclRecv(from.data, from.bytes, ncclUint8, static_cast<int>(r), handle(), stream), "ncclRecv", handle());
+        }
+        nccl::call(ncclGroupEnd(), "ncclGroupEnd");
+    }
+
+    /// Of every rank (root -1: to every rank), side by side along dimension 0, which may differ between ranks.
+    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
+        auto const rows = t.dim() == 0 ? t.detach().reshape({1}) : t;
+        auto call = described(o, rows, root);
+        call.count = rows.size(0);
+        base().announce(call, refused(rows, {.reason = no_root}));
+        std::vector<size_t> lengths, starts;
+        int64_t total = 0;
+        auto const row = static_cast<size_t>(std::accumulate(rows.sizes().begin() + 1, rows.sizes().end(), rows.element_size(), std::multiplies<>()));
+        for (auto const& text : base().all_gather_bytes(detail::bytes_of(rows.size(0)))) {
+            auto const n = detail::from_bytes<int64_t>(text);
+            starts.push_back(static_cast<size_t>(total) * row), lengths.push_back(static_cast<size_t>(n) * row);
+            total += n;
+        }
+        auto sizes = rows.sizes().vec();
+        sizes[0] = total;
+        auto const receives = root < 0 || rank() == root;
+        auto const out = receives ? at::empty(sizes, rows.options().requires_grad(false)) : at::Tensor();
+        in_place(rows, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto const equal = std::all_of(lengths.begin(), lengths.end(), [&](size_t n) { return n == lengths.front(); });
+            if (root < 0 && equal) return nccl::call(ncclAllGather(flat.const_data_ptr(), out.mutable_data_ptr(), lengths.front(), ncclUint8, handle(), stream), "ncclAllGather", handle());
+            exchange(stream, [&](int64_t r) { return root < 0 || r == root ? Part{bytes(flat), flat.nbytes()} : Part{nullptr, 0}; },
+                     [&](int64_t r) { return receives ? Part{bytes(out) + starts[static_cast<size_t>(r)], lengths[static_cast<size_t>(r)]} : Part{nullptr, 0}; });
+        });
+        return receives ? out : at::Tensor();
+    }
+
+    std::shared_ptr<Link> link_ = std::make_shared<Link>();
+};
+
+static_assert(communicator<Nccl>);
+
+}  // namespace accelerate::comm
+
+#else
+
+namespace accelerate::comm {
+
+/// Stands where `comm::Nccl` would be in a build without NCCL: making one is one error that names the option.
+template <class Use = void>
+class AbsentNccl : public Operations<AbsentNccl<Use>> {
+public:
+    static constexpr bool absent = true;
+
+    template <class... Arguments>
+    explicit AbsentNccl(Arguments const&...) : Operations<AbsentNccl>(solo()) { refuse(); }
+    static AbsentNccl world() {
+        refuse();
+        return AbsentNccl(solo());
+    }
+
+private:
+    friend class Operations<AbsentNccl>;
+    explicit AbsentNccl(std::shared_ptr<Group> group) : Operations<AbsentNccl>(std::move(group)) {}
+    static constexpr void refuse() { static_assert(!std::same_as<Use, void>, "comm::Nccl: this build is without NCCL; set ACCELERATE_WITH_NCCL=ON (CMake) or define ACCELERATE_WITH_NCCL=1, or use comm::Mpi"); }
+};
+using Nccl = AbsentNccl<>;
+
+}  // namespace accelerate::comm
+
+#endif
+
+// ---- accelerate/device/cuda.hpp
+
+#if ACCELERATE_WITH_CUDA
+
+namespace accelerate::device {
+
+/// NVIDIA GPUs, one for each rank of a node; ranks talk through `Comm`. Needs a LibTorch with CUDA at run time, not at compile time:
+/// `libtorch_cuda` is loaded by the first use where the program is not linked to it.
+template <comm::communicator Comm>
+struct BasicCuda {
+    using communicator = Comm;
+    static constexpr at::DeviceType type = at::kCUDA;
+    static constexpr char const* name = "cuda";
+
+    /// The GPUs that this process sees. Loads LibTorch's CUDA library; ask before any other question about CUDA.
+    static Availability available() {
+        if (auto const& why = not_loaded(); !why.empty()) return {0, why};
+        auto const n = c10::impl::VirtualGuardImpl(type).deviceCount();
+        return {n, n > 0 ? "" : "no GPU is visible: there is none, its driver is missing, or CUDA_VISIBLE_DEVICES hides it"};
+    }
+
+    /// Makes the GPU of the rank with that number on its node the calling thread's: one each, in turn where there are fewer. Error
+    /// E_CONFIG where there is none.
+    static void select(int64_t local_rank) {
+        auto const there = available();
+        check(static_cast<bool>(there), code::config, "device::Cuda on local rank ", local_rank, ": ", there.reason, "; use device::Cpu");
+        c10::impl::VirtualGuardImpl(type).setDevice(at::Device(type, static_cast<at::DeviceIndex>(local_rank % there.count)));
+    }
+
+    static at::Device current() {
+        if (auto const there = available(); !there) throw Error(code::config, concat("device::Cuda: ", there.reason, "; use device::Cpu"));
+        return c10::impl::VirtualGuardImpl(type).getDevice();
+    }
+    static void synchronize() { c10::impl::VirtualGuardImpl(type).synchronizeDevice(current().index()); }
+    /// Gives the memory that LibTorch keeps for later back to the GPU.
+    static void empty_cache() { at::getDeviceAllocator(type)->emptyCache(); }
+
+private:
+    /// Why LibTorch's CUDA library cannot be had; empty where it is there.
+    static std::string const& not_loaded() {
+        static std::string const why = [] {
+            if (c10::impl::hasDeviceGuardImpl(type)) return std::string();
+            if (::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
+            std::string reason = ::dlerror();
+            // Beside the LibTorch that this program runs with, in which that object lies.
+            if (Dl_info here; ::dladdr(c10::GetAllocator(at::kCPU), &here) != 0 && here.dli_fname != nullptr) {
+                auto const beside = std::filesystem::path(here.dli_fname).parent_path() / "libtorch_cuda.so";
+                if (::dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
+                reason = ::dlerror();
+            }
+            return "LibTorch's CUDA library cannot be loaded (" + reason + ")";
+        }();
+        return why;
+    }
+};
+
+/// One GPU for each process that mpirun started: NCCL where the build has it, else pinned memory and MPI.
+using Cuda = BasicCuda<std::conditional_t<ACCELERATE_WITH_NCCL == 1, comm::Nccl, comm::Staged<comm::Processes, at::kCUDA>>>;
+
+}  // namespace accelerate::device
+
+#else
+
+namespace accelerate::device {
+
+/// Stands where `device::Cuda` would be in a build without CUDA: an accelerator on it is one error that names the option.
+template <class Use = void>
+struct AbsentCuda : Cpu {
+    static constexpr bool absent = true;
+
+    static void select(int64_t /*local_rank*/) { refuse(); }
+    static Availability available() {
+        refuse();
+        return {};
+    }
+
+private:
+    static constexpr void refuse() {
+        static_assert(!std::same_as<Use, void>, "device::Cuda: this build is without CUDA; set ACCELERATE_WITH_CUDA=ON (CMake) or define ACCELERATE_WITH_CUDA=1, or use device::Cpu");
+    }
+};
+using Cuda = AbsentCuda<>;
+
+}  // namespace accelerate::device
+
+#endif
+
 // ---- accelerate/precision/cast_once_linear.hpp
 
 namespace torch::nn {
@@ -10514,98 +11377,6 @@ struct Tf32 {
 };
 
 }  // namespace accelerate::precision
-
-// ---- accelerate/comm/worker.hpp
-
-namespace accelerate::comm {
-
-/// The one thread of a rank that communicates while the others compute: does jobs in the order in which they were submitted, so
-/// that every rank calls the same collectives in the same order. Blocking calls in a thread of their own overlap fully where
-/// there is a core to spare; Open MPI's non-blocking ones make no progress by themselves.
-class Worker {
-    struct Job {
-        std::function<void()> work;
-        std::atomic<int> done{0};
-        std::exception_ptr error;
-    };
-
-public:
-    /// A job that was submitted. May outlive the worker.
-    class Handle {
-    public:
-        Handle() = default;
-        /// Returns when the job is done; throws what it threw (each time).
-        void wait() const {
-            if (!job_) return;
-            for (int i = 0; i < 200 && !finished(); ++i) relax();
-            while (!finished()) job_->done.wait(0, std::memory_order_acquire);
-            if (job_->error) std::rethrow_exception(job_->error);
-        }
-        bool finished() const { return !job_ || job_->done.load(std::memory_order_acquire) != 0; }
-
-    private:
-        friend class Worker;
-        explicit Handle(std::shared_ptr<Job> job) : job_(std::move(job)) {}
-        std::shared_ptr<Job> job_;
-    };
-
-    Worker() : rank_(Session::instance().rank()), thread_([this] { run(); }) {}
-    /// Does what was submitted, then ends the thread.
-    ~Worker() {
-        {
-            std::lock_guard lock(mutex_);
-            stop_ = true;
-        }
-        wake_.notify_one();
-        thread_.join();
-    }
-    Worker(Worker const&) = delete;
-    Worker& operator=(Worker const&) = delete;
-
-    /// After a job has thrown, later ones are still done: they are what the peers expect.
-    Handle submit(std::function<void()> work) {
-        auto job = std::make_shared<Job>();
-        job->work = std::move(work);
-        {
-            std::lock_guard lock(mutex_);
-            jobs_.push_back(job);
-        }
-        wake_.notify_one();
-        return Handle(std::move(job));
-    }
-
-private:
-    void run() {
-        Session::ThreadRank const name(rank_);
-        for (;;) {
-            std::shared_ptr<Job> job;
-            {
-                std::unique_lock lock(mutex_);
-                wake_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
-                if (jobs_.empty()) return;
-                job = std::move(jobs_.front());
-                jobs_.pop_front();
-            }
-            try {
-                job->work();
-            } catch (...) {
-                job->error = std::current_exception();
-            }
-            job->work = nullptr;
-            job->done.store(1, std::memory_order_release);
-            job->done.notify_all();
-        }
-    }
-
-    int64_t rank_;
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    std::deque<std::shared_ptr<Job>> jobs_;
-    bool stop_ = false;
-    std::thread thread_;
-};
-
-}  // namespace accelerate::comm
 
 // ---- accelerate/sharding/ready_hook.hpp
 
@@ -10730,7 +11501,8 @@ struct ddp {
     bool static_graph = false;             ///< what the first backward did not reach is never reached: found once, no walk
     bool broadcast_buffers = true;         ///< rank 0's buffers go to all before each training forward that ends in a reduction
     /// After backward every rank sees every reduced gradient in `p.grad()`. False skips that copy: each slice is reduced where one
-    /// rank owns it and the optimizer reads it there; `p.grad()` then shows reduced values in this rank's slices only.
+    /// rank owns it and the optimizer reads it there; `p.grad()` then shows reduced values in this rank's slices only. It takes
+    /// memory that all ranks see: across nodes, and on devices, gradients are gathered all the same.
     bool gather_gradients = true;
     Overlap overlap = Overlap::Auto;
 };
@@ -10764,7 +11536,7 @@ public:
     }
     ~DdpModel() { remove_hooks(); }
 
-    std::span<Piece const> owned() const { return O.gather_gradients ? std::span<Piece const>(pieces_) : std::span<Piece const>(owned_); }
+    std::span<Piece const> owned() const { return sliced() ? std::span<Piece const>(owned_) : std::span<Piece const>(pieces_); }
     void settle() { release(); }
 
     void before_forward() {
@@ -10774,7 +11546,7 @@ public:
 
     void before_backward(at::Tensor const& loss) {
         if (alone_ || !window_.closed()) return;
-        if constexpr (!O.gather_gradients)
+        if (sliced())
             check(stage_ == Stage::Accumulating || stage_ == Stage::Stepped, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
                   " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
@@ -10819,11 +11591,11 @@ public:
     /// False where a rank may write only the slices that it reduced; norms must then be folded over the ranks.
     static constexpr bool owns_everything = O.gather_gradients;
     void fold(at::Tensor const& partial, comm::Reduction reduction) const {
-        if (!alone_) comm_.all_reduce(partial, reduction);
+        if (sliced()) comm_.all_reduce(partial, reduction);
     }
     double sum_over_ranks(double value) const {
         auto t = at::scalar_tensor(value, at::kDouble);
-        fold(t, comm::Reduction::Sum);
+        if (!alone_) comm_.all_reduce(t, comm::Reduction::Sum);
         return t.template item<double>();
     }
     int64_t replicas() const { return comm_.size(); }
@@ -10835,11 +11607,16 @@ public:
 private:
     using Clock = std::chrono::steady_clock;
 
+    /// Slices stay with the ranks that reduced them, which takes memory that all ranks see; without it everything is gathered.
+    bool sliced() const {
+        if constexpr (O.gather_gradients) return false;
+        else return !alone_ && shared_;
+    }
+
     bool overlaps() const {
         if (alone_ || O.overlap == Overlap::Off) return false;
         if (O.overlap == Overlap::On) return true;
-        auto const cores = static_cast<int64_t>(std::thread::hardware_concurrency());
-        return comm_.local_size() * at::get_num_threads() < cores;
+        return Comm::worker::pays(comm_.local_size() * at::get_num_threads());
     }
 
     /// Lays everything out in `order` and gives the gradients memory in which the ranks of a node can reduce.
@@ -10852,9 +11629,10 @@ private:
             return made.back().tensor();
         });
         memory_ = std::move(made);
+        shared_ = std::all_of(memory_.begin(), memory_.end(), [](auto const& memory) { return memory.shared(); });
         pieces_.clear();
         owned_.clear();
-        if (O.gather_gradients || alone_) {
+        if (!sliced()) {
             for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
             owned_ = pieces_;
             return;
@@ -10907,7 +11685,7 @@ private:
         times_[b].bytes = (bucket.end - bucket.begin) * memory.tensor().element_size();
         times_[b].begin = since_start();
         // The first reduction is always gathered: learning the order afterwards moves gradients about.
-        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, O.gather_gradients || (overlap_ && !learned_));
+        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, !sliced() || (overlap_ && !learned_));
         times_[b].end = since_start();
     }
 
@@ -10944,7 +11722,7 @@ private:
         std::memcpy(agreed.data(), order.data(), order.size());
         auto const complete = agreed.size() == parameters_.size();
         if (!complete || same_buckets(agreed)) {
-            if constexpr (!O.gather_gradients) release();
+            release();
             return;
         }
         remove_hooks();
@@ -10970,16 +11748,15 @@ private:
 
     /// Where slices stay with their owners, nobody may write gradients before all have read them.
     void release() {
-        if constexpr (!O.gather_gradients)
-            if (!alone_)
-                for (auto& memory : memory_) comm_.release(memory);
+        if (sliced())
+            for (auto& memory : memory_) comm_.release(memory);
     }
 
     double since_start() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
     NamedParameters buffers_;
     Comm comm_;
-    bool alone_, overlap_;
+    bool alone_, overlap_, shared_ = false;
     bool armed_ = false, learned_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
@@ -10989,8 +11766,8 @@ private:
     size_t next_ = 0;
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
-    std::vector<comm::Worker::Handle> handles_;
-    std::optional<comm::Worker> worker_;  // last: joins before what its jobs use is gone
+    std::vector<typename Comm::worker::Handle> handles_;
+    std::optional<typename Comm::worker> worker_;  // last: joins before what its jobs use is gone
 };
 
 /// Data parallel: parameters and optimizer state on every rank, gradients averaged in buckets. Needs 1x the model's memory on
@@ -11026,7 +11803,7 @@ struct ShardEngine {
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
-    comm::Worker worker;                      // last: joins before what its jobs use is gone
+    typename Comm::worker worker;             // last: joins before what its jobs use is gone
 };
 
 /// One unit of a model whose parameters are spread over the ranks (ZeRO stage 3; Rajbhandari et al., SC 2020): between uses a
@@ -11044,15 +11821,15 @@ public:
         for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
     }
 
-    /// Takes the parameters and keeps this rank's stretch of them. `value(parameter)` gives the values of a whole one; it is called
+    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `value(parameter)` gives the values of a whole one; it is called
     /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
     template <class Value>
-    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, Value&& value) {
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Value&& value) {
         at::NoGradGuard no_grad;
         name_ = std::move(name);
         placed_ = true;
         if (parameters.empty()) return;
-        auto const options = parameters.front().second.options().device(at::kCPU).requires_grad(false);
+        auto const options = parameters.front().second.options().device(device).requires_grad(false);
         int64_t total = 0;
         auto const unit = std::max<int64_t>(1, slot_alignment / static_cast<int64_t>(options.dtype().itemsize()));
         for (auto const& [key, p] : parameters) {
@@ -11074,10 +11851,18 @@ public:
                 view_like(full_, slot.begin, slot.parameter).copy_(whole);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
             }
-            // Handles that the user holds stay valid: the TensorImpl is the same.
-            if (slot.parameter.is_meta()) slot.parameter.unsafeGetTensorImpl()->shallow_copy_from(view.getIntrusivePtr());
-            else slot.parameter.set_data(view);
+            module::rebind(slot.parameter, view);
         }
+        drop();
+    }
+
+    /// Moves what this rank keeps.
+    void place_on(at::Device device) {
+        if (slots_.empty() || shard_.device() == device) return;
+        at::NoGradGuard no_grad;
+        shard_ = shard_.to(device), gradient_ = gradient_.to(device);
+        full_ = at::empty(full_.sizes(), shard_.options());
+        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
         drop();
     }
 
@@ -11227,7 +12012,7 @@ private:
     Position position_;
     Storage storage_ = Storage::Sharded;
     std::shared_ptr<ShardEngine<Comm>> engine_;
-    comm::Worker::Handle work_, reduction_;
+    typename Comm::worker::Handle work_, reduction_;
 };
 
 }  // namespace accelerate::sharding
@@ -11345,7 +12130,7 @@ struct Sharded {
     /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
     static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
         for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
-            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), [&](at::Tensor const& p) {
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p) {
                 module::Replay replay(tape);
                 replay.run({p});
                 return replay.value(p);
@@ -11382,9 +12167,12 @@ public:
         for (auto const& node : nodes) {
             auto& unit = node.holder != nullptr ? node.holder->sharded_unit : own_root_;
             engine_->units.push_back(&unit);
-            if (unit.placed()) continue;
+            if (unit.placed()) {
+                unit.place_on(parts.device);
+                continue;
+            }
             for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
-            unit.place(node.name, node.parameters, comm.rank(), comm.size(), [](at::Tensor const& p) { return p.detach(); });
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p) { return p.detach(); });
         }
         auto const& units = engine_->units;
         for (size_t i = 0; i < units.size(); ++i) {
@@ -11494,6 +12282,7 @@ private:
 template <fsdp O = fsdp{}>
 struct Fsdp {
     static constexpr char const* name = "Fsdp";
+    static constexpr char const* distributed_type = "FSDP";
     static constexpr fsdp options = O;
     template <class Device>
     using placement = place::Sharded<typename Device::communicator, O.reshard_after_forward>;
@@ -11748,9 +12537,12 @@ class PartialState : public ProcessControl<PartialState<Device>> {
 public:
     using communicator = typename Device::communicator;
 
-    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {}
+    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {
+        if constexpr (requires { Device::select(int64_t{}); }) Device::select(comm_.local_rank());
+    }
 
     at::Device device() const { return Device::current(); }
+    std::string distributed_type() const { return accelerate::distributed_type(Device::name, this->num_processes()); }
     communicator const& comm() const { return comm_; }
 
 private:
@@ -12061,10 +12853,18 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 
 namespace accelerate {
 
-/// Which four policies work together: so far all that satisfy their concepts. The table in the README is made from it.
+namespace detail {
+template <class T>
+concept absent_backend = T::absent;
+}
+
+/// Which four policies work together: so far all that satisfy their concepts and whose backend this build has. The table in the
+/// README is made from it.
 template <class Device, class Precision, class Sharding, class Loader>
 inline constexpr bool supported = [] {
-    if constexpr (device_policy<Device> && precision_policy<Precision>) return sharding_policy<Sharding, Device> && loader_policy<Loader>;
+    if constexpr (detail::absent_backend<Device>) return false;
+    else if constexpr (requires { requires detail::absent_backend<typename Device::communicator>; }) return false;
+    else if constexpr (device_policy<Device> && precision_policy<Precision>) return sharding_policy<Sharding, Device> && loader_policy<Loader>;
     else return false;
 }();
 

@@ -248,3 +248,55 @@ TEST_CASE("ranks as threads rehearse a run", "[debug_launcher]") {
     });
     CHECK(ranks == 33);
 }
+
+TEST_CASE("unscale_gradients wants gradients that are complete", "[accelerator][window]") {
+    Run<> accelerator({.gradient_accumulation_steps = 2});
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    for (int64_t i = 0; i < 2; ++i) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(model(torch::full({1}, 3.0)).mean());
+        accelerator.unscale_gradients();  // in the first micro-batch nothing
+        CHECK(model.state().stage() == (i == 0 ? acc::sharding::Stage::Accumulating : acc::sharding::Stage::Unscaled));
+    }
+    CHECK(model->w.grad().item<double>() == 3);
+    accelerator.unscale_gradients(model);
+    CHECK_THROWS_WITH(accelerator.backward(model(torch::full({1}, 3.0)).mean()), Catch::Contains("Unscaled"));
+    CHECK(accelerator.clip_grad_norm(model, 1.0).item<double>() == Approx(3));
+    optimizer.step();
+    CHECK(model->w.item<double>() == Approx(-0.5));
+    CHECK_THROWS_WITH(accelerator.unscale_gradients(model), Catch::Contains("unscale_gradients") && Catch::Contains("Stepped"));
+}
+
+TEST_CASE("free_memory lets go of what was prepared", "[accelerator][prepared]") {
+    Run<> accelerator;
+    auto net = std::make_shared<Scale>();
+    std::weak_ptr<Scale> const alive = net;
+    {
+        auto [model, optimizer, loader] = accelerator.prepare(net, acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{numbers({1, 2}), {.batch_size = 1}});
+        CHECK_THROWS_AS(accelerator.prepare(net), acc::Error);  // prepared already
+        {
+            auto window = accelerator.accumulate(model);
+            CHECK_THROWS_WITH(accelerator.free_memory(model), Catch::Contains("window"));
+        }
+        accelerator.free_memory(model, optimizer, loader);
+        CHECK(model.module() == nullptr);
+    }
+    auto again = accelerator.prepare(net);
+    CHECK(again->w.item<double>() == 0.5);
+    accelerator.free_memory(again);
+    net.reset();
+    CHECK(alive.expired());
+}
+
+TEST_CASE("a run is named as Python names it", "[process_control][partial_state]") {
+    CHECK(Run<>().distributed_type() == "NO");
+    CHECK(acc::PartialState<acc::device::BasicCpu<acc::comm::Self>>().distributed_type() == "NO");
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>> sharded;
+    CHECK(sharded.distributed_type() == "FSDP");
+    acc::debug_launcher(2, [](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>> replicated({}, comm);
+        acc::check(replicated.distributed_type() == "MULTI_CPU", acc::code::internal, replicated.distributed_type());
+    });
+    CHECK(acc::distributed_type("cuda", 4) == "MULTI_GPU");
+    CHECK(acc::distributed_type("xpu", 2) == "MULTI_XPU");
+}

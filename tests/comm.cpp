@@ -71,7 +71,8 @@ TEST_CASE("what is no communicator is none", "[communicator]") {
     STATIC_REQUIRE_FALSE(comm::communicator<int>);
     STATIC_REQUIRE_FALSE(comm::communicator<comm::Worker>);
     STATIC_REQUIRE(comm::reducible_buffer<comm::Buffer>);
-    STATIC_REQUIRE_FALSE(comm::Threads::asynchronous);
+    STATIC_REQUIRE(comm::background_worker<comm::Threads::worker>);
+    STATIC_REQUIRE_FALSE(comm::background_worker<comm::Threads>);
 }
 
 // ---- calls and fingerprints ----------------------------------------------------------------------------------------------------

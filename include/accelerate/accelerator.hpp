@@ -9,6 +9,7 @@
 #include <accelerate/data/policy.hpp>
 #include <accelerate/device/policy.hpp>
 #include <accelerate/module/construct.hpp>
+#include <accelerate/module/place_on.hpp>
 #include <accelerate/module/strategy.hpp>
 #include <accelerate/module/unit.hpp>
 #include <accelerate/clipping.hpp>
@@ -38,6 +39,7 @@ public:
     using options = accelerator_options;
 
     explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
+        if constexpr (requires { Device::select(int64_t{}); }) Device::select(training_->comm.local_rank());
         training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
     }
     Accelerator(Accelerator const&) = delete;
@@ -114,6 +116,20 @@ public:
         (state_of(models).window().set_closed(true), ...);
     }
 
+    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or
+    /// stepping, which do it themselves. The precisions so far scale nothing: it is then a check that they are complete. In an
+    /// unfinished window does nothing.
+    template <class... Models>
+    void unscale_gradients(Models const&... models) {
+        auto const unscale = [](model_state& m) {
+            if (m.window_closed()) m.advance("accelerator.unscale_gradients", sharding::Stage::Unscaled, {sharding::Stage::Reduced, sharding::Stage::Unscaled});
+        };
+        training_->settled();
+        if constexpr (sizeof...(Models) > 0) (unscale(state_of(models)), ...);
+        else
+            for (auto const& model : training_->models) unscale(*model);
+    }
+
     /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
     /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
     template <class Model>
@@ -147,6 +163,11 @@ public:
     // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
 
     at::Device device() const { return Device::current(); }
+    /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
+    std::string distributed_type() const {
+        if constexpr (requires { Sharding::distributed_type; }) return Sharding::distributed_type;
+        else return accelerate::distributed_type(Device::name, this->num_processes());
+    }
     std::string mixed_precision() const { return Precision::name; }
     /// The four policies in a line, to be printed.
     static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
@@ -183,6 +204,16 @@ public:
         this->wait_for_everyone();
     }
 
+    /// Lets go of everything that was prepared, of the objects given (models, optimizers, loaders, schedules: they are empty then, as
+    /// after a move) and of the memory that the device keeps for later. What the loop still holds lives on until it goes too.
+    template <class... Objects>
+    void free_memory(Objects&... objects) {
+        check(!training_->settled().in_window(), code::call_order, "accelerator.free_memory inside an accumulation window; call it after the loop's body");
+        training_->models.clear();
+        (static_cast<void>(Objects(std::move(objects))), ...);
+        if constexpr (requires { Device::empty_cache(); }) Device::empty_cache();
+    }
+
     // ---- preparing one thing ----------------------------------------------------------------------------------------------
 
     /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
@@ -192,8 +223,9 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module)}, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }

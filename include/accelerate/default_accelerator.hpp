@@ -2,6 +2,7 @@
 
 #include <accelerate/accelerator.hpp>
 #include <accelerate/device/cpu.hpp>
+#include <accelerate/device/cuda.hpp>
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>

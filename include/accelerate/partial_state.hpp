@@ -13,9 +13,12 @@ class PartialState : public ProcessControl<PartialState<Device>> {
 public:
     using communicator = typename Device::communicator;
 
-    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {}
+    explicit PartialState(communicator c = communicator::world()) : comm_(std::move(c)) {
+        if constexpr (requires { Device::select(int64_t{}); }) Device::select(comm_.local_rank());
+    }
 
     at::Device device() const { return Device::current(); }
+    std::string distributed_type() const { return accelerate::distributed_type(Device::name, this->num_processes()); }
     communicator const& comm() const { return comm_; }
 
 private:

@@ -5,6 +5,7 @@
 #include <accelerate/comm/communicator.hpp>
 #include <accelerate/comm/split_between.hpp>
 #include <accelerate/core/log.hpp>
+#include <cctype>
 #include <exception>
 #include <iostream>
 #include <optional>
@@ -37,6 +38,15 @@ private:
     bool first_;
     int exceptions_ = std::uncaught_exceptions();
 };
+
+/// Python's name for a run of `size` processes on devices of that name.
+inline std::string distributed_type(std::string_view device, int64_t size) {
+    if (size == 1) return "NO";
+    if (device == "cuda") return "MULTI_GPU";
+    std::string type = "MULTI_";
+    for (auto const letter : device) type += static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+    return type;
+}
 
 /// Who a process is among the ranks, and what only some of them do: the part of Python's `Accelerator` and `PartialState` that has
 /// nothing to do with training. `Derived` has `comm()`.

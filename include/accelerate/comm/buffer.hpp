@@ -38,6 +38,10 @@ public:
     /// as `tensor()`. Read only.
     at::Tensor const& reduced(int64_t rank) const { return sources_.at(static_cast<size_t>(rank)); }
 
+    /// Whether every rank sees the slices where they were reduced, and what their owners write there later. False across nodes, and
+    /// where ranks cannot see each other's memory: each then reads a copy.
+    bool shared() const { return parts_.size() == sources_.size(); }
+
     /// The elements of [begin, end) that rank `rank` of `size` reduces. Cut at multiples of 16 elements, so that two ranks never
     /// write one cache line and vectors stay aligned; some slices may be empty.
     static std::pair<int64_t, int64_t> slice(int64_t begin, int64_t end, int64_t rank, int64_t size) {

@@ -54,6 +54,21 @@ struct Call {
     std::array<int64_t, max_dims> shape{};
 };
 
+inline Call named(Operation o, int64_t root = -1) {
+    Call c;
+    c.operation = o, c.root = as_root(root);
+    return c;
+}
+/// A call on a tensor, which may be undefined.
+inline Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
+    auto c = named(o, root);
+    if (!t.defined()) return c;
+    c.dtype = t.scalar_type(), c.count = t.numel(), c.dims = t.dim();
+    auto const shown = std::min(c.dims, Call::max_dims);
+    for (int64_t d = 0; d < shown; ++d) c.shape[static_cast<size_t>(d)] = t.size(d);
+    return c;
+}
+
 /// For example `all_reduce(mean) of Float [8, 3]`.
 inline std::string describe(Call const& c) {
     std::string text(name(c.operation));

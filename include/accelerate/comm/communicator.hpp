@@ -14,7 +14,17 @@ template <class B>
 concept reducible_buffer = std::copyable<B> && requires(B const& b, int64_t i) {
     { b.tensor() } -> std::convertible_to<at::Tensor>;
     { b.reduced(i) } -> std::convertible_to<at::Tensor>;
+    { b.shared() } -> std::same_as<bool>;
     { B::slice(i, i, i, i) } -> std::convertible_to<std::pair<int64_t, int64_t>>;
+};
+
+/// Does jobs in the order in which they were submitted, while the submitting thread or stream goes on.
+template <class W>
+concept background_worker = std::default_initializable<W> && std::default_initializable<typename W::Handle> && requires(W& w, typename W::Handle const& h, void (&job)(), int64_t threads) {
+    { w.submit(job) } -> std::same_as<typename W::Handle>;
+    h.wait();                                        // the results may be used; throws what the job threw
+    { h.finished() } -> std::same_as<bool>;
+    { W::pays(threads) } -> std::same_as<bool>;      // whether it overlaps where so many threads of this machine compute
 };
 
 /// A group of ranks that call the same operations in the same order.
@@ -24,17 +34,17 @@ concept reducible_buffer = std::copyable<B> && requires(B const& b, int64_t i) {
 /// that communicates on its own thread takes its own with `duplicate()`.
 ///
 /// What an operation promises, whatever the hardware: when it returns, its result may be used by the next operation *in the
-/// order of the tensors' device*. On a CPU (`asynchronous == false`) that means the work is done. A communicator of a device with
-/// streams (`asynchronous == true`) enqueues on the calling thread's current stream and returns at once: who wants overlap
-/// makes another stream current instead of using a `Worker`. A device without a communicator of its own is served by staging
-/// through a CPU communicator; nothing here names MPI, NCCL or shared memory.
+/// order of the tensors' device*. On a CPU that means the work is done. A communicator of a device with streams enqueues on the
+/// calling thread's current stream and returns at once. Its `worker` is how its operations overlap with other work: a thread
+/// (`Worker`), a stream (`StreamWorker`), or not at all (`InlineWorker`). A device without a communicator of its own is served by
+/// staging through a CPU communicator (`Staged`); nothing here names MPI, NCCL or shared memory.
 ///
 /// Errors, on every rank that takes part: E_COLLECTIVE_MISMATCH when ranks called different things, E_DEADLINE when a rank did
 /// not arrive in time, E_PEER_LOST when one left or died, E_CONFIG for arguments that cannot work.
 template <class C>
 concept communicator = std::copyable<C> && reducible_buffer<typename C::buffer> &&
                        requires(C const c, at::Tensor const& t, int64_t i, Reduction r, std::string text, std::string_view view, typename C::buffer b) {
-    { C::asynchronous } -> std::convertible_to<bool>;
+    requires background_worker<typename C::worker>;
     { C::world() } -> std::same_as<C>;                                         // all ranks of this run; just one where nothing was started
     { c.rank() } -> std::same_as<int64_t>;
     { c.size() } -> std::same_as<int64_t>;

@@ -186,15 +186,23 @@ static_assert(communicator<Mpi>);
 
 namespace accelerate::comm {
 
-/// Stands where `comm::Mpi` would be in a build without MPI: any use is one error that names the option.
+/// Stands where `comm::Mpi` would be in a build without MPI: making one is one error that names the option.
 template <class Use = void>
-class AbsentMpi : public Self {
-    static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads");
-
+class AbsentMpi : public Operations<AbsentMpi<Use>> {
 public:
+    static constexpr bool absent = true;
+
     template <class... Arguments>
-    explicit AbsentMpi(Arguments const&...) {}
-    static AbsentMpi world() { return AbsentMpi(); }
+    explicit AbsentMpi(Arguments const&...) : Operations<AbsentMpi>(solo()) { refuse(); }
+    static AbsentMpi world() {
+        refuse();
+        return AbsentMpi(solo());
+    }
+
+private:
+    friend class Operations<AbsentMpi>;
+    explicit AbsentMpi(std::shared_ptr<Group> group) : Operations<AbsentMpi>(std::move(group)) {}
+    static constexpr void refuse() { static_assert(!std::same_as<Use, void>, "comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON (CMake) or define ACCELERATE_WITH_MPI=1, or use comm::Self or comm::Threads"); }
 };
 using Mpi = AbsentMpi<>;
 

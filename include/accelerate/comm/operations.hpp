@@ -1,11 +1,12 @@
 #pragma once
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 
 #include <accelerate/comm/letters.hpp>
 #include <accelerate/comm/reducer.hpp>
+#include <accelerate/comm/refusal.hpp>
 #include <accelerate/comm/split.hpp>
+#include <accelerate/comm/worker.hpp>
 #include <numeric>
 
 namespace accelerate::comm {
@@ -16,7 +17,7 @@ template <class Derived>
 class Operations {
 public:
     using buffer = Buffer;
-    static constexpr bool asynchronous = false;
+    using worker = Worker;
 
     int64_t rank() const { return group_->who.rank; }
     int64_t size() const { return group_->who.size; }
@@ -27,6 +28,12 @@ public:
     void barrier() const {
         auto const call = named(Operation::Barrier);
         group_->operation(call, {}, [&] { group_->meet(); });
+    }
+
+    /// Agrees with the other ranks on a call that is carried out elsewhere, such as on a device: it is checked, recorded and waited
+    /// for like any other. `refusal`: why this rank's own arguments cannot work.
+    void announce(Call const& call, std::string_view refusal = {}) const {
+        group_->operation(call, refusal, [&] { group_->meet(); });
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.
@@ -196,11 +203,10 @@ protected:
     std::shared_ptr<Group> const& group() const { return group_; }
 
 private:
-    static constexpr int64_t max_dims = 24;
     struct Shape {
         at::ScalarType dtype = at::kByte;
         int64_t dims = 0;
-        std::array<int64_t, max_dims> sizes{};
+        std::array<int64_t, max_tensor_dims> sizes{};
         void set(at::ScalarType type, std::vector<int64_t> const& shape) {
             dtype = type, dims = static_cast<int64_t>(shape.size());
             std::copy(shape.begin(), shape.end(), sizes.begin());
@@ -234,35 +240,8 @@ private:
     };
     static Dense dense(at::Tensor const& t) { return Dense(t); }
 
-    static Call named(Operation o, int64_t root = -1) {
-        Call c;
-        c.operation = o, c.root = as_root(root);
-        return c;
-    }
-    static Call described(Operation o, at::Tensor const& t, int64_t root = -1) {
-        auto c = named(o, root);
-        if (!t.defined()) return c;
-        c.dtype = t.scalar_type(), c.count = t.numel(), c.dims = t.dim();
-        auto const shown = std::min(c.dims, Call::max_dims);
-        for (int64_t d = 0; d < shown; ++d) c.shape[static_cast<size_t>(d)] = t.size(d);
-        return c;
-    }
-
-    struct Wanted {
-        std::string_view reason = {};  ///< why not, for a reason that lies not in the tensor
-        bool divides = false;          ///< the number of ranks divides dimension 0
-        bool written = false;
-    };
-    /// Why this rank cannot do the call. Found before the ranks meet and thrown after, so that all hear of it.
-    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const {
-        if (!t.defined()) return "the tensor is undefined";
-        if (!t.device().is_cpu() || t.layout() != at::kStrided) return concat("the tensor must be dense and on the CPU, it is ", t.layout(), " on ", t.device());
-        if (wanted.divides && (t.dim() == 0 || t.size(0) % size() != 0)) return concat("dimension 0 must be divisible by the number of ranks, ", size());
-        if (t.dim() > max_dims) return concat("more than ", max_dims, " dimensions");
-        if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
-        return std::string(wanted.reason);
-    }
-    std::string refuse_root(int64_t root) const { return root >= 0 && root < size() ? "" : concat("there is no rank ", root, " among ", size()); }
+    std::string refuse(at::Tensor const& t, Wanted const& wanted = {}) const { return refusal(t, at::kCPU, size(), wanted); }
+    std::string refuse_root(int64_t root) const { return refusal_of_rank(root, size()); }
     void check_letter(Call const& call, std::string const& refusal) const {
         check(refusal.empty(), code::config, describe(call), " on rank ", rank(), ": ", refusal);
     }

@@ -53,6 +53,9 @@ public:
         wake_.notify_one();
         thread_.join();
     }
+    /// Whether that overlaps where `threads` threads compute on this machine: it takes a core that is free.
+    static bool pays(int64_t threads) { return threads < static_cast<int64_t>(std::thread::hardware_concurrency()); }
+
     Worker(Worker const&) = delete;
     Worker& operator=(Worker const&) = delete;
 

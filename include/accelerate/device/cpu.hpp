@@ -1,8 +1,7 @@
 #pragma once
 
-#include <accelerate/comm/mpi.hpp>
-#include <accelerate/comm/self.hpp>
-#include <accelerate/core/config.hpp>
+#include <accelerate/comm/processes.hpp>
+#include <accelerate/device/availability.hpp>
 #include <accelerate/device/policy.hpp>
 
 namespace accelerate::device {
@@ -14,16 +13,12 @@ struct BasicCpu {
     static constexpr at::DeviceType type = at::kCPU;
     static constexpr char const* name = "cpu";
 
+    static Availability available() { return {1}; }
     static at::Device current() { return at::kCPU; }
     static void synchronize() {}
 };
 
-#if ACCELERATE_WITH_MPI
 /// Processes that mpirun started, or one process.
-using Cpu = BasicCpu<comm::Mpi>;
-#else
-/// One process: this build has no MPI (ACCELERATE_WITH_MPI).
-using Cpu = BasicCpu<comm::Self>;
-#endif
+using Cpu = BasicCpu<comm::Processes>;
 
 }  // namespace accelerate::device

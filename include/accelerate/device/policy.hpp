@@ -13,6 +13,8 @@ namespace accelerate {
 ///   `name`            as people write it: "cpu", "cuda"
 ///   `current()`       the device of the calling rank
 ///   `synchronize()`   returns when the work given to the device is done
+/// Two more are used where a policy has them: `select(local_rank)`, called once by each accelerator before anything else, makes the
+/// rank's device the thread's; `empty_cache()` gives back memory that LibTorch keeps.
 /// Hardware without streams leaves `synchronize` empty. Hardware without a communicator of its own names one that takes CPU
 /// tensors. `device::BasicCpu` is the shortest model of how to write one.
 template <class D>

@@ -4,7 +4,6 @@
 #include <ATen/ops/scalar_tensor.h>
 
 #include <accelerate/comm/communicator.hpp>
-#include <accelerate/comm/worker.hpp>
 #include <accelerate/module/placement.hpp>
 #include <accelerate/sharding/flat_model.hpp>
 #include <accelerate/sharding/ready_hook.hpp>
@@ -13,7 +12,6 @@
 #include <chrono>
 #include <limits>
 #include <optional>
-#include <thread>
 
 namespace accelerate {
 
@@ -29,7 +27,8 @@ struct ddp {
     bool static_graph = false;             ///< what the first backward did not reach is never reached: found once, no walk
     bool broadcast_buffers = true;         ///< rank 0's buffers go to all before each training forward that ends in a reduction
     /// After backward every rank sees every reduced gradient in `p.grad()`. False skips that copy: each slice is reduced where one
-    /// rank owns it and the optimizer reads it there; `p.grad()` then shows reduced values in this rank's slices only.
+    /// rank owns it and the optimizer reads it there; `p.grad()` then shows reduced values in this rank's slices only. It takes
+    /// memory that all ranks see: across nodes, and on devices, gradients are gathered all the same.
     bool gather_gradients = true;
     Overlap overlap = Overlap::Auto;
 };
@@ -63,7 +62,7 @@ public:
     }
     ~DdpModel() { remove_hooks(); }
 
-    std::span<Piece const> owned() const { return O.gather_gradients ? std::span<Piece const>(pieces_) : std::span<Piece const>(owned_); }
+    std::span<Piece const> owned() const { return sliced() ? std::span<Piece const>(owned_) : std::span<Piece const>(pieces_); }
     void settle() { release(); }
 
     void before_forward() {
@@ -73,7 +72,7 @@ public:
 
     void before_backward(at::Tensor const& loss) {
         if (alone_ || !window_.closed()) return;
-        if constexpr (!O.gather_gradients)
+        if (sliced())
             check(stage_ == Stage::Accumulating || stage_ == Stage::Stepped, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
                   " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
@@ -118,11 +117,11 @@ public:
     /// False where a rank may write only the slices that it reduced; norms must then be folded over the ranks.
     static constexpr bool owns_everything = O.gather_gradients;
     void fold(at::Tensor const& partial, comm::Reduction reduction) const {
-        if (!alone_) comm_.all_reduce(partial, reduction);
+        if (sliced()) comm_.all_reduce(partial, reduction);
     }
     double sum_over_ranks(double value) const {
         auto t = at::scalar_tensor(value, at::kDouble);
-        fold(t, comm::Reduction::Sum);
+        if (!alone_) comm_.all_reduce(t, comm::Reduction::Sum);
         return t.template item<double>();
     }
     int64_t replicas() const { return comm_.size(); }
@@ -134,11 +133,16 @@ public:
 private:
     using Clock = std::chrono::steady_clock;
 
+    /// Slices stay with the ranks that reduced them, which takes memory that all ranks see; without it everything is gathered.
+    bool sliced() const {
+        if constexpr (O.gather_gradients) return false;
+        else return !alone_ && shared_;
+    }
+
     bool overlaps() const {
         if (alone_ || O.overlap == Overlap::Off) return false;
         if (O.overlap == Overlap::On) return true;
-        auto const cores = static_cast<int64_t>(std::thread::hardware_concurrency());
-        return comm_.local_size() * at::get_num_threads() < cores;
+        return Comm::worker::pays(comm_.local_size() * at::get_num_threads());
     }
 
     /// Lays everything out in `order` and gives the gradients memory in which the ranks of a node can reduce.
@@ -151,9 +155,10 @@ private:
             return made.back().tensor();
         });
         memory_ = std::move(made);
+        shared_ = std::all_of(memory_.begin(), memory_.end(), [](auto const& memory) { return memory.shared(); });
         pieces_.clear();
         owned_.clear();
-        if (O.gather_gradients || alone_) {
+        if (!sliced()) {
             for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
             owned_ = pieces_;
             return;
@@ -206,7 +211,7 @@ private:
         times_[b].bytes = (bucket.end - bucket.begin) * memory.tensor().element_size();
         times_[b].begin = since_start();
         // The first reduction is always gathered: learning the order afterwards moves gradients about.
-        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, O.gather_gradients || (overlap_ && !learned_));
+        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, !sliced() || (overlap_ && !learned_));
         times_[b].end = since_start();
     }
 
@@ -243,7 +248,7 @@ private:
         std::memcpy(agreed.data(), order.data(), order.size());
         auto const complete = agreed.size() == parameters_.size();
         if (!complete || same_buckets(agreed)) {
-            if constexpr (!O.gather_gradients) release();
+            release();
             return;
         }
         remove_hooks();
@@ -269,16 +274,15 @@ private:
 
     /// Where slices stay with their owners, nobody may write gradients before all have read them.
     void release() {
-        if constexpr (!O.gather_gradients)
-            if (!alone_)
-                for (auto& memory : memory_) comm_.release(memory);
+        if (sliced())
+            for (auto& memory : memory_) comm_.release(memory);
     }
 
     double since_start() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
     NamedParameters buffers_;
     Comm comm_;
-    bool alone_, overlap_;
+    bool alone_, overlap_, shared_ = false;
     bool armed_ = false, learned_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
@@ -288,8 +292,8 @@ private:
     size_t next_ = 0;
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
-    std::vector<comm::Worker::Handle> handles_;
-    std::optional<comm::Worker> worker_;  // last: joins before what its jobs use is gone
+    std::vector<typename Comm::worker::Handle> handles_;
+    std::optional<typename Comm::worker> worker_;  // last: joins before what its jobs use is gone
 };
 
 /// Data parallel: parameters and optimizer state on every rank, gradients averaged in buckets. Needs 1x the model's memory on

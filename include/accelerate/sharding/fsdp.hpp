@@ -29,9 +29,12 @@ public:
         for (auto const& node : nodes) {
             auto& unit = node.holder != nullptr ? node.holder->sharded_unit : own_root_;
             engine_->units.push_back(&unit);
-            if (unit.placed()) continue;
+            if (unit.placed()) {
+                unit.place_on(parts.device);
+                continue;
+            }
             for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
-            unit.place(node.name, node.parameters, comm.rank(), comm.size(), [](at::Tensor const& p) { return p.detach(); });
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p) { return p.detach(); });
         }
         auto const& units = engine_->units;
         for (size_t i = 0; i < units.size(); ++i) {
@@ -141,6 +144,7 @@ private:
 template <fsdp O = fsdp{}>
 struct Fsdp {
     static constexpr char const* name = "Fsdp";
+    static constexpr char const* distributed_type = "FSDP";
     static constexpr fsdp options = O;
     template <class Device>
     using placement = place::Sharded<typename Device::communicator, O.reshard_after_forward>;

@@ -21,11 +21,12 @@ namespace accelerate::sharding {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers.
+/// What `prepare` hands to a sharding policy: the module, its trainable parameters (each once) and its buffers, on the rank's device.
 struct ModelParts {
     std::shared_ptr<torch::nn::Module> module = {};
     NamedParameters parameters = {};
     NamedParameters buffers = {};
+    at::Device device = at::kCPU;
 };
 
 /// Elements between the starts of neighbouring slots are a multiple of this many bytes: kernels see the alignment that they

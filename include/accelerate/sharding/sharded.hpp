@@ -67,7 +67,7 @@ struct Sharded {
     /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
     static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
         for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
-            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), [&](at::Tensor const& p) {
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p) {
                 module::Replay replay(tape);
                 replay.run({p});
                 return replay.value(p);

@@ -4,7 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <accelerate/comm/communicator.hpp>
-#include <accelerate/comm/worker.hpp>
+#include <accelerate/module/place_on.hpp>
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/ready_hook.hpp>
 #include <vector>
@@ -25,7 +25,7 @@ struct ShardEngine {
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
-    comm::Worker worker;                      // last: joins before what its jobs use is gone
+    typename Comm::worker worker;             // last: joins before what its jobs use is gone
 };
 
 /// One unit of a model whose parameters are spread over the ranks (ZeRO stage 3; Rajbhandari et al., SC 2020): between uses a
@@ -43,15 +43,15 @@ public:
         for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
     }
 
-    /// Takes the parameters and keeps this rank's stretch of them. `value(parameter)` gives the values of a whole one; it is called
+    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `value(parameter)` gives the values of a whole one; it is called
     /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
     template <class Value>
-    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, Value&& value) {
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Value&& value) {
         at::NoGradGuard no_grad;
         name_ = std::move(name);
         placed_ = true;
         if (parameters.empty()) return;
-        auto const options = parameters.front().second.options().device(at::kCPU).requires_grad(false);
+        auto const options = parameters.front().second.options().device(device).requires_grad(false);
         int64_t total = 0;
         auto const unit = std::max<int64_t>(1, slot_alignment / static_cast<int64_t>(options.dtype().itemsize()));
         for (auto const& [key, p] : parameters) {
@@ -73,10 +73,18 @@ public:
                 view_like(full_, slot.begin, slot.parameter).copy_(whole);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
             }
-            // Handles that the user holds stay valid: the TensorImpl is the same.
-            if (slot.parameter.is_meta()) slot.parameter.unsafeGetTensorImpl()->shallow_copy_from(view.getIntrusivePtr());
-            else slot.parameter.set_data(view);
+            module::rebind(slot.parameter, view);
         }
+        drop();
+    }
+
+    /// Moves what this rank keeps.
+    void place_on(at::Device device) {
+        if (slots_.empty() || shard_.device() == device) return;
+        at::NoGradGuard no_grad;
+        shard_ = shard_.to(device), gradient_ = gradient_.to(device);
+        full_ = at::empty(full_.sizes(), shard_.options());
+        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
         drop();
     }
 
@@ -226,7 +234,7 @@ private:
     Position position_;
     Storage storage_ = Storage::Sharded;
     std::shared_ptr<ShardEngine<Comm>> engine_;
-    comm::Worker::Handle work_, reduction_;
+    typename Comm::worker::Handle work_, reduction_;
 };
 
 }  // namespace accelerate::sharding

@@ -1,0 +1,246 @@
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include <accelerate/comm/nccl_handle.hpp>
+#include <accelerate/comm/processes.hpp>
+#include <accelerate/comm/staged.hpp>
+#include <accelerate/comm/stream_worker.hpp>
+#include <accelerate/core/log.hpp>
+#include <fstream>
+#include <numeric>
+#include <set>
+
+#if ACCELERATE_WITH_NCCL
+
+namespace accelerate::comm {
+
+/// Ranks are processes with one NVIDIA GPU each; tensors on it are reduced and moved by NCCL, on the calling thread's current stream
+/// of the tensor's device. Where two ranks share a GPU, which NCCL refuses, everything goes through pinned memory and MPI instead,
+/// and that is said once; so do tensors of the CPU, dtypes that NCCL cannot reduce, messages (`send`, `recv`) and bytes.
+///
+/// Ranks agree on each operation on the host, before it is enqueued: misuse and missing ranks are found there as with `comm::Mpi`.
+/// Among ranks that see each other's memory that costs about a microsecond. NCCL is brought up by the first operation on a GPU's
+/// tensor.
+class Nccl : public Staged<Processes, at::kCUDA> {
+    using ByHost = Staged<Processes, at::kCUDA>;
+
+public:
+    using worker = StreamWorker<at::kCUDA>;
+
+    explicit Nccl(Processes processes) : ByHost(std::move(processes)) {}
+    static Nccl world() { return Nccl(Processes::world()); }
+
+    void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
+        auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
+        if (!how || !direct(t)) return ByHost::all_reduce(t, reduction);
+        auto call = described(Operation::AllReduce, t);
+        call.reduction = reduction;
+        base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .written = true}));
+        in_place(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto* const data = flat.mutable_data_ptr();
+            nccl::call(ncclAllReduce(data, data, elements(flat, *how), how->type, how->operation, handle(), stream), "ncclAllReduce", handle());
+        });
+    }
+
+    void broadcast(at::Tensor const& t, int64_t root) const {
+        if (!direct(t)) return ByHost::broadcast(t, root);
+        base().announce(described(Operation::Broadcast, t, root), refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
+        in_place(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto* const data = flat.mutable_data_ptr();
+            nccl::call(ncclBroadcast(data, data, flat.nbytes(), ncclUint8, static_cast<int>(root), handle(), stream), "ncclBroadcast", handle());
+        });
+    }
+
+    at::Tensor all_gather(at::Tensor const& t) const {
+        if (!direct(t)) return ByHost::all_gather(t);
+        return gathered(Operation::AllGather, t, -1, {});
+    }
+    at::Tensor gather(at::Tensor const& t, int64_t root) const {
+        if (!direct(t)) return ByHost::gather(t, root);
+        return gathered(Operation::Gather, t, root, refusal_of_rank(root, size()));
+    }
+
+    at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
+        auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
+        if (!how || !direct(t)) return ByHost::reduce_scatter(t, reduction);
+        auto call = described(Operation::ReduceScatter, t);
+        call.reduction = reduction;
+        base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
+        auto const out = at::empty(share_of(t), t.options().requires_grad(false));
+        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            nccl::call(ncclReduceScatter(flat.const_data_ptr(), out.mutable_data_ptr(), elements(out, *how), how->type, how->operation, handle(), stream), "ncclReduceScatter", handle());
+        });
+        return out;
+    }
+
+    at::Tensor all_to_all(at::Tensor const& t) const {
+        if (!direct(t)) return ByHost::all_to_all(t);
+        base().announce(described(Operation::AllToAll, t), refused(t, {.divides = true}));
+        auto const out = at::empty(t.sizes(), t.options().requires_grad(false));
+        auto const share = t.nbytes() / static_cast<size_t>(size());
+        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            exchange(stream, [&](int64_t r) { return Part{bytes(flat) + static_cast<size_t>(r) * share, share}; }, [&](int64_t r) { return Part{bytes(out) + static_cast<size_t>(r) * share, share}; });
+        });
+        return out;
+    }
+
+    /// On the device of the calling thread. Elements are reduced where they are.
+    buffer allocate(int64_t numel, at::ScalarType dtype) const {
+        if (!connected()) return ByHost::allocate(numel, dtype);
+        auto call = named(Operation::Allocate);
+        call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
+        base().announce(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype));
+        return {at::zeros({numel}, at::TensorOptions(dtype).device(here())), {}};
+    }
+    /// Always gathered: NCCL leaves the whole sum on every rank.
+    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
+        if (!connected()) return ByHost::all_reduce(b, begin, end, reduction, gather);
+        auto const inside = b.tensor().defined() && begin >= 0 && begin <= end && end <= b.numel();
+        if (inside) return all_reduce(b.tensor().narrow(0, begin, end - begin), reduction);
+        auto call = described(Operation::AllReduce, b.tensor());
+        base().announce(call, b.tensor().defined() ? "the range does not lie in the buffer" : "the buffer was not allocated");
+    }
+    /// Nobody reads a peer's memory, so there is nothing to wait for.
+    void release(buffer const& b) const {
+        if (!connected()) ByHost::release(b);
+    }
+
+    Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
+    Nccl duplicate() const { return Nccl(base().duplicate()); }
+
+private:
+    struct Part {
+        std::byte* data;
+        size_t bytes;
+    };
+    /// What the copies of a handle share. Empty after the first look: ranks share a GPU.
+    struct Link {
+        bool looked = false;
+        nccl::Handle handle;
+    };
+
+    ncclComm_t handle() const { return link_->handle.get(); }
+    static std::byte* bytes(at::Tensor const& t) { return static_cast<std::byte*>(t.mutable_data_ptr()); }
+    static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
+    std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
+    std::vector<int64_t> share_of(at::Tensor const& t) const {
+        auto sizes = t.sizes().vec();
+        sizes[0] /= size();
+        return sizes;
+    }
+
+    bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
+
+    /// Whether NCCL serves these ranks; the first call, collective, finds out and brings it up.
+    bool connected() const {
+        if (std::exchange(link_->looked, true)) return link_->handle != nullptr;
+        std::array<char, 32> bus{};
+        nccl::call(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), here().index()), "cudaDeviceGetPCIBusId");
+        std::string boot;
+        std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);  // tells machines apart, as NCCL does
+        auto const gpus = base().all_gather_bytes(boot + " " + bus.data());
+        if (std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size()) {
+            log::warning_once("comm::Nccl: ", gpus.size(), " ranks share ", std::set<std::string>(gpus.begin(), gpus.end()).size(),
+                              " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
+            return false;
+        }
+        std::string id(sizeof(ncclUniqueId), '\0');
+        ncclUniqueId unique;
+        if (rank() == 0) {
+            nccl::call(ncclGetUniqueId(&unique), "ncclGetUniqueId");
+            std::memcpy(id.data(), &unique, sizeof unique);
+        }
+        base().broadcast_bytes(id, 0);
+        std::memcpy(&unique, id.data(), sizeof unique);
+        c10::DeviceGuard const guard(here());
+        link_->handle = nccl::connect(unique, size(), rank());
+        return true;
+    }
+
+    /// Calls `operation(the elements of t side by side, the stream that it goes to)`. What it reads stays allocated until the stream
+    /// has passed, whichever stream it belongs to.
+    template <class Enqueue>
+    static void in_place(at::Tensor const& t, bool writes, Enqueue&& enqueue) {
+        c10::DeviceGuard const guard(t.device());
+        auto const stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device());
+        auto const original = t.detach();
+        auto const flat = original.resolve_conj().resolve_neg().contiguous();
+        enqueue(flat, static_cast<cudaStream_t>(stream.native_handle()));
+        flat.record_stream(stream);
+        if (writes && !flat.is_same(original) && flat.const_data_ptr() != original.const_data_ptr()) original.copy_(flat);
+    }
+
+    /// One message to every rank and one from every rank; empty ones are none.
+    template <class Out, class In>
+    void exchange(cudaStream_t stream, Out&& out, In&& in) const {
+        nccl::call(ncclGroupStart(), "ncclGroupStart");
+        for (int64_t r = 0; r < size(); ++r) {
+            Part const to = out(r), from = in(r);
+            if (to.bytes > 0) nccl::call(ncclSend(to.data, to.bytes, ncclUint8, static_cast<int>(r), handle(), stream), "ncclSend", handle());
+            if (from.bytes > 0) nccl::call(ncclRecv(from.data, from.bytes, ncclUint8, static_cast<int>(r), handle(), stream), "ncclRecv", handle());
+        }
+        nccl::call(ncclGroupEnd(), "ncclGroupEnd");
+    }
+
+    /// Of every rank (root -1: to every rank), side by side along dimension 0, which may differ between ranks.
+    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
+        auto const rows = t.dim() == 0 ? t.detach().reshape({1}) : t;
+        auto call = described(o, rows, root);
+        call.count = rows.size(0);
+        base().announce(call, refused(rows, {.reason = no_root}));
+        std::vector<size_t> lengths, starts;
+        int64_t total = 0;
+        auto const row = static_cast<size_t>(std::accumulate(rows.sizes().begin() + 1, rows.sizes().end(), rows.element_size(), std::multiplies<>()));
+        for (auto const& text : base().all_gather_bytes(detail::bytes_of(rows.size(0)))) {
+            auto const n = detail::from_bytes<int64_t>(text);
+            starts.push_back(static_cast<size_t>(total) * row), lengths.push_back(static_cast<size_t>(n) * row);
+            total += n;
+        }
+        auto sizes = rows.sizes().vec();
+        sizes[0] = total;
+        auto const receives = root < 0 || rank() == root;
+        auto const out = receives ? at::empty(sizes, rows.options().requires_grad(false)) : at::Tensor();
+        in_place(rows, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+            auto const equal = std::all_of(lengths.begin(), lengths.end(), [&](size_t n) { return n == lengths.front(); });
+            if (root < 0 && equal) return nccl::call(ncclAllGather(flat.const_data_ptr(), out.mutable_data_ptr(), lengths.front(), ncclUint8, handle(), stream), "ncclAllGather", handle());
+            exchange(stream, [&](int64_t r) { return root < 0 || r == root ? Part{bytes(flat), flat.nbytes()} : Part{nullptr, 0}; },
+                     [&](int64_t r) { return receives ? Part{bytes(out) + starts[static_cast<size_t>(r)], lengths[static_cast<size_t>(r)]} : Part{nullptr, 0}; });
+        });
+        return receives ? out : at::Tensor();
+    }
+
+    std::shared_ptr<Link> link_ = std::make_shared<Link>();
+};
+
+static_assert(communicator<Nccl>);
+
+}  // namespace accelerate::comm
+
+#else
+
+namespace accelerate::comm {
+
+/// Stands where `comm::Nccl` would be in a build without NCCL: making one is one error that names the option.
+template <class Use = void>
+class AbsentNccl : public Operations<AbsentNccl<Use>> {
+public:
+    static constexpr bool absent = true;
+
+    template <class... Arguments>
+    explicit AbsentNccl(Arguments const&...) : Operations<AbsentNccl>(solo()) { refuse(); }
+    static AbsentNccl world() {
+        refuse();
+        return AbsentNccl(solo());
+    }
+
+private:
+    friend class Operations<AbsentNccl>;
+    explicit AbsentNccl(std::shared_ptr<Group> group) : Operations<AbsentNccl>(std::move(group)) {}
+    static constexpr void refuse() { static_assert(!std::same_as<Use, void>, "comm::Nccl: this build is without NCCL; set ACCELERATE_WITH_NCCL=ON (CMake) or define ACCELERATE_WITH_NCCL=1, or use comm::Mpi"); }
+};
+using Nccl = AbsentNccl<>;
+
+}  // namespace accelerate::comm
+
+#endif

@@ -1,0 +1,92 @@
+// Devices: what their policies say of themselves, and everything that is written for a device that is not the CPU, on one that plugs
+// into LibTorch (support/plug_in_device.hpp).
+#include "support/conformance.hpp"
+#include "support/device_loop.hpp"
+#include "support/on_device.hpp"
+#include "support/plug_in_device.hpp"
+
+namespace acc = accelerate;
+namespace comm = accelerate::comm;
+
+namespace {
+
+using Ranks = comm::Staged<comm::Threads, plug_in::type>;
+
+struct Device {
+    using communicator = Ranks;
+    static constexpr at::DeviceType type = plug_in::type;
+    static constexpr char const* name = "own";
+    static void select(int64_t local_rank) { plug_in::current() = static_cast<at::DeviceIndex>(local_rank % plug_in::devices); }
+    static at::Device current() { return {type, plug_in::current()}; }
+    static void synchronize() {}
+};
+static_assert(acc::device_policy<Device>);
+
+struct StagedThreads {
+    int64_t ranks;
+    int64_t size() const { return ranks; }
+    bool together(int64_t, int64_t) const { return true; }
+    comm::transport_options options() const { return comm::transport_options{}.fitted(ranks); }
+    template <class F>
+    void operator()(F&& f) const {
+        comm::Threads::run(ranks, [&](comm::Threads const& c) {
+            Device::select(c.rank());
+            f(OnDevice<Ranks>(Ranks(c), Device::current()));
+        });
+    }
+};
+
+template <class Sharding>
+device_loop::Run on_device(int64_t ranks) {
+    device_loop::Run result;
+    comm::Threads::run(ranks, [&](comm::Threads const& c) {
+        auto run = device_loop::loop<Device, acc::precision::Fp32, Sharding>(Ranks(c), 8 / ranks);
+        if (c.rank() == 0) result = std::move(run);
+    });
+    return result;
+}
+
+}  // namespace
+
+TEST_CASE("a CPU communicator serves the tensors of a device by staging", "[staged][inline_worker][refusal]") {
+    auto const ranks = GENERATE(1, 2, 3);
+    CAPTURE(ranks);
+    conformance::conform(StagedThreads{ranks});
+}
+
+TEST_CASE("a loop runs on a device without streams and communicator of its own", "[policy][place_on][staged][move_to]") {
+    auto const one = device_loop::expected();
+    auto const compare = [&](device_loop::Run const& run) { device_loop::compare(run, one, 5e-6, 2e-5); };
+    SECTION("one rank") { compare(on_device<acc::sharding::None>(1)); }
+    SECTION("data parallel") { compare(on_device<acc::sharding::Ddp<>>(2)); }
+    SECTION("sliced, overlap forced") { compare(on_device<acc::sharding::Ddp<acc::ddp{.gather_gradients = false, .overlap = acc::Overlap::On}>>(2)); }
+    SECTION("sharded") { compare(on_device<acc::sharding::Fsdp<>>(2)); }
+}
+
+TEST_CASE("a model moves to a device in place", "[place_on]") {
+    torch::nn::Linear model(3, 2);
+    auto const weight = model->weight;
+    auto const before = weight.detach().clone();
+    weight.mutable_grad() = torch::ones_like(weight);
+    acc::module::place_on(*model, at::Device(plug_in::type, 1));
+    CHECK(weight.device() == at::Device(plug_in::type, 1));
+    CHECK(weight.grad().device() == weight.device());
+    CHECK(model->weight.is_same(weight));
+    CHECK(weight.requires_grad());
+    CHECK(at::equal(weight.detach().to(at::kCPU), before));
+}
+
+TEST_CASE("devices say whether they are there, and why not", "[availability][cpu][cuda][processes]") {
+    STATIC_REQUIRE(std::same_as<acc::device::Cpu::communicator, comm::Processes>);
+    CHECK(acc::device::Cpu::available().count == 1);
+    CHECK(acc::device::Cpu::available().reason.empty());
+#if ACCELERATE_WITH_CUDA
+    auto const cuda = acc::device::Cuda::available();
+    CHECK(static_cast<bool>(cuda) == (cuda.count > 0));
+    CHECK(cuda.reason.empty() == (cuda.count > 0));
+    if (!cuda) {
+        CHECK_THROWS_WITH(acc::device::Cuda::select(0), Catch::Contains(cuda.reason) && Catch::Contains("device::Cpu"));
+        CHECK_THROWS_AS((acc::Accelerator<acc::device::Cuda, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>>()), acc::Error);
+    }
+#endif
+}
