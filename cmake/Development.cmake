@@ -34,6 +34,14 @@ else()
   target_link_libraries(accelerate_development INTERFACE accelerate)
 endif()
 
+# accelerate/eigen.hpp, which is for who has Eigen.
+find_path(EIGEN_INCLUDE_DIR Eigen/Core PATH_SUFFIXES eigen3)
+if(EIGEN_INCLUDE_DIR)
+  target_include_directories(accelerate_development SYSTEM INTERFACE "${EIGEN_INCLUDE_DIR}")
+else()
+  message(STATUS "Eigen was not found: what needs it is left out (Debian and Ubuntu: apt install libeigen3-dev)")
+endif()
+
 if(ACCELERATE_SANITIZE)
   target_compile_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE} -fno-omit-frame-pointer -g1)
   target_link_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE})

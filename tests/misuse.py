@@ -65,6 +65,15 @@ def compile_file(command, file, *flags):
     return done.returncode, done.stdout
 
 
+def lacks(command, file):
+    """A header that the file says it needs (`// needs: NAME`) and that is not there."""
+    needed = re.search(r"^// needs: (\S+)", file.read_text(encoding="utf-8"), re.M)
+    words, _, directory = command
+    if needed and subprocess.run([*words, "-E", "-x", "c++", "-"], cwd=directory, input=f"#include <{needed[1]}>\n", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True).returncode != 0:
+        return needed[1]
+    return None
+
+
 def judge(command, file, name, expected):
     status, text = compile_file(command, file, "-DWRONG", f"-DWRONG_{name}")
     lines = len(text.splitlines())
@@ -92,6 +101,9 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         right, wrong = {}, []
         for file in sorted((HERE / "misuse").glob("*.cpp")):
+            if missing := lacks(command, file):
+                print(f"{file.name} is left out: {missing} is not there")
+                continue
             cases = re.findall(r"WRONG_(\w+)\)?  // (.+)", file.read_text(encoding="utf-8"))
             if not wanted:
                 right[file] = pool.submit(compile_file, command, file)
