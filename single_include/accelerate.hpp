@@ -10972,7 +10972,7 @@ public:
         auto call = described(Operation::AllReduce, t);
         call.reduction = reduction;
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .written = true}));
-        in_place(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
+        on_stream(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
             nccl::call(ncclAllReduce(data, data, elements(flat, *how), how->type, how->operation, handle(), stream), "ncclAllReduce", handle());
         });
@@ -10981,7 +10981,7 @@ public:
     void broadcast(at::Tensor const& t, int64_t root) const {
         if (!direct(t)) return ByHost::broadcast(t, root);
         base().announce(described(Operation::Broadcast, t, root), refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
-        in_place(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
+        on_stream(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
             nccl::call(ncclBroadcast(data, data, flat.nbytes(), ncclUint8, static_cast<int>(root), handle(), stream), "ncclBroadcast", handle());
         });
@@ -11003,7 +11003,7 @@ public:
         call.reduction = reduction;
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
         auto const out = at::empty(share_of(t), t.options().requires_grad(false));
-        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+        on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
             nccl::call(ncclReduceScatter(flat.const_data_ptr(), out.mutable_data_ptr(), elements(out, *how), how->type, how->operation, handle(), stream), "ncclReduceScatter", handle());
         });
         return out;
@@ -11014,7 +11014,7 @@ public:
         base().announce(described(Operation::AllToAll, t), refused(t, {.divides = true}));
         auto const out = at::empty(t.sizes(), t.options().requires_grad(false));
         auto const share = t.nbytes() / static_cast<size_t>(size());
-        in_place(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+        on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
             exchange(stream, [&](int64_t r) { return Part{bytes(flat) + static_cast<size_t>(r) * share, share}; }, [&](int64_t r) { return Part{bytes(out) + static_cast<size_t>(r) * share, share}; });
         });
         return out;
@@ -11093,10 +11093,10 @@ private:
         return true;
     }
 
-    /// Calls `operation(the elements of t side by side, the stream that it goes to)`. What it reads stays allocated until the stream
-    /// has passed, whichever stream it belongs to.
+    /// Calls `enqueue(the elements of t side by side, the current stream of its device)`; with `writes`, what they are afterwards goes
+    /// back to `t`. They stay allocated until that stream has passed, whichever stream they belong to.
     template <class Enqueue>
-    static void in_place(at::Tensor const& t, bool writes, Enqueue&& enqueue) {
+    static void on_stream(at::Tensor const& t, bool writes, Enqueue&& enqueue) {
         c10::DeviceGuard const guard(t.device());
         auto const stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device());
         auto const original = t.detach();
@@ -11136,7 +11136,7 @@ private:
         sizes[0] = total;
         auto const receives = root < 0 || rank() == root;
         auto const out = receives ? at::empty(sizes, rows.options().requires_grad(false)) : at::Tensor();
-        in_place(rows, false, [&](at::Tensor const& flat, cudaStream_t stream) {
+        on_stream(rows, false, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto const equal = std::all_of(lengths.begin(), lengths.end(), [&](size_t n) { return n == lengths.front(); });
             if (root < 0 && equal) return nccl::call(ncclAllGather(flat.const_data_ptr(), out.mutable_data_ptr(), lengths.front(), ncclUint8, handle(), stream), "ncclAllGather", handle());
             exchange(stream, [&](int64_t r) { return root < 0 || r == root ? Part{bytes(flat), flat.nbytes()} : Part{nullptr, 0}; },

@@ -5,6 +5,8 @@
 #include "support/on_device.hpp"
 #include "support/plug_in_device.hpp"
 
+#include <accelerate/comm/stream_worker.hpp>
+
 namespace acc = accelerate;
 namespace comm = accelerate::comm;
 
@@ -36,11 +38,24 @@ struct StagedThreads {
     }
 };
 
-template <class Sharding>
+/// As a communicator that enqueues, whose operations overlap by a stream of their own.
+struct Enqueuing : Ranks {
+    using worker = comm::StreamWorker<plug_in::type>;
+    using Ranks::Ranks;
+    Enqueuing(Ranks ranks) : Ranks(std::move(ranks)) {}
+    static Enqueuing world() { return Ranks::world(); }
+    Enqueuing split(int64_t color, int64_t key) const { return Ranks::split(color, key); }
+    Enqueuing duplicate() const { return Ranks::duplicate(); }
+};
+struct DeviceWithStreams : Device {
+    using communicator = Enqueuing;
+};
+
+template <class Sharding, class D = Device>
 device_loop::Run on_device(int64_t ranks) {
     device_loop::Run result;
     comm::Threads::run(ranks, [&](comm::Threads const& c) {
-        auto run = device_loop::loop<Device, acc::precision::Fp32, Sharding>(Ranks(c), 8 / ranks);
+        auto run = device_loop::loop<D, acc::precision::Fp32, Sharding>(typename D::communicator(Ranks(c)), 8 / ranks);
         if (c.rank() == 0) result = std::move(run);
     });
     return result;
@@ -61,6 +76,30 @@ TEST_CASE("a loop runs on a device without streams and communicator of its own",
     SECTION("data parallel") { compare(on_device<acc::sharding::Ddp<>>(2)); }
     SECTION("sliced, overlap forced") { compare(on_device<acc::sharding::Ddp<acc::ddp{.gather_gradients = false, .overlap = acc::Overlap::On}>>(2)); }
     SECTION("sharded") { compare(on_device<acc::sharding::Fsdp<>>(2)); }
+    SECTION("data parallel, on a stream") { compare(on_device<acc::sharding::Ddp<acc::ddp{.first_bucket_kb = 1}>, DeviceWithStreams>(2)); }
+    SECTION("sharded, on a stream") { compare(on_device<acc::sharding::Fsdp<>, DeviceWithStreams>(2)); }
+}
+
+TEST_CASE("jobs of a stream come behind what was there before, and what comes after waits for them", "[stream_worker]") {
+    auto& order = plug_in::order();
+    auto const job = [&] { order.push_back("job " + std::to_string(plug_in::stream())); };
+    order.clear();
+    comm::StreamWorker<plug_in::type> worker;
+    auto const handle = worker.submit(job);
+    CHECK(order == std::vector<std::string>{"record 0", "block 7", "job 7", "record 7"});
+    CHECK(plug_in::stream() == 0);
+    order.clear();
+    handle.wait();
+    CHECK(order == std::vector<std::string>{"block 0"});
+    CHECK(handle.finished());
+    auto const bad = worker.submit([] { throw std::out_of_range("too far"); });
+    CHECK(plug_in::stream() == 0);
+    CHECK_THROWS_AS(bad.wait(), std::out_of_range);
+    CHECK_THROWS_AS(bad.wait(), std::out_of_range);
+    CHECK_NOTHROW(worker.submit(job).wait());
+    comm::StreamWorker<plug_in::type>::Handle const none;
+    none.wait();
+    CHECK(none.finished());
 }
 
 TEST_CASE("a model moves to a device in place", "[place_on]") {

@@ -1,5 +1,6 @@
-// A device that plugs into LibTorch as NPUs do (PrivateUse1), made of main memory: it has neither streams nor a communicator of its
-// own, and there are four of it. With it, everything that is written for "some device" runs where there is no accelerator.
+// A device that plugs into LibTorch as NPUs do (PrivateUse1), made of main memory; there are four of it. It has no communicator of its
+// own. What goes to a stream is done at once, and the order in which streams are made to wait is written down. With it, everything
+// that is written for "some device" runs where there is no accelerator.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
@@ -16,6 +17,9 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace plug_in {
 
@@ -25,6 +29,18 @@ inline constexpr at::DeviceIndex devices = 4;
 inline at::DeviceIndex& current() {
     static thread_local at::DeviceIndex index = 0;
     return index;
+}
+
+/// The calling thread's stream; 0 is the default one.
+inline int64_t& stream() {
+    static thread_local int64_t id = 0;
+    return id;
+}
+
+/// What the calling thread has done with events: "record S", "block S".
+inline std::vector<std::string>& order() {
+    static thread_local std::vector<std::string> log;
+    return log;
 }
 
 struct Memory final : at::Allocator {
@@ -46,8 +62,21 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     at::Device getDevice() const override { return {plug_in::type, current()}; }
     void setDevice(at::Device d) const override { current() = d.index() < 0 ? at::DeviceIndex(0) : d.index(); }
     void uncheckedSetDevice(at::Device d) const noexcept override { setDevice(d); }
-    c10::Stream getStream(at::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-    c10::Stream exchangeStream(c10::Stream s) const override { return s; }
+    c10::Stream getStream(at::Device d) const override { return c10::Stream(c10::Stream::UNSAFE, d, stream()); }
+    c10::Stream getDefaultStream(at::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
+    c10::Stream getStreamFromGlobalPool(at::Device d, bool) const override { return c10::Stream(c10::Stream::UNSAFE, d, 7); }
+    c10::Stream exchangeStream(c10::Stream s) const override { return c10::Stream(c10::Stream::UNSAFE, s.device(), std::exchange(stream(), s.id())); }
+    void record(void** event, c10::Stream const& s, at::DeviceIndex, c10::EventFlag) const override {
+        if (*event == nullptr) *event = new int64_t;
+        *static_cast<int64_t*>(*event) = s.id();
+        order().push_back("record " + std::to_string(s.id()));
+    }
+    void block(void* event, c10::Stream const& s) const override {
+        if (event != nullptr) order().push_back("block " + std::to_string(s.id()));
+    }
+    bool queryEvent(void*) const override { return true; }
+    void synchronizeEvent(void*) const override {}
+    void destroyEvent(void* event, at::DeviceIndex) const noexcept override { delete static_cast<int64_t*>(event); }
     at::DeviceIndex deviceCount() const noexcept override { return devices; }
     bool queryStream(c10::Stream const&) const override { return true; }
     void synchronizeStream(c10::Stream const&) const override {}
