@@ -1,7 +1,7 @@
 // Eigen views: memory is shared both ways, and what cannot be viewed is refused. Expected values are written by hand.
-#include "support/catch.hpp"
-
 #include <torch/torch.h>
+
+#include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
 
 #include <accelerate/eigen.hpp>
 
@@ -54,6 +54,27 @@ TEST_CASE("an expression over maps is LibTorch's", "[eigen]") {
     CHECK(torch::equal(c.t(), torch::matmul(a, b)));
 }
 
+TEST_CASE("strides that are fixed when compiling are checked", "[eigen]") {
+    auto const t = torch::arange(12, torch::kFloat).view({3, 4});
+    auto const m = eigen_map<float, Eigen::OuterStride<>>(t);
+    CHECK((m(2, 1) == 9 && m.outerStride() == 4 && m.innerStride() == 1));
+    CHECK((eigen_map<float, Eigen::OuterStride<>>(t.slice(1, 1, 3))(2, 0) == 9));
+    using Rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    auto const twice = [](Eigen::Ref<Rows> rows) { rows *= 2; };  // takes no map with an inner stride
+    twice(eigen_map<Rows, Eigen::OuterStride<>>(t));
+    CHECK(t[2][1].item<float>() == 18);
+    CHECK((eigen_map<Eigen::MatrixXf, Eigen::OuterStride<>>(t.t())(1, 2) == 18));
+    CHECK((eigen_map<float, Eigen::Stride<0, 0>>(t)(1, 0) == 8));
+    CHECK((eigen_map<Eigen::VectorXf, Eigen::Stride<0, 0>>(t.select(0, 1))(3) == 14));
+    CHECK((eigen_map<Eigen::VectorXf, Eigen::InnerStride<4>>(t.select(1, 1))(2) == 18));
+    CHECK((eigen_map<float, Eigen::Stride<0, 0>>(t.slice(1, 1, 2).slice(0, 1, 2))(0, 0) == 10));  // one element: its strides are never taken
+    CHECK((eigen_map<float, Eigen::OuterStride<>>(torch::zeros({0, 4}).t()).size() == 0));
+    CHECK_THROWS_WITH((eigen_map<float, Eigen::OuterStride<>>(t.t())), Contains("E_DATA") && Contains("strides [1, 4]") && Contains("contiguous"));
+    CHECK_THROWS_WITH((eigen_map<float, Eigen::Stride<0, 0>>(t.slice(1, 1, 3))), Contains("strides [4, 1]"));
+    CHECK_THROWS_WITH((eigen_map<Eigen::VectorXf, Eigen::Stride<0, 0>>(t.select(1, 1))), Contains("strides [4]"));
+    CHECK_THROWS_WITH((eigen_map<Eigen::VectorXf, Eigen::InnerStride<2>>(t.select(1, 1))), Contains("strides [4]"));
+}
+
 TEST_CASE("what cannot be mapped is refused", "[eigen]") {
     auto const w = torch::ones({2, 2}, torch::requires_grad());
     CHECK_THROWS_WITH(eigen_map<float>(torch::Tensor()), Contains("undefined"));
@@ -65,6 +86,14 @@ TEST_CASE("what cannot be mapped is refused", "[eigen]") {
     CHECK_THROWS_WITH(eigen_map<float>(w), Contains("requires grad") && Contains("detach"));
     CHECK_THROWS_WITH(eigen_map<float>(torch::ones({1}).expand({4})), Contains("share memory"));
     CHECK_THROWS_WITH(eigen_map<std::complex<float>>(torch::ones({2}, torch::kComplexFloat).conj()), Contains("conj"));
+    auto const freed = torch::ones({3});
+    freed.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(nullptr, torch::kCPU));  // as Fsdp does
+    CHECK_THROWS_WITH(eigen_map<float>(freed), Contains("no memory"));
+    CHECK_THROWS_WITH(eigen_map<float const>(freed), Contains("no memory"));
+    float memory[] = {1, 2, 3};
+    Eigen::Map<Eigen::VectorXf, Eigen::Unaligned, Eigen::InnerStride<>> backwards(memory + 2, 3, Eigen::InnerStride<>(-1));
+    CHECK_THROWS_WITH(tensor_view(backwards), Contains("E_DATA") && Contains("tensor_of"));
+    CHECK(torch::equal(tensor_of(backwards), torch::tensor({3.0F, 2.0F, 1.0F})));
     // To read, both will do.
     CHECK(eigen_map<float const>(w).sum() == 4);
     CHECK(eigen_map<Eigen::VectorXf const>(torch::ones({1}).expand({4})).sum() == 4);

@@ -255,5 +255,7 @@ def configure(folder, preset="default", **variables):
     run(*command, *[f"-D{name}={value}" for name, value in variables.items()], cwd=TREE)
 
 
-def build(folder, *targets, parallel=None):
-    run("cmake", "--build", folder, "--parallel", parallel or jobs(), *(["--target", *targets] if targets else []), cwd=TREE)
+def build(folder, *targets, parallel=None, keep_going=False):
+    """`keep_going`: whatever can be built is, so that all failures are seen."""
+    native = ["--", "-k", *(["0"] if (folder / "build.ninja").is_file() else [])] if keep_going else []
+    run("cmake", "--build", folder, "--parallel", parallel or jobs(), *(["--target", *targets] if targets else []), *native, cwd=TREE)

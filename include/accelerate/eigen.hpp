@@ -44,9 +44,12 @@ struct EigenPlain<T> { using type = T; };
 
 /// The memory of a CPU tensor as an Eigen map, without a copy: [n] is a column (or what vector T is), [rows, columns] a matrix, of
 /// any strides. `T` is a scalar (`eigen_map<float>(t)`) or a matrix or array type (`eigen_map<Eigen::Matrix3d>(t)`), whose fixed
-/// sizes the tensor must have; `T const` gives a map to read. The tensor must outlive the map. Error E_DATA for another dtype,
-/// device or shape, and for a map to write whose tensor requires grad or has elements that share memory.
-template <class T>
+/// sizes the tensor must have; `T const` gives a map to read. The tensor's memory must outlive the map. Eigen vectorises, and a
+/// plain `Eigen::Ref` binds, only where it is known when compiling that elements lie together: `eigen_map<T, Eigen::OuterStride<>>(t)`
+/// asks for that within rows (columns of a column-major T), `Eigen::Stride<0, 0>`, the fastest, for a contiguous whole.
+/// Error E_DATA for another dtype, device, shape or strides, for memory that is not there, and for a map to write whose tensor
+/// requires grad or has elements that share memory.
+template <class T, class Strides = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>
 auto eigen_map(at::Tensor const& tensor) {
     using Matrix = typename detail::EigenPlain<std::remove_const_t<T>>::type;
     using Scalar = typename Matrix::Scalar;
@@ -58,6 +61,8 @@ auto eigen_map(at::Tensor const& tensor) {
     check(tensor.device().is_cpu() && tensor.layout() == at::kStrided, code::data, "eigen_map: expected a dense tensor on the CPU, found ", tensor.layout(), " on ", tensor.device());
     check(tensor.scalar_type() == dtype, code::data, "eigen_map: expected ", dtype, ", found ", tensor.scalar_type());
     check(!tensor.is_conj() && !tensor.is_neg(), code::data, "eigen_map: the tensor is a lazy conjugate or negative of its memory; map tensor.resolve_conj().resolve_neg()");
+    check(tensor.numel() == 0 || tensor.storage().data() != nullptr, code::data,
+          "eigen_map: the tensor has no memory now; under Fsdp a parameter has some only while its unit computes");
     check(tensor.dim() == 1 || tensor.dim() == 2, code::data, "eigen_map: expected 1 or 2 dimensions, found shape ", tensor.sizes());
     bool const row = tensor.dim() == 1 && Matrix::RowsAtCompileTime == 1 && Matrix::ColsAtCompileTime != 1;
     auto const n = tensor.size(0), rows = row ? 1 : n, columns = tensor.dim() == 2 ? tensor.size(1) : row ? n : 1;
@@ -70,15 +75,25 @@ auto eigen_map(at::Tensor const& tensor) {
     }
 
     auto const down = row ? n : tensor.stride(0), across = tensor.dim() == 2 ? tensor.stride(1) : row ? tensor.stride(0) : 1;
-    Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic> const strides(Matrix::IsRowMajor ? down : across, Matrix::IsRowMajor ? across : down);
+    auto const inner = Matrix::IsRowMajor ? across : down, outer = Matrix::IsRowMajor ? down : across;
+    auto const inner_size = Matrix::IsRowMajor ? columns : rows, outer_size = Matrix::IsRowMajor ? rows : columns;
+    // Eigen's 0 stands for "nothing lies between". Where there is one element or none, no stride is ever taken.
+    constexpr int64_t fixed_inner = Strides::InnerStrideAtCompileTime, fixed_outer = Strides::OuterStrideAtCompileTime;
+    constexpr auto is = [](int64_t fixed, int64_t packed, int64_t found) { return fixed == Eigen::Dynamic || found == (fixed == 0 ? packed : fixed); };
+    check(tensor.numel() == 0 || ((inner_size == 1 || is(fixed_inner, 1, inner)) && (outer_size == 1 || is(fixed_outer, inner_size * inner, outer))),
+          code::data, "eigen_map: the map's strides are fixed, and the tensor has others: shape ", tensor.sizes(), ", strides ", tensor.strides(),
+          "; map tensor.contiguous(), or leave the strides to run time");
+    using Stride = Eigen::Stride<Strides::OuterStrideAtCompileTime, Strides::InnerStrideAtCompileTime>;
+    Stride const strides(fixed_outer == Eigen::Dynamic ? outer : fixed_outer, fixed_inner == Eigen::Dynamic ? inner : fixed_inner);
     using Element = std::conditional_t<reads, Scalar const, Scalar>;
     using Viewed = std::conditional_t<reads, Matrix const, Matrix>;
     auto* const data = const_cast<Element*>(static_cast<Scalar const*>(reads ? tensor.const_data_ptr() : tensor.mutable_data_ptr()));
-    return Eigen::Map<Viewed, Eigen::Unaligned, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>(data, rows, columns, strides);
+    return Eigen::Map<Viewed, Eigen::Unaligned, Stride>(data, rows, columns, strides);
 }
 
 /// The memory of an Eigen matrix, array, map or block as a tensor [rows, columns] ([n] for a vector type), without a copy and with
-/// Eigen's strides: a column-major matrix gives a tensor whose columns lie together. Its memory must outlive the tensor.
+/// Eigen's strides: a column-major matrix gives a tensor whose columns lie together. Its memory must outlive the tensor. Error E_DATA
+/// for a map with a stride below 0.
 template <class M>
 at::Tensor tensor_view(M&& matrix) {
     using Dense = std::remove_cvref_t<M>;
@@ -92,6 +107,8 @@ at::Tensor tensor_view(M&& matrix) {
         static_assert(!memory || writable || dies, "tensor_view: a tensor can be written and this matrix cannot; use tensor_of(matrix), which copies it");
         static_assert(!dies, "tensor_view: this matrix is gone at the end of the line; keep it in a variable, or use tensor_of(std::move(matrix)), which moves it into the tensor");
         if constexpr (writable && !dies) {
+            check(matrix.innerStride() >= 0 && matrix.outerStride() >= 0, code::data,
+                  "tensor_view: a tensor cannot run backwards through memory, and this map has a stride below 0; use tensor_of(matrix), which copies it");
             auto const options = at::TensorOptions(detail::dtype_of_eigen<typename Dense::Scalar>());
             if constexpr (Dense::IsVectorAtCompileTime) return at::from_blob(matrix.data(), {matrix.size()}, {matrix.innerStride()}, options);
             else return at::from_blob(matrix.data(), {matrix.rows(), matrix.cols()}, {matrix.rowStride(), matrix.colStride()}, options);

@@ -9,6 +9,13 @@
 
 #if ACCELERATE_WITH_NCCL
 
+// nccl.h brings in the CUDA types of 16 bits, which otherwise put names as short as `half` into the global namespace.
+#ifndef CUDA_NO_HALF
+#define CUDA_NO_HALF 1
+#endif
+#ifndef CUDA_NO_BFLOAT16
+#define CUDA_NO_BFLOAT16 1
+#endif
 #include <nccl.h>
 
 namespace accelerate {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/core/Tensor.h>
 
 #include <accelerate/core/error.hpp>
 #include <string>
