@@ -5604,6 +5604,13 @@ inline std::string refusal(at::Tensor const& t, at::DeviceType device, int64_t r
     return std::string(wanted.reason);
 }
 
+/// The shape of a rank's share of `t`, whose dimension 0 the number of ranks divides.
+inline std::vector<int64_t> share_of(at::Tensor const& t, int64_t ranks) {
+    auto sizes = t.sizes().vec();
+    sizes[0] /= ranks;
+    return sizes;
+}
+
 inline std::string refusal_of_rank(int64_t root, int64_t ranks) { return root >= 0 && root < ranks ? "" : concat("there is no rank ", root, " among ", ranks); }
 
 }  // namespace accelerate::comm
@@ -5890,7 +5897,7 @@ public:
         call.reduction = reduction;
         auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .divides = true});
         auto const flat = dense(t);
-        auto const out = refusal.empty() ? at::empty(share_of(t), t.scalar_type()) : at::Tensor();
+        auto const out = refusal.empty() ? at::empty(share_of(t, size()), t.scalar_type()) : at::Tensor();
         group_->operation(call, refusal, [&] { reducer::reduce_scatter(*group_, what(call), flat.data(), out.data_ptr(), call.count / size()); });
         return out;
     }
@@ -5906,7 +5913,7 @@ public:
         group_->operation(call, refusal, [&] {
             group_->meet();
             Shape shape;
-            if (mine) shape.set(t.scalar_type(), share_of(t));
+            if (mine) shape.set(t.scalar_type(), share_of(t, size()));
             transfer::broadcast(*group_, &shape, sizeof shape, root, false);
             out = at::empty({shape.sizes.data(), static_cast<size_t>(shape.dims)}, shape.dtype);
             transfer::scatter(*group_, flat.data(), out.data_ptr(), static_cast<int64_t>(out.nbytes()), root);
@@ -6067,12 +6074,6 @@ private:
     }
 
     reducer::What what(Call const& c) const { return reducer::what(*group_, c.dtype, c.reduction); }
-
-    std::vector<int64_t> share_of(at::Tensor const& t) const {
-        auto sizes = t.sizes().vec();
-        sizes[0] /= size();
-        return sizes;
-    }
 
     at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
         auto const rows = t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t;
@@ -10895,7 +10896,8 @@ namespace accelerate::comm {
 /// what the submitting thread's current stream holds by then. `wait` makes the current stream wait, not the thread.
 ///
 /// Memory: what a job allocates belongs to the worker's stream and may be used and dropped after `wait`, since later jobs come
-/// behind the stream that used it. What a job reads must live until `wait`.
+/// behind the stream that used it. What a job reads must live until `wait`, or be recorded on the job's stream, as a communicator
+/// does with the tensors that it is given.
 template <at::DeviceType Type>
 class StreamWorker {
     struct Job {
@@ -11009,7 +11011,7 @@ public:
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
-        auto const out = at::empty(share_of(t), t.options().requires_grad(false));
+        auto const out = at::empty(share_of(t, size()), t.options().requires_grad(false));
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
             nccl::call(ncclReduceScatter(flat.const_data_ptr(), out.mutable_data_ptr(), elements(out, *how), how->type, how->operation, handle(), stream), "ncclReduceScatter", handle());
         });
@@ -11066,11 +11068,6 @@ private:
     static std::byte* bytes(at::Tensor const& t) { return static_cast<std::byte*>(t.mutable_data_ptr()); }
     static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
     std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
-    std::vector<int64_t> share_of(at::Tensor const& t) const {
-        auto sizes = t.sizes().vec();
-        sizes[0] /= size();
-        return sizes;
-    }
 
     bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
 

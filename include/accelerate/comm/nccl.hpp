@@ -67,7 +67,7 @@ public:
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
-        auto const out = at::empty(share_of(t), t.options().requires_grad(false));
+        auto const out = at::empty(share_of(t, size()), t.options().requires_grad(false));
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
             nccl::call(ncclReduceScatter(flat.const_data_ptr(), out.mutable_data_ptr(), elements(out, *how), how->type, how->operation, handle(), stream), "ncclReduceScatter", handle());
         });
@@ -124,11 +124,6 @@ private:
     static std::byte* bytes(at::Tensor const& t) { return static_cast<std::byte*>(t.mutable_data_ptr()); }
     static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
     std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
-    std::vector<int64_t> share_of(at::Tensor const& t) const {
-        auto sizes = t.sizes().vec();
-        sizes[0] /= size();
-        return sizes;
-    }
 
     bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
 

@@ -70,7 +70,7 @@ public:
         call.reduction = reduction;
         auto const refusal = refuse(t, {.reason = why_not(reduction, call.dtype), .divides = true});
         auto const flat = dense(t);
-        auto const out = refusal.empty() ? at::empty(share_of(t), t.scalar_type()) : at::Tensor();
+        auto const out = refusal.empty() ? at::empty(share_of(t, size()), t.scalar_type()) : at::Tensor();
         group_->operation(call, refusal, [&] { reducer::reduce_scatter(*group_, what(call), flat.data(), out.data_ptr(), call.count / size()); });
         return out;
     }
@@ -86,7 +86,7 @@ public:
         group_->operation(call, refusal, [&] {
             group_->meet();
             Shape shape;
-            if (mine) shape.set(t.scalar_type(), share_of(t));
+            if (mine) shape.set(t.scalar_type(), share_of(t, size()));
             transfer::broadcast(*group_, &shape, sizeof shape, root, false);
             out = at::empty({shape.sizes.data(), static_cast<size_t>(shape.dims)}, shape.dtype);
             transfer::scatter(*group_, flat.data(), out.data_ptr(), static_cast<int64_t>(out.nbytes()), root);
@@ -247,12 +247,6 @@ private:
     }
 
     reducer::What what(Call const& c) const { return reducer::what(*group_, c.dtype, c.reduction); }
-
-    std::vector<int64_t> share_of(at::Tensor const& t) const {
-        auto sizes = t.sizes().vec();
-        sizes[0] /= size();
-        return sizes;
-    }
 
     at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
         auto const rows = t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t;

@@ -6,6 +6,7 @@
 #include <accelerate/core/error.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace accelerate::comm {
 
@@ -28,6 +29,13 @@ inline std::string refusal(at::Tensor const& t, at::DeviceType device, int64_t r
     if (t.dim() > max_tensor_dims) return concat("more than ", max_tensor_dims, " dimensions");
     if (wanted.written && at::has_internal_overlap(t) == at::MemOverlap::Yes) return "elements of the tensor share memory, as after expand(); pass a clone()";
     return std::string(wanted.reason);
+}
+
+/// The shape of a rank's share of `t`, whose dimension 0 the number of ranks divides.
+inline std::vector<int64_t> share_of(at::Tensor const& t, int64_t ranks) {
+    auto sizes = t.sizes().vec();
+    sizes[0] /= ranks;
+    return sizes;
 }
 
 inline std::string refusal_of_rank(int64_t root, int64_t ranks) { return root >= 0 && root < ranks ? "" : concat("there is no rank ", root, " among ", ranks); }

@@ -15,7 +15,8 @@ namespace accelerate::comm {
 /// what the submitting thread's current stream holds by then. `wait` makes the current stream wait, not the thread.
 ///
 /// Memory: what a job allocates belongs to the worker's stream and may be used and dropped after `wait`, since later jobs come
-/// behind the stream that used it. What a job reads must live until `wait`.
+/// behind the stream that used it. What a job reads must live until `wait`, or be recorded on the job's stream, as a communicator
+/// does with the tensors that it is given.
 template <at::DeviceType Type>
 class StreamWorker {
     struct Job {
