@@ -393,7 +393,7 @@ TEST_CASE("collation keeps the shape of a sample and adds dimension 0", "[collat
 TEST_CASE("tensors in memory: rows are samples, batches are gathered", "[tensors][dataset]") {
     auto const x = torch::randn({10, 2, 3}), y = torch::arange(10);
     data::Tensors const both{x, y};
-    static_assert(data::batching_dataset<decltype(both)>);
+    static_assert(data::BatchingDataset<decltype(both)>);
     CHECK(both.size() == 10);
     auto const [row, label] = both[4];
     CHECK(torch::equal(row, x[4]));
@@ -412,8 +412,8 @@ TEST_CASE("tensors in memory: rows are samples, batches are gathered", "[tensors
 }
 
 TEST_CASE("the smallest data sets are data sets", "[dataset]") {
-    static_assert(data::indexed_dataset<Count> && data::indexed_dataset<Count const&> && data::indexed_dataset<std::vector<torch::Tensor>&>);
-    static_assert(!data::indexed_dataset<int> && !data::indexed_dataset<std::set<int>> && !data::batching_dataset<Count>);
+    static_assert(data::IndexedDataset<Count> && data::IndexedDataset<Count const&> && data::IndexedDataset<std::vector<torch::Tensor>&>);
+    static_assert(!data::IndexedDataset<int> && !data::IndexedDataset<std::set<int>> && !data::BatchingDataset<Count>);
     static_assert(std::is_same_v<data::sample_t<std::vector<Pair> const&>, Pair>);
 }
 

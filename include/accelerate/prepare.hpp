@@ -40,7 +40,7 @@ inline constexpr bool is_loadable = true;
 template <class D, class Order, class F>
 inline constexpr bool is_loadable<data::Loader<D, Order, F>> = data::Loader<D, Order, F>::possible;
 template <class D, class Order>
-    requires(data::Loader<D, Order>::possible && !data::batching_dataset<D>)
+    requires(data::Loader<D, Order>::possible && !data::BatchingDataset<D>)
 inline constexpr bool is_loadable<data::Loader<D, Order>> = data::require_collatable<typename data::Loader<D, Order>::sample_type>();
 
 template <Kind K, class... Arguments>

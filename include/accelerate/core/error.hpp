@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <initializer_list>
+#include <memory>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
@@ -44,12 +47,34 @@ private:
     Code code_;
 };
 
+namespace detail {
+
+/// A reference to anything streamable: messages of all kinds are then written by one function, where each combination of types (and
+/// of literals' lengths) would make a function of its own.
+class MessagePart {
+public:
+    template <class T>
+    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_([](std::ostream& out, void const* v) { out << *static_cast<T const*>(v); }) {}
+    template <size_t N>
+    explicit MessagePart(char const (&literal)[N]) : value_(literal), write_([](std::ostream& out, void const* v) { out << static_cast<char const*>(v); }) {}
+
+    static std::string join(std::initializer_list<MessagePart> parts) {
+        std::ostringstream out;
+        for (auto const& part : parts) part.write_(out, part.value_);
+        return out.str();
+    }
+
+private:
+    void const* value_;
+    void (*write_)(std::ostream&, void const*);
+};
+
+}  // namespace detail
+
 /// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
 template <class... Parts>
 std::string concat(Parts const&... parts) {
-    std::ostringstream out;
-    (out << ... << parts);
-    return out.str();
+    return detail::MessagePart::join({detail::MessagePart(parts)...});
 }
 
 /// Throws `Error` with the concatenated parts unless `condition` holds. The parts are only formatted on failure.

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <accelerate/core/for_each_tensor.hpp>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 namespace accelerate::data {
 
@@ -16,9 +19,10 @@ namespace accelerate::data {
 ///     };
 ///
 /// A sample is a tensor, a number, a string, or a struct, tuple, pair, array, vector or map of samples (see `collate`). Any
-/// `std::vector` is a data set as it is. With `num_workers > 0` `operator[]` runs on another thread than the loop.
+/// `std::vector` is a data set as it is. With `num_workers > 0` `operator[]` runs on other threads than the loop's, with several on
+/// several at once.
 template <class D>
-concept indexed_dataset = requires(std::remove_reference_t<D>& d, size_t i) {
+concept IndexedDataset = requires(std::remove_reference_t<D>& d, size_t i) {
     { d.size() } -> std::convertible_to<size_t>;
     d[i];
 };
@@ -26,10 +30,49 @@ concept indexed_dataset = requires(std::remove_reference_t<D>& d, size_t i) {
 /// A data set that can make a whole batch faster than sample by sample offers `batch(std::span<int64_t const> indices)` as well;
 /// it is used unless the loader was given a collate function.
 template <class D>
-concept batching_dataset = indexed_dataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
+concept BatchingDataset = IndexedDataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
 
-/// What `operator[]` of the data set gives, as a value.
+/// Something that can only be read in order, and perhaps only once: `next()` gives a sample, or nothing at the end. The shortest one:
+///
+///     struct Countdown {
+///         int64_t left = 100;
+///         std::optional<int64_t> next() { return left > 0 ? std::optional(--left) : std::nullopt; }
+///     };
+///
+/// What else it may have: `start(int64_t epoch)` begins again, without which one epoch is all there is; `skip(int64_t n)` passes over n
+/// samples faster than reading them. One thread reads it at a time. Every rank reads the whole stream and keeps its share: each must
+/// see the same samples (else let rank 0 read for all: `loader::Dispatched`).
+template <class S>
+concept OpaqueStream = requires(std::remove_reference_t<S>& s) { requires accelerate::detail::walk::is_optional<std::remove_cvref_t<decltype(s.next())>>; };
+
+/// Something that opens part k of n, as an `OpaqueStream`, so that ranks read different parts. The parts of each n together are the
+/// whole, in whatever way they are cut. The shortest one:
+///
+///     struct Countdowns {
+///         Countdown open(int64_t k, int64_t n) const { return {100 / n + (k < 100 % n)}; }
+///     };
+///
+/// With `open(k, n, epoch)` every epoch may be another one.
+template <class S>
+concept ShardableStream = requires(std::remove_reference_t<S>& s, int64_t k) { requires OpaqueStream<decltype(s.open(k, k))>; } ||
+                          requires(std::remove_reference_t<S>& s, int64_t k) { requires OpaqueStream<decltype(s.open(k, k, k))>; };
+
+/// Anything that a `Loader` loads.
 template <class D>
-using sample_t = std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>;
+concept Dataset = IndexedDataset<D> || OpaqueStream<D> || ShardableStream<D>;
+
+namespace detail {
+template <class D>
+auto sample_of(D& d) {
+    if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(d[size_t{}])>>();
+    else if constexpr (OpaqueStream<D>) return std::type_identity<typename std::remove_cvref_t<decltype(d.next())>::value_type>();
+    else if constexpr (requires { d.open(int64_t{}, int64_t{}, int64_t{}); }) return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}, int64_t{}).next())>::value_type>();
+    else return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}).next())>::value_type>();
+}
+}  // namespace detail
+
+/// What a data set gives, as a value.
+template <Dataset D>
+using sample_t = typename decltype(detail::sample_of(std::declval<std::remove_reference_t<D>&>()))::type;
 
 }  // namespace accelerate::data

@@ -36,14 +36,14 @@ inline std::string list(std::span<int64_t const> indices) {
 
 }  // namespace detail
 
-/// The batch of the samples with those indices: made by the data set where it can (`batching_dataset`) and no other collation is
+/// The batch of the samples with those indices: made by the data set where it can (`BatchingDataset`) and no other collation is
 /// asked for, else sample by sample. Error naming the sample that could not be read, or those that could not be collated.
 template <class Dataset, class Collation>
 auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indices) {
     auto const together = [&](char const* what) {
         return [=] { return concat("data::Loader: ", what, " samples ", detail::list(indices)); };
     };
-    if constexpr (batching_dataset<Dataset> && std::is_same_v<Collation, Collate>)
+    if constexpr (BatchingDataset<Dataset> && std::is_same_v<Collation, Collate>)
         return detail::with_context([&] { return dataset.batch(indices); }, together("reading"));
     else {
         std::vector<sample_t<Dataset>> samples;

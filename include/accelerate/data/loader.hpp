@@ -31,7 +31,7 @@ struct SampleOf<D> {
 /// that order alone decides; `shuffle` and `seed` are not looked at. Error E_CONFIG for options that cannot be.
 template <class Dataset, class Order = order::Standard, class Collation = Collate>
 class Loader {
-    static constexpr bool has_samples = indexed_dataset<Dataset>, has_order = order_policy<Order>;
+    static constexpr bool has_samples = IndexedDataset<Dataset>, has_order = order_policy<Order>;
     static_assert(has_samples, "data::Loader: a data set needs size() and operator[](size_t); see data/dataset.hpp");
     static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position]; see data/order.hpp");
 

@@ -73,7 +73,8 @@ public:
 
     /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
     /// its place under "slices".
-    void save(StateDict& state) const {
+    template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
+    void save(State& state) const {
         for (auto const& [key, indices] : index())
             for (size_t n = 0; n < names_.size(); ++n) {
                 auto const name = names_[n] + "." + key;
@@ -94,7 +95,8 @@ public:
 
     /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
     /// misshapen tensor; nothing has been changed then.
-    void load(StateDict const& state) {
+    template <std::same_as<StateDict> State>
+    void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
             for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
@@ -125,12 +127,13 @@ private:
         return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
     }
 
-    static at::Tensor stored(StateDict const& state, std::string const& name, Part const& part) {
+    template <std::same_as<StateDict> State>
+    static at::Tensor stored(State const& state, std::string const& name, Part const& part) {
         auto found = state.tensors.find(name);
         check(found != state.tensors.end(), code::data, "optimizer.load_state_dict: the state has no tensor \"", name, "\"; was it saved for another model?");
         auto const& tensor = found->second;
         if (state.values.contains("slices") && state.values["slices"].contains(name)) {
-            auto const range = state.values["slices"][name].get<std::pair<int64_t, int64_t>>();
+            auto const range = state.values["slices"][name].template get<std::pair<int64_t, int64_t>>();
             check(range.first <= part.from && part.to <= range.second && tensor.dim() == 1 && tensor.numel() == range.second - range.first, code::data,
                   "optimizer.load_state_dict: \"", name, "\" holds elements ", range.first, " to ", range.second, ", this rank needs ", part.from, " to ", part.to,
                   "; join the ranks' states first");

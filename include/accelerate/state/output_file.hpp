@@ -40,7 +40,7 @@ public:
         buffer_.reserve(buffered);
         std::random_device random;
         do {
-            temporary_ = concat(".accelerate-", std::hex, random(), random(), ".tmp");
+            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
             file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
         } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
         if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
