@@ -6,9 +6,19 @@
 #include <accelerate/accelerator.hpp>
 #include <accelerate/core/run.hpp>
 #include <accelerate/core/version.hpp>
+#include <accelerate/data/concat.hpp>
 #include <accelerate/data/corpus.hpp>
+#include <accelerate/data/lines.hpp>
+#include <accelerate/data/metrics.hpp>
+#include <accelerate/data/mixture.hpp>
+#include <accelerate/data/orders.hpp>
+#include <accelerate/data/record_file.hpp>
+#include <accelerate/data/subset.hpp>
 #include <accelerate/data/tensors.hpp>
 #include <accelerate/data/text.hpp>
+#include <accelerate/data/token_file.hpp>
+#include <accelerate/data/torch_dataset.hpp>
+#include <accelerate/data/transform.hpp>
 #include <accelerate/debug_launcher.hpp>
 #include <accelerate/default_accelerator.hpp>
 #include <accelerate/device/cpu.hpp>
@@ -31,4 +41,5 @@
 #include <accelerate/sharding/none.hpp>
 #include <accelerate/state/load_model.hpp>
 #include <accelerate/state/safetensors.hpp>
+#include <accelerate/state/tensor_dataset.hpp>
 #include <accelerate/supported.hpp>

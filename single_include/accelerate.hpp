@@ -15,6 +15,8 @@
 #include <concepts>
 #include <span>
 #include <string>
+#include <cstddef>
+#include <initializer_list>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
@@ -26,32 +28,34 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <ATen/autocast_mode.h>
 #include <chrono>
-#include <cstddef>
 #include <tuple>
 #include <type_traits>
 #include <ranges>
 #include <ATen/ops/full.h>
 #include <ATen/Context.h>
 #include <compare>
-#include <initializer_list>
 #include <unordered_map>
+#include <cstring>
+#include <ATen/ops/from_blob.h>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <c10/util/Exception.h>
+#include <ATen/ops/stack.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <limits>
+#include <atomic>
+#include <exception>
 #include <nlohmann/json.hpp>
 #include <ATen/ThreadLocalState.h>
 #include <cstdlib>
-#include <functional>
 #include <mutex>
 #include <set>
 #include <condition_variable>
-#include <exception>
 #include <thread>
-#include <c10/core/Device.h>
-#include <c10/util/Exception.h>
-#include <ATen/ops/stack.h>
-#include <array>
-#include <cmath>
+#include <ATen/ops/arange.h>
 #include <iterator>
 #include <torch/nn/module.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
@@ -71,26 +75,22 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <bit>
-#include <limits>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Float8_e4m3fn.h>
 #include <c10/util/Float8_e4m3fnuz.h>
 #include <c10/util/Float8_e5m2.h>
 #include <c10/util/Float8_e5m2fnuz.h>
 #include <c10/util/Half.h>
-#include <cstring>
 #include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 #include <cstdio>
-#include <atomic>
 #include <fstream>
 #include <fcntl.h>
 #include <cerrno>
 #include <system_error>
 #include <new>
 #include <deque>
-#include <ATen/ops/from_blob.h>
 #include <ATen/MemoryOverlap.h>
 #include <numeric>
 #include <sys/mman.h>
@@ -112,6 +112,8 @@
 #include <random>
 #include <charconv>
 #include <c10/core/GradMode.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randperm.h>
 #include <ATen/ops/index_select.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -140,10 +142,13 @@ public:
     bool at_last_batch() const { return active() && running_.back().last; }
     /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
     int64_t remainder() const { return active() ? running_.back().remainder : 0; }
+    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
+    int64_t length() const { return active() ? running_.back().length : 0; }
+    int64_t valid() const { return active() ? running_.back().valid : 0; }
 
 private:
     struct Running {
-        int64_t id = 0, remainder = 0;
+        int64_t id = 0, remainder = 0, length = 0, valid = 0;
         bool last = false;
     };
 
@@ -157,7 +162,7 @@ private:
 class Loops::Entry {
 public:
     Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
-        loops_->running_.push_back({id_, remainder, false});
+        loops_->running_.push_back({.id = id_, .remainder = remainder});
     }
     Entry(Entry&&) = default;  // leaves the source without loops
     Entry& operator=(Entry&& other) noexcept {
@@ -169,7 +174,11 @@ public:
         if (loops_) loops_->running_.erase(loops_->find(id_));
     }
 
-    void at_last_batch(bool last) { loops_->find(id_)->last = last; }
+    /// The loop is at another batch: of so many samples, so many of which are real.
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder) {
+        auto& running = *loops_->find(id_);
+        running = {running.id, remainder, length, valid, last};
+    }
 
 private:
     std::shared_ptr<Loops> loops_;
@@ -357,12 +366,34 @@ private:
     Code code_;
 };
 
+namespace detail {
+
+/// A reference to anything streamable: messages of all kinds are then written by one function, where each combination of types (and
+/// of literals' lengths) would make a function of its own.
+class MessagePart {
+public:
+    template <class T>
+    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_([](std::ostream& out, void const* v) { out << *static_cast<T const*>(v); }) {}
+    template <size_t N>
+    explicit MessagePart(char const (&literal)[N]) : value_(literal), write_([](std::ostream& out, void const* v) { out << static_cast<char const*>(v); }) {}
+
+    static std::string join(std::initializer_list<MessagePart> parts) {
+        std::ostringstream out;
+        for (auto const& part : parts) part.write_(out, part.value_);
+        return out.str();
+    }
+
+private:
+    void const* value_;
+    void (*write_)(std::ostream&, void const*);
+};
+
+}  // namespace detail
+
 /// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
 template <class... Parts>
 std::string concat(Parts const&... parts) {
-    std::ostringstream out;
-    (out << ... << parts);
-    return out.str();
+    return detail::MessagePart::join({detail::MessagePart(parts)...});
 }
 
 /// Throws `Error` with the concatenated parts unless `condition` holds. The parts are only formatted on failure.
@@ -1333,197 +1364,618 @@ private:
 
 }  // namespace accelerate
 
-// ---- accelerate/core/state_dict.hpp
-
-namespace accelerate {
-
-/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
-struct StateDict {
-    TensorMap tensors;
-    nlohmann::json values = nlohmann::json::object();
-
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
-    template <class T>
-    T value(std::string const& key, std::string_view who) const {
-        auto it = values.find(key);
-        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        try {
-            return it->template get<T>();
-        } catch (nlohmann::json::exception const& e) {
-            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
-        }
-    }
-};
-
-/// A thing that can be saved and restored.
-template <class T>
-concept stateful = requires(T& t, T const& c, StateDict const& s) {
-    { c.state_dict() } -> std::convertible_to<StateDict>;
-    t.load_state_dict(s);
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/core/session.hpp
-
-namespace accelerate {
-
-/// What one process has once: how to bring down its peers, how to leave the parallel world, and who it is in messages.
-/// The only mutable state of the library that is not owned by an object of the user's.
-class Session {
-public:
-    static Session& instance() {
-        static Session session;
-        return session;
-    }
-
-    Session(Session const&) = delete;
-    Session& operator=(Session const&) = delete;
-
-    /// A communicator that spans processes says here how to end them, and what to do at the very end.
-    void connect(int64_t rank, int64_t size, int64_t local_size, std::function<void(int)> abort, std::function<void()> finalise) {
-        std::lock_guard lock(mutex_);
-        rank_ = rank, size_ = size, local_size_ = local_size;
-        abort_ = std::move(abort);
-        finalise_ = std::move(finalise);
-    }
-
-    /// Ends every process of the job; returns only where this process is alone.
-    void abort(int exit_code) {
-        if (abort_) abort_(exit_code);
-    }
-
-    /// Leaves the parallel world if it was entered by us. Called by `accelerate::run`, else when the process ends.
-    void finalise() {
-        std::function<void()> last;
-        {
-            std::lock_guard lock(mutex_);
-            last = std::exchange(finalise_, nullptr);
-            abort_ = nullptr;
-        }
-        if (last) last();
-    }
-
-    /// Rank of the calling thread: that of the process, unless ranks are threads.
-    int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
-    int64_t size() const { return size_; }
-    int64_t local_size() const { return local_size_; }
-
-    /// True once for each text: behind `warning_once`.
-    bool first_time(std::string const& text) {
-        std::lock_guard lock(mutex_);
-        return said_.insert(text).second;
-    }
-
-    /// While alive, messages of this thread carry `rank`: for ranks that are threads.
-    class ThreadRank {
-    public:
-        explicit ThreadRank(int64_t rank) : before_(std::exchange(thread_rank(), rank)) {}
-        ~ThreadRank() { thread_rank() = before_; }
-        ThreadRank(ThreadRank const&) = delete;
-        ThreadRank& operator=(ThreadRank const&) = delete;
-
-    private:
-        int64_t before_;
-    };
-
-private:
-    Session() = default;
-    ~Session() { finalise(); }
-
-    static int64_t& thread_rank() {
-        static thread_local int64_t rank = -1;
-        return rank;
-    }
-
-    std::mutex mutex_;
-    int64_t rank_ = 0, size_ = 1, local_size_ = 1;
-    std::function<void(int)> abort_;
-    std::function<void()> finalise_;
-    std::set<std::string> said_;
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/data/ahead.hpp
+// ---- accelerate/data/pack.hpp
 
 namespace accelerate::data {
 
-/// Makes batches 0 .. `count - 1` on a thread of its own, in order, one ahead of whoever takes them. The thread has the
-/// LibTorch settings (grad mode and the like) and the rank of the one that made this. Destruction waits for the batch at hand.
-template <class Batch>
-class Ahead {
+/// A nested value as bytes and tensors, to be sent to another rank: `Packer` takes values apart, `Unpacker` puts them together. Knows
+/// tensors, numbers, strings, optional, pair, tuple, array, vector, maps and plain structs of them.
+struct Packed {
+    std::string bytes;                ///< everything that is no tensor's content
+    std::vector<at::Tensor> tensors;  ///< contiguous, in main memory
+};
+
+template <class T>
+concept map_like = requires { typename T::mapped_type; } || std::same_as<T, TensorMap>;
+template <class T>
+concept tuple_like = requires { std::tuple_size<T>::value; };
+template <class T>
+concept growing_range = requires(T& t) { t.resize(size_t{}); t.size(); t[0]; };
+
+class Packer {
 public:
-    Ahead(std::function<Batch(int64_t)> make, int64_t count)
-        : thread_([this, make = std::move(make), count, state = at::ThreadLocalState(), rank = Session::instance().rank()] {
-              at::ThreadLocalStateGuard const settings(state);
-              Session::ThreadRank const name(rank);
-              for (int64_t k = 0; k < count && put(k, make); ++k) {}
-          }) {}
-
-    ~Ahead() {
-        {
-            std::lock_guard lock(mutex_);
-            stop_ = true;
-        }
-        changed_.notify_all();
-        thread_.join();
+    template <class T>
+    Packer& operator()(T const& value) {
+        if constexpr (std::same_as<T, at::Tensor>) tensor(value);
+        else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) packed.bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
+        else if constexpr (accelerate::detail::walk::is_optional<T>) {
+            (*this)(value.has_value());
+            if (value) (*this)(*value);
+        } else if constexpr (std::same_as<T, std::string>) {
+            (*this)(value.size());
+            packed.bytes += value;
+        } else if constexpr (tuple_like<T>) std::apply([&](auto const&... part) { ((*this)(part), ...); }, value);
+        else if constexpr (map_like<T>) {
+            (*this)(value.size());
+            for (auto const& [key, mapped] : value) (*this)(key)(mapped);
+        } else if constexpr (growing_range<T>) {
+            (*this)(value.size());
+            for (size_t i = 0; i < value.size(); ++i) (*this)(static_cast<typename T::value_type>(value[i]));
+        } else std::apply([&](auto const&... part) { ((*this)(part), ...); }, fields(value));
+        return *this;
     }
-    Ahead(Ahead const&) = delete;
-    Ahead& operator=(Ahead const&) = delete;
 
-    /// The next batch; throws what its making threw, after which there is none.
-    Batch take() {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return ready_ || failure_; });
-        if (failure_) std::rethrow_exception(failure_);
-        auto batch = std::move(*ready_);
-        ready_.reset();
-        lock.unlock();
-        changed_.notify_all();
-        return batch;
-    }
+    Packed packed;
 
 private:
-    /// False when there is nothing more to do.
-    bool put(int64_t k, std::function<Batch(int64_t)> const& make) {
-        std::optional<Batch> batch;
-        std::exception_ptr failure;
-        try {
-            batch = make(k);
-        } catch (...) {
-            failure = std::current_exception();
-        }
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stop_ || !ready_; });
-        if (stop_) return false;
-        ready_ = std::move(batch);
-        failure_ = failure;
-        lock.unlock();
-        changed_.notify_all();
-        return !failure;
+    void tensor(at::Tensor const& t) {
+        (*this)(t.defined());
+        if (!t.defined()) return;
+        (*this)(t.scalar_type())(t.sizes().vec());
+        packed.tensors.push_back(t.detach().to(at::kCPU).contiguous());
+    }
+};
+
+/// Reads what a Packer wrote. A tensor comes out empty, of its dtype and shape, and is listed in `tensors`: its content is received there.
+class Unpacker {
+public:
+    explicit Unpacker(std::string_view bytes) : left_(bytes) {}
+
+    template <class T>
+    Unpacker& operator()(T& value) {
+        if constexpr (std::same_as<T, at::Tensor>) tensor(value);
+        else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) std::memcpy(&value, take(sizeof value).data(), sizeof value);
+        else if constexpr (accelerate::detail::walk::is_optional<T>) {
+            if (get<bool>()) (*this)(value.emplace());
+            else value.reset();
+        } else if constexpr (std::same_as<T, std::string>) value = take(get<size_t>());
+        else if constexpr (tuple_like<T>) std::apply([&](auto&... part) { ((*this)(part), ...); }, value);
+        else if constexpr (map_like<T>) {
+            for (auto n = get<size_t>(); n > 0; --n) {
+                auto key = get<std::remove_cvref_t<decltype(value.begin()->first)>>();
+                (*this)(value[key]);
+            }
+        } else if constexpr (growing_range<T>) {
+            value.resize(get<size_t>());
+            for (size_t i = 0; i < value.size(); ++i) value[i] = get<typename T::value_type>();
+        } else std::apply([&](auto&... part) { ((*this)(part), ...); }, fields(value));
+        return *this;
+    }
+    template <class T>
+    T get() {
+        T value{};
+        (*this)(value);
+        return value;
     }
 
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::optional<Batch> ready_;
-    std::exception_ptr failure_;
-    bool stop_ = false;
-    std::thread thread_;
+    std::vector<at::Tensor> tensors;
+
+private:
+    std::string_view take(size_t n) {
+        check(n <= left_.size(), code::internal, "data: a message of another rank is too short");
+        auto const part = left_.substr(0, n);
+        left_.remove_prefix(n);
+        return part;
+    }
+    void tensor(at::Tensor& t) {
+        t = at::Tensor();
+        if (!get<bool>()) return;
+        auto const dtype = get<at::ScalarType>();
+        auto const sizes = get<std::vector<int64_t>>();
+        t = at::empty(sizes, at::TensorOptions(dtype));
+        tensors.push_back(t);
+    }
+
+    std::string_view left_;
 };
 
 }  // namespace accelerate::data
 
-// ---- accelerate/data/context.hpp
+// ---- accelerate/data/gather_for_metrics.hpp
 
 namespace accelerate::data {
 
-/// Where a loader is used: whose share of the batches it hands out, where they go, and who is told about the last one. The
-/// default is one process without an accelerator.
-struct Context {
+/// Gathers what the ranks computed of a batch, without the samples that only filled it up: every sample of an epoch comes back once,
+/// whatever the rule for its last round and also where this is called for some batches only. `loops` knows the batch at hand; outside a
+/// loop everything is gathered. Collective.
+///
+///   tensor with one row a sample    rows of all ranks, rank by rank
+///   other tensor                    gathered whole
+///   vector with one element a sample (numbers, strings, tensors of different shapes)    the elements of all ranks
+///   tuple, map, struct, optional, other vector    the same of their parts
+///
+/// Anything else stays this rank's own. Tensors must agree in all dimensions but the first (`pad_across_processes` first where they do not).
+template <comm::communicator Comm>
+class GatherForMetrics {
+public:
+    GatherForMetrics(Comm const& ranks, Loops const& loops) : ranks_(ranks), length_(loops.active() ? loops.length() : -1), valid_(loops.valid()) {}
+
+    template <class T>
+    T operator()(T value) const {
+        gather(value);
+        return value;
+    }
+
+private:
+    bool row_a_sample(at::Tensor const& t) const { return t.defined() && t.dim() > 0 && t.size(0) == length_; }
+
+    template <class T>
+    void gather(T& value) const {
+        if constexpr (std::same_as<T, at::Tensor>) {
+            if (value.defined()) value = ranks_.all_gather((row_a_sample(value) ? value.narrow(0, 0, valid_) : value).detach());
+        } else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T> || std::convertible_to<T&, std::string_view>) {
+        } else if constexpr (accelerate::detail::walk::is_optional<T>) {
+            if (value) gather(*value);
+        } else if constexpr (tuple_like<T>) each(value);
+        else if constexpr (map_like<T>) {
+            for (auto&& [key, mapped] : value) gather(mapped);
+        } else if constexpr (growing_range<T>) gather_list(value);
+        else if constexpr (decomposable<T>) {
+            auto members = fields(value);
+            each(members);
+        }
+    }
+    template <class Tuple>
+    void each(Tuple& parts) const {
+        std::apply([&](auto&... part) { (gather(part), ...); }, parts);
+    }
+
+    template <class T>
+    void gather_list(T& values) const {
+        bool batches = false;  // a list of tensors that each have a row a sample, not a list of samples
+        if constexpr (std::same_as<typename T::value_type, at::Tensor>)
+            for (auto const& t : values) batches = batches || row_a_sample(t);
+        if (batches || static_cast<int64_t>(values.size()) != length_) {
+            if constexpr (!std::is_arithmetic_v<typename T::value_type>)
+                for (auto& v : values) gather(v);
+            return;
+        }
+        values.resize(static_cast<size_t>(valid_));
+        Packer pack;
+        pack(values);
+        auto message = pack.packed.bytes;
+        for (auto const& t : pack.packed.tensors) message.append(static_cast<char const*>(t.const_data_ptr()), t.nbytes());
+        T all;
+        for (auto const& said : ranks_.all_gather_bytes(message)) {
+            Unpacker unpack(said);
+            auto theirs = unpack.template get<T>();
+            auto from = said.size();
+            for (auto const& t : unpack.tensors) from -= t.nbytes();
+            for (auto const& t : unpack.tensors) {
+                std::memcpy(t.mutable_data_ptr(), said.data() + from, t.nbytes());
+                from += t.nbytes();
+            }
+            all.insert(all.end(), std::move_iterator(theirs.begin()), std::move_iterator(theirs.end()));
+        }
+        values = std::move(all);
+    }
+
+    Comm const& ranks_;
+    int64_t length_, valid_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/permutation.hpp
+
+namespace accelerate::data {
+
+/// A permutation of [0, n) drawn by a key: element k is computed, not looked up, so that it needs no memory and starts anywhere
+/// at once (about 20 ns). A Feistel network over a grid of low x high cells, hardly more than n; what falls outside [0, n) is
+/// sent through again. Statistically, not cryptographically, random. 1 <= n <= 2^62.
+class Permutation {
+public:
+    Permutation(uint64_t key, int64_t n) : n_(static_cast<uint64_t>(n)) {
+        // On a smaller grid than 8 x 8 the rounds have too few values to choose from and some permutations come up too often.
+        auto const cells = std::max<uint64_t>(n_, 64);
+        low_ = static_cast<uint64_t>(std::ceil(std::sqrt(static_cast<double>(cells))));
+        high_ = (cells + low_ - 1) / low_;
+        for (size_t i = 0; i < keys_.size(); ++i) keys_[i] = mix(key, i);
+    }
+
+    int64_t operator[](int64_t position) const {
+        auto x = static_cast<uint64_t>(position);
+        do x = once(x);
+        while (x >= n_);
+        return static_cast<int64_t>(x);
+    }
+
+private:
+    uint64_t once(uint64_t x) const {
+        auto high = x / low_, low = x % low_;
+        for (size_t i = 0; i < keys_.size(); i += 2) {
+            high += draw(low + keys_[i], high_);
+            if (high >= high_) high -= high_;
+            low += draw(high + keys_[i + 1], low_);
+            if (low >= low_) low -= low_;
+        }
+        return high * low_ + low;
+    }
+    /// A number in [0, limit) that depends on every bit of x.
+    static uint64_t draw(uint64_t x, uint64_t limit) {
+        x *= 0xBF58476D1CE4E5B9ull;
+        x ^= x >> 32;
+        x *= 0x94D049BB133111EBull;
+        return (x >> 32) * limit >> 32;
+    }
+
+    uint64_t n_, low_, high_;
+    std::array<uint64_t, 8> keys_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/order.hpp
+
+namespace accelerate::data {
+
+/// In which order an epoch visits the samples. `order.epoch(e, n)` gives something with `operator[](int64_t position)`: the index
+/// of the sample at that position of epoch e, for all positions in [0, n). It must depend on nothing but the order's own members,
+/// e and n, so that every rank and every restart sees the same; it may compute each index or build a table.
+/// An order with a member `seed` (int64_t) has it saved and restored with the loader's state.
+template <class O>
+concept order_policy = std::copyable<O> && requires(O const& order, int64_t n) {
+    { order.epoch(n, n)[n] } -> std::convertible_to<int64_t>;
+};
+
+namespace order {
+
+/// 0, 1, 2, ... in every epoch.
+struct Sequential {
+    struct Identity {
+        int64_t operator[](int64_t position) const { return position; }
+    };
+    Identity epoch(int64_t, int64_t) const { return {}; }
+};
+
+/// Another permutation for every seed and epoch, without a table: any position is found at once, whatever n.
+struct Shuffled {
+    int64_t seed = 0;
+
+    Permutation epoch(int64_t e, int64_t n) const {
+        return {mix(static_cast<uint64_t>(Seed(seed).data()), static_cast<uint64_t>(e)), n};
+    }
+};
+
+/// What a loader without an order of its own uses: `Shuffled` or `Sequential`, as its options say.
+struct Standard {
+    bool shuffle = false;
+    int64_t seed = 0;
+
+    struct Either {
+        Permutation permutation;
+        bool shuffle = false;
+        int64_t operator[](int64_t position) const { return shuffle ? permutation[position] : position; }
+    };
+    Either epoch(int64_t e, int64_t n) const { return {Shuffled{seed}.epoch(e, n), shuffle}; }
+};
+
+}  // namespace order
+}  // namespace accelerate::data
+
+// ---- accelerate/data/sampler.hpp
+
+namespace accelerate::data {
+
+/// Makes whole batches, where an order would let them all have `batch_size` samples: given to a Loader in an order's place.
+/// `sampler.batches(e, n)` gives all batches of epoch e over n samples, for all ranks together: something with `size()` and
+/// `operator[](k)`, a range of int64_t. It must depend on nothing but the sampler's own members, e and n; the batches are cut over
+/// the ranks afterwards, rank r taking r, r + size, .... With a member `seed` that is saved and restored with the loader's state.
+template <class B>
+concept batch_sampler = std::copyable<B> && requires(B const& sampler, int64_t n) {
+    { sampler.batches(n, n).size() } -> std::convertible_to<size_t>;
+    { *std::ranges::begin(sampler.batches(n, n)[n]) } -> std::convertible_to<int64_t>;
+    { std::ranges::size(sampler.batches(n, n)[n]) } -> std::convertible_to<size_t>;
+};
+
+namespace sampler {
+
+/// A table of batches, as samplers here make it: 8 bytes a sample.
+struct Batches {
+    std::vector<int64_t> indices, starts{0};
+
+    size_t size() const { return starts.size() - 1; }
+    std::span<int64_t const> operator[](int64_t k) const {
+        auto const from = static_cast<size_t>(starts[static_cast<size_t>(k)]), to = static_cast<size_t>(starts[static_cast<size_t>(k) + 1]);
+        return std::span(indices).subspan(from, to - from);
+    }
+    void close_batch() {
+        if (static_cast<int64_t>(indices.size()) > starts.back()) starts.push_back(static_cast<int64_t>(indices.size()));
+    }
+};
+
+/// Batches of as many samples, in the order given, as their tokens allow: at most `max_tokens`, counted as they are padded (longest
+/// length times samples) or, with `padded = false`, as they are packed (the sum). Takes O(n) time and memory an epoch.
+template <class Order = order::Standard>
+struct TokenBudget {
+    std::vector<int64_t> lengths;  ///< tokens of every sample
+    int64_t max_tokens = 0;
+    Order order = {};
+    bool padded = true;
+
+    /// Error E_DATA when `lengths` are not those of the data set or a sample alone is over the budget.
+    Batches batches(int64_t e, int64_t n) const {
+        check(static_cast<int64_t>(lengths.size()) == n, code::data, "data::sampler::TokenBudget: ", lengths.size(), " lengths are given, the data set has ", n, " samples");
+        Batches out;
+        int64_t count = 0, sum = 0, longest = 0;
+        auto const view = order.epoch(e, n);
+        for (int64_t p = 0; p < n; ++p) {
+            auto const index = view[p], length = lengths[static_cast<size_t>(index)];
+            check(length >= 0 && length <= max_tokens, code::data, "data::sampler::TokenBudget: sample ", index, " has ", length, " tokens; the budget is ", max_tokens);
+            auto const tokens = padded ? std::max(longest, length) * (count + 1) : sum + length;
+            if (tokens > max_tokens) {
+                out.close_batch();
+                count = sum = longest = 0;
+            }
+            out.indices.push_back(index);
+            ++count, sum += length, longest = std::max(longest, length);
+        }
+        out.close_batch();
+        return out;
+    }
+};
+
+/// Batches whose size changes from step to step, such as one that grows during training: batch k of an epoch takes `size(step)`
+/// samples, `step = first_step + k` counting global batches from the epoch's beginning. Takes O(n) time and memory an epoch.
+template <class Order = order::Standard>
+struct ChangingSize {
+    std::function<int64_t(int64_t step)> size;
+    Order order = {};
+    int64_t first_step = 0;
+
+    Batches batches(int64_t e, int64_t n) const {
+        Batches out;
+        auto const view = order.epoch(e, n);
+        for (int64_t p = 0, k = 0; p < n; ++k) {
+            auto const wanted = size(first_step + k);
+            check(wanted >= 1, code::config, "data::sampler::ChangingSize: the size of batch ", k, " is ", wanted, "; it must be at least 1");
+            for (int64_t j = 0; j < wanted && p < n; ++j) out.indices.push_back(view[p++]);
+            out.close_batch();
+        }
+        return out;
+    }
+};
+
+}  // namespace sampler
+}  // namespace accelerate::data
+
+// ---- accelerate/data/end_rule.hpp
+
+namespace accelerate::data {
+
+/// What becomes of an epoch's last round where the samples do not fill a batch on every rank.
+enum class EndRule : uint8_t {
+    Ragged,  ///< it stays as it is: the last batch may be smaller, and some ranks may have one batch less
+    Pad,     ///< with several ranks: filled up with the epoch's first samples, as Python Accelerate does
+    Drop,    ///< left out
+    Mask     ///< filled up on every rank, also on one, so that all batches have one size; `mask()` says which samples are real
+};
+inline constexpr auto Ragged = EndRule::Ragged;
+inline constexpr auto Pad = EndRule::Pad;
+inline constexpr auto Drop = EndRule::Drop;
+inline constexpr auto Mask = EndRule::Mask;
+
+/// The option `even_batches`: a rule, or Python's true (`Pad`) and false (`Ragged`).
+struct EvenBatches {
+    constexpr EvenBatches(EndRule r) : rule(r) {}
+    template <class Bool>
+        requires(std::convertible_to<Bool, bool> && !std::same_as<Bool, EndRule>)
+    constexpr EvenBatches(Bool const& even) : rule(static_cast<bool>(even) ? EndRule::Pad : EndRule::Ragged) {}
+    friend constexpr bool operator==(EvenBatches, EvenBatches) = default;
+
+    EndRule rule;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/shard.hpp
+
+namespace accelerate::data {
+
+/// How an epoch of `samples` is cut into batches over the ranks: the rules of Python Accelerate's `BatchSamplerShard`, by
+/// arithmetic. All ranks together take a round of `total_batch_size()` consecutive positions, each rank its own stretch of it.
+/// `begin` > 0 cuts the rest of an epoch whose first positions were consumed before, perhaps by another number of ranks.
+struct Shard {
+    int64_t samples = 0;
+    int64_t batch_size = 1;
+    bool drop_last = false;
+    EvenBatches even_batches = true;
+    bool split_batches = false;
     int64_t rank = 0, size = 1;
-    at::Device device = at::kCPU;
-    std::shared_ptr<Loops> loops = std::make_shared<Loops>();
+    int64_t begin = 0;
+
+    /// Error E_CONFIG when the batch size is not positive or cannot be split.
+    void validate() const {
+        check(batch_size >= 1, code::config, "data::Loader: batch_size is ", batch_size, "; it must be at least 1");
+        check(!split_batches || batch_size % size == 0, code::config, "data::Loader: with split_batches the batch_size (", batch_size,
+              ") must be a multiple of the number of ranks (", size, ")");
+    }
+
+    /// Samples that all ranks take in one round.
+    int64_t total_batch_size() const { return split_batches ? batch_size : batch_size * size; }
+    /// Samples that one rank takes in one round.
+    int64_t local_batch_size() const { return split_batches ? batch_size / size : batch_size; }
+
+    /// Samples of the incomplete last round; 0 when there is none or it is left out.
+    int64_t remainder() const { return drop_last || even_batches.rule == Drop ? 0 : (samples - begin) % total_batch_size(); }
+
+    /// The last round is completed with repetitions; for `Pad` one rank alone has no reason to.
+    bool fills_up() const { return even_batches.rule == Mask || (even_batches.rule == Pad && size > 1); }
+
+    /// Batches of this rank.
+    int64_t batches() const {
+        auto const rest = remainder();
+        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || rank * local_batch_size() < rest));
+    }
+
+    /// Samples in this rank's batch k.
+    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : valid(k); }
+    /// Those of them that are no repetitions; they come first.
+    int64_t valid(int64_t k) const { return std::clamp<int64_t>(samples - begin - k * total_batch_size() - rank * local_batch_size(), 0, local_batch_size()); }
+
+    /// Position in the epoch's order of item j of this rank's batch k. Past the end the epoch's first round is repeated; under `Mask`
+    /// its last sample, which costs no further reading.
+    int64_t position(int64_t k, int64_t j) const {
+        auto const p = begin + k * total_batch_size() + rank * local_batch_size() + j;
+        if (p < samples) return p;
+        return even_batches.rule == Mask ? samples - 1 : (p - samples) % std::min(samples, total_batch_size());
+    }
+
+    /// Positions of the epoch that all ranks have consumed when each has had batch k.
+    int64_t consumed(int64_t k) const { return std::min(samples, begin + (k + 1) * total_batch_size()); }
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/plan.hpp
+
+namespace accelerate::data {
+
+/// Which samples one rank's batches of one epoch hold, where an order says how samples follow each other.
+template <class View>
+class OrderPlan {
+public:
+    OrderPlan(View view, Shard const& shard) : view_(std::move(view)), shard_(shard), batches_(shard.batches()) {}
+
+    int64_t batches() const { return batches_; }
+    /// Samples of batch k.
+    int64_t length(int64_t k) const { return shard_.batch_length(k); }
+    /// Those of them that are no repetitions; they come first.
+    int64_t valid(int64_t k) const { return shard_.valid(k); }
+    /// Positions of the epoch that all ranks have consumed with batch k.
+    int64_t consumed(int64_t k) const { return shard_.consumed(k); }
+    int64_t remainder() const { return shard_.remainder(); }
+    int64_t position(int64_t k, int64_t j) const { return shard_.position(k, j); }
+    std::vector<int64_t> indices(int64_t k) const {
+        std::vector<int64_t> out(static_cast<size_t>(length(k)));
+        for (size_t j = 0; j < out.size(); ++j) out[j] = view_[shard_.position(k, static_cast<int64_t>(j))];
+        return out;
+    }
+
+private:
+    View view_;
+    Shard shard_;
+    int64_t batches_;
+};
+
+/// The same where a batch sampler makes whole batches: rank r takes batches r, r + size, ... of it. What is missing in the last round
+/// is whole batches from the beginning (Python Accelerate's rule for batches that differ in size).
+template <class View>
+class SamplerPlan {
+public:
+    /// Error E_DATA when the position that `shard` begins at lies inside a batch.
+    SamplerPlan(View view, Shard const& shard) : view_(std::move(view)), shard_(shard), starts_{0} {
+        for (int64_t g = 0; g < static_cast<int64_t>(view_.size()); ++g) starts_.push_back(starts_.back() + static_cast<int64_t>(view_[g].size()));
+        auto const found = std::lower_bound(starts_.begin(), starts_.end(), shard.begin);
+        check(found != starts_.end() && *found == shard.begin, code::data, "data::Loader: sample ", shard.begin,
+              " of the epoch is not the first of a batch of this batch sampler; the position was saved with another sampler");
+        first_ = found - starts_.begin();
+    }
+
+    int64_t batches() const {
+        auto const rest = left() % shard_.size;
+        return left() / shard_.size + (rest > 0 && !drops() && (shard_.even_batches.rule != Ragged || shard_.rank < rest));
+    }
+    int64_t length(int64_t k) const { return starts_[at(reused(k) + 1)] - starts_[at(reused(k))]; }
+    int64_t valid(int64_t k) const { return global(k) < count() ? length(k) : 0; }
+    int64_t consumed(int64_t k) const { return starts_[at(std::min(count(), first_ + (k + 1) * shard_.size))]; }
+    int64_t remainder() const { return drops() ? 0 : starts_.back() - starts_[at(count() - left() % shard_.size)]; }
+    int64_t position(int64_t k, int64_t j) const { return starts_[at(reused(k))] + j; }
+    std::vector<int64_t> indices(int64_t k) const {
+        auto const& batch = view_[reused(k)];
+        return {batch.begin(), batch.end()};
+    }
+    /// Samples that all batches hold.
+    int64_t samples() const { return starts_.back(); }
+
+private:
+    static size_t at(int64_t i) { return static_cast<size_t>(i); }
+    int64_t count() const { return static_cast<int64_t>(starts_.size()) - 1; }
+    int64_t left() const { return count() - first_; }
+    bool drops() const { return shard_.drop_last || shard_.even_batches.rule == Drop; }
+    int64_t global(int64_t k) const { return first_ + k * shard_.size + shard_.rank; }
+    int64_t reused(int64_t k) const { return global(k) < count() ? global(k) : (global(k) - count()) % count(); }
+
+    View view_;
+    Shard shard_;
+    std::vector<int64_t> starts_;
+    int64_t first_ = 0;
+};
+
+/// The plan of epoch e over a data set of n samples. `shard` counts positions of the epoch where there is an order.
+template <class Order>
+auto plan(Order const& order, int64_t e, int64_t n, Shard const& shard) {
+    if constexpr (batch_sampler<Order>) return SamplerPlan(order.batches(e, n), shard);
+    else return OrderPlan(order.epoch(e, n), shard);
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/dispatch_plan.hpp
+
+namespace accelerate::data {
+
+/// How many of a round's `count` samples each of `size` ranks gets when one rank reads for all: `local`, or in an incomplete last round
+/// equal pieces, the first samples of the epoch filling up the last one (the rule of Python's `DataLoaderDispatcher`). Under `Mask` all
+/// batches have `local` samples.
+inline int64_t dispatched_share(int64_t count, int64_t local, int64_t size, EndRule rule) { return rule == Mask || count == local * size ? local : (count + size - 1) / size; }
+
+/// Which samples the rank that reads for all gives to each rank in each round.
+template <class Order>
+class DispatchPlan {
+    using View = decltype(std::declval<Order const&>().epoch(0, 0));
+
+public:
+    /// `each` is the plan of a rank's own share; rank 0's.
+    DispatchPlan(Order const& order, int64_t e, int64_t n, Shard const& each)
+        : view_(order.epoch(e, n)), whole_{each.samples, each.total_batch_size(), each.drop_last, each.even_batches.rule == Drop ? Drop : Ragged, false, 0, 1, each.begin}, local_(each.local_batch_size()), size_(each.size),
+          rule_(each.even_batches.rule) {}
+
+    int64_t rounds() const { return whole_.batches(); }
+    int64_t consumed(int64_t k) const { return whole_.consumed(k); }
+    int64_t remainder() const { return whole_.remainder(); }
+    int64_t valid(int64_t k, int64_t rank) const { return std::clamp<int64_t>(count(k) - rank * share(k), 0, share(k)); }
+    int64_t position(int64_t k, int64_t rank, int64_t j) const {
+        auto const p = rank * share(k) + j;
+        if (p < count(k)) return whole_.begin + k * whole_.batch_size + p;
+        return rule_ == Mask ? whole_.samples - 1 : (p - count(k)) % whole_.samples;
+    }
+    std::vector<int64_t> indices(int64_t k, int64_t rank) const {
+        std::vector<int64_t> out(static_cast<size_t>(rule_ == Ragged ? valid(k, rank) : share(k)));
+        for (size_t j = 0; j < out.size(); ++j) out[j] = view_[position(k, rank, static_cast<int64_t>(j))];
+        return out;
+    }
+
+private:
+    int64_t count(int64_t k) const { return whole_.batch_length(k); }
+    int64_t share(int64_t k) const { return dispatched_share(count(k), local_, size_, rule_); }
+
+    View view_;
+    Shard whole_;
+    int64_t local_, size_;
+    EndRule rule_;
+};
+
+/// The same for a batch sampler: each rank gets whole batches, as if it read for itself.
+template <batch_sampler Order>
+class DispatchPlan<Order> {
+public:
+    DispatchPlan(Order const& order, int64_t e, int64_t n, Shard each) {
+        for (each.rank = 0; each.rank < each.size; ++each.rank) ranks_.emplace_back(order.batches(e, n), each);
+    }
+
+    int64_t rounds() const { return ranks_[0].batches(); }
+    int64_t consumed(int64_t k) const { return ranks_[0].consumed(k); }
+    int64_t remainder() const { return ranks_[0].remainder(); }
+    int64_t valid(int64_t k, int64_t rank) const { return of(rank).valid(k); }
+    int64_t position(int64_t k, int64_t rank, int64_t j) const { return of(rank).position(k, j); }
+    std::vector<int64_t> indices(int64_t k, int64_t rank) const { return k < of(rank).batches() ? of(rank).indices(k) : std::vector<int64_t>(); }
+
+private:
+    using Plan = SamplerPlan<decltype(std::declval<Order const&>().batches(0, 0))>;
+    Plan const& of(int64_t rank) const { return ranks_[static_cast<size_t>(rank)]; }
+
+    std::vector<Plan> ranks_;
 };
 
 }  // namespace accelerate::data
@@ -1752,6 +2204,36 @@ using batch_t = detail::batch_t<T>;
 
 }  // namespace accelerate::data
 
+// ---- accelerate/data/random.hpp
+
+namespace accelerate::data {
+
+/// Random numbers for changing one sample: a function of (seed, epoch, position in the epoch), so that neither the number of workers
+/// nor the number of ranks changes what a sample becomes. Goes with the distributions of <random>; costs nothing to make.
+class Random {
+public:
+    using result_type = uint64_t;
+
+    Random(int64_t seed, int64_t epoch, int64_t position)
+        : key_(mix(mix(static_cast<uint64_t>(Seed(seed).augment(0)), static_cast<uint64_t>(epoch)), static_cast<uint64_t>(position))) {}
+
+    static constexpr uint64_t min() { return 0; }
+    static constexpr uint64_t max() { return std::numeric_limits<uint64_t>::max(); }
+    uint64_t operator()() { return mix(key_, drawn_++); }
+
+    /// In [0, 1).
+    double uniform() { return static_cast<double>((*this)() >> 11) * 0x1p-53; }
+    /// In [0, limit); limit <= 2^32.
+    int64_t below(int64_t limit) { return static_cast<int64_t>(((*this)() >> 32) * static_cast<uint64_t>(limit) >> 32); }
+    /// A new generator for LibTorch's random operations (about 3 us).
+    at::Generator generator() { return at::make_generator<at::CPUGeneratorImpl>((*this)() >> 1); }
+
+private:
+    uint64_t key_, drawn_ = 0;
+};
+
+}  // namespace accelerate::data
+
 // ---- accelerate/data/dataset.hpp
 
 namespace accelerate::data {
@@ -1764,21 +2246,70 @@ namespace accelerate::data {
 ///     };
 ///
 /// A sample is a tensor, a number, a string, or a struct, tuple, pair, array, vector or map of samples (see `collate`). Any
-/// `std::vector` is a data set as it is. With `num_workers > 0` `operator[]` runs on another thread than the loop.
+/// `std::vector` is a data set as it is. In place of `operator[]` it may have `at(i)`, or `at(i, data::Random&)` for samples that are
+/// changed at random. With `num_workers > 0` samples are read on other threads than the loop's, with several on several at once.
+/// With a member `hash()` (a number or string) a saved position is only accepted by a data set of the same hash.
 template <class D>
-concept indexed_dataset = requires(std::remove_reference_t<D>& d, size_t i) {
+concept IndexedDataset = requires(std::remove_reference_t<D>& d, size_t i, Random& random) {
     { d.size() } -> std::convertible_to<size_t>;
-    d[i];
+    requires requires { d[i]; } || requires { d.at(i); } || requires { d.at(i, random); };
 };
+
+/// Sample i of an indexed data set.
+template <IndexedDataset D>
+decltype(auto) read_sample(D& dataset, size_t i, Random&& random) {
+    if constexpr (requires { dataset.at(i, random); }) return dataset.at(i, random);
+    else if constexpr (requires { dataset[i]; }) return dataset[i];
+    else return dataset.at(i);
+}
 
 /// A data set that can make a whole batch faster than sample by sample offers `batch(std::span<int64_t const> indices)` as well;
 /// it is used unless the loader was given a collate function.
 template <class D>
-concept batching_dataset = indexed_dataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
+concept BatchingDataset = IndexedDataset<D> && requires(std::remove_reference_t<D>& d, std::span<int64_t const> indices) { d.batch(indices); };
 
-/// What `operator[]` of the data set gives, as a value.
+/// Something that can only be read in order, and perhaps only once: `next()` gives a sample, or nothing at the end. The shortest one:
+///
+///     struct Countdown {
+///         int64_t left = 100;
+///         std::optional<int64_t> next() { return left > 0 ? std::optional(--left) : std::nullopt; }
+///     };
+///
+/// What else it may have: `start(int64_t epoch)` begins again, without which one epoch is all there is; `skip(int64_t n)` passes over n
+/// samples faster than reading them. One thread reads it at a time. Every rank reads the whole stream and keeps its share: each must
+/// see the same samples (else let rank 0 read for all: `loader::Dispatched`).
+template <class S>
+concept OpaqueStream = requires(std::remove_reference_t<S>& s) { requires accelerate::detail::walk::is_optional<std::remove_cvref_t<decltype(s.next())>>; };
+
+/// Something that opens part k of n, as an `OpaqueStream`, so that ranks read different parts. The parts of each n together are the
+/// whole, in whatever way they are cut. The shortest one:
+///
+///     struct Countdowns {
+///         Countdown open(int64_t k, int64_t n) const { return {100 / n + (k < 100 % n)}; }
+///     };
+///
+/// With `open(k, n, epoch)` every epoch may be another one.
+template <class S>
+concept ShardableStream = requires(std::remove_reference_t<S>& s, int64_t k) { requires OpaqueStream<decltype(s.open(k, k))>; } ||
+                          requires(std::remove_reference_t<S>& s, int64_t k) { requires OpaqueStream<decltype(s.open(k, k, k))>; };
+
+/// Anything that a `Loader` loads.
 template <class D>
-using sample_t = std::remove_cvref_t<decltype(std::declval<std::remove_reference_t<D>&>()[size_t{}])>;
+concept Dataset = IndexedDataset<D> || OpaqueStream<D> || ShardableStream<D>;
+
+namespace detail {
+template <class D>
+auto sample_of(D& d) {
+    if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(read_sample(d, 0, std::declval<Random>()))>>();
+    else if constexpr (OpaqueStream<D>) return std::type_identity<typename std::remove_cvref_t<decltype(d.next())>::value_type>();
+    else if constexpr (requires { d.open(int64_t{}, int64_t{}, int64_t{}); }) return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}, int64_t{}).next())>::value_type>();
+    else return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}).next())>::value_type>();
+}
+}  // namespace detail
+
+/// What a data set gives, as a value.
+template <Dataset D>
+using sample_t = typename decltype(detail::sample_of(std::declval<std::remove_reference_t<D>&>()))::type;
 
 }  // namespace accelerate::data
 
@@ -1812,28 +2343,54 @@ inline std::string list(std::span<int64_t const> indices) {
 
 }  // namespace detail
 
-/// The batch of the samples with those indices: made by the data set where it can (`batching_dataset`) and no other collation is
-/// asked for, else sample by sample. Error naming the sample that could not be read, or those that could not be collated.
-template <class Dataset, class Collation>
-auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indices) {
+/// Who reads, for messages and for the random numbers of samples.
+struct ReadBy {
+    int64_t seed = 0, epoch = 0, rank = 0;
+    int64_t worker = -1;                      ///< -1: the loop's thread
+    std::atomic<int64_t>* reading = nullptr;  ///< told which sample is being read
+
+    std::string who() const { return worker < 0 ? concat(" on rank ", rank) : concat(" on rank ", rank, ", worker ", worker); }
+};
+
+/// The batch of the samples with those indices, which stand at positions `position(j)` of the epoch: made by the data set where it can
+/// (`BatchingDataset`) and no other collation is asked for, else sample by sample. Error naming the sample that could not be read, or
+/// those that could not be collated, and who tried.
+template <class Dataset, class Collation, class Position>
+auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indices, Position const& position, ReadBy const& by) {
     auto const together = [&](char const* what) {
-        return [=] { return concat("data::Loader: ", what, " samples ", detail::list(indices)); };
+        return [&, what] { return concat("data::Loader: ", what, " samples ", detail::list(indices), by.who()); };
     };
-    if constexpr (batching_dataset<Dataset> && std::is_same_v<Collation, Collate>)
+    auto const tell = [&](int64_t index) {
+        if (by.reading) by.reading->store(index, std::memory_order_relaxed);
+    };
+    if constexpr (BatchingDataset<Dataset> && std::is_same_v<Collation, Collate>) {
+        tell(indices.empty() ? -1 : indices[0]);
         return detail::with_context([&] { return dataset.batch(indices); }, together("reading"));
-    else {
+    } else {
         std::vector<sample_t<Dataset>> samples;
         samples.reserve(indices.size());
-        for (auto index : indices)
-            detail::with_context([&] { samples.push_back(dataset[static_cast<size_t>(index)]); },
-                                 [&] { return concat("data::Loader: reading sample ", index); });
+        for (size_t j = 0; j < indices.size(); ++j) {
+            tell(indices[j]);
+            detail::with_context([&] { samples.push_back(read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
+                                 [&] { return concat("data::Loader: reading sample ", indices[j], by.who()); });
+        }
         return detail::with_context([&] { return collate(std::move(samples)); }, together("collating"));
     }
 }
 
-/// What `fetch` gives for a Loader.
+namespace detail {
 template <class Loader>
-using batch_of = decltype(fetch(std::declval<typename Loader::dataset_type&>(), std::declval<typename Loader::collate_type&>(), {}));
+auto batch_of() {
+    using D = typename Loader::dataset_type;
+    using C = typename Loader::collate_type;
+    if constexpr (BatchingDataset<D> && std::is_same_v<C, Collate>) return std::type_identity<decltype(std::declval<D&>().batch({}))>();
+    else return std::type_identity<decltype(std::declval<C&>()(std::declval<std::vector<typename Loader::sample_type>>()))>();
+}
+}  // namespace detail
+
+/// The batches of a Loader.
+template <class Loader>
+using batch_of = typename decltype(detail::batch_of<Loader>())::type;
 
 }  // namespace accelerate::data
 
@@ -1841,114 +2398,21 @@ using batch_of = decltype(fetch(std::declval<typename Loader::dataset_type&>(), 
 
 namespace accelerate::data {
 
-/// Run-time options of a `Loader`. Batch sizes, seed and flags must be the same on every rank.
+/// Run-time options of a `Loader`. Batch sizes, seed and rules must be the same on every rank.
 struct options {
-    int64_t batch_size = 1;      ///< samples a rank gets at once (with `split_batches`: samples that all ranks get at once)
-    bool shuffle = false;        ///< another order every epoch, a pure function of (seed, epoch, position); the same on every rank
-    int64_t seed = 0;            ///< of that order
-    bool drop_last = false;      ///< leave out what does not fill a batch on every rank
-    bool even_batches = true;    ///< with several ranks: fill up the last batches with the epoch's first samples, so that all get equally many
-    bool split_batches = false;  ///< `batch_size` counts over all ranks and must be a multiple of their number
-    int64_t num_workers = 0;     ///< 0: batches are made in the loop's thread; more: one batch ahead, in the background
+    int64_t batch_size = 1;           ///< samples a rank gets at once (with `split_batches`: samples that all ranks get at once)
+    bool shuffle = false;             ///< another order every epoch, a pure function of (seed, epoch, position); the same on every rank
+    int64_t seed = 0;                 ///< of that order, and of the random numbers that samples are changed with
+    bool drop_last = false;           ///< leave out what does not fill a batch on every rank (as `even_batches = Drop`)
+    EvenBatches even_batches = true;  ///< how the last round is brought to the same size on every rank: `Pad` (true), `Ragged` (false), `Drop`, `Mask`
+    bool split_batches = false;       ///< `batch_size` counts over all ranks and must be a multiple of their number
+    int64_t num_workers = 0;          ///< threads that make batches ahead of the loop; 0: batches are made when the loop asks
+    int64_t prefetch_factor = 2;      ///< batches that each of them may be ahead
+    double timeout_s = 0;             ///< how long the loop waits for a batch of a worker before it says for which sample; 0: for ever
+    bool pin_memory = false;          ///< batches go through page-locked memory on their way to a device that is not the CPU
+    bool non_blocking = false;        ///< copies to the device do not wait; needs `pin_memory` to have an effect
 };
 
-}  // namespace accelerate::data
-
-// ---- accelerate/data/permutation.hpp
-
-namespace accelerate::data {
-
-/// A permutation of [0, n) drawn by a key: element k is computed, not looked up, so that it needs no memory and starts anywhere
-/// at once (about 20 ns). A Feistel network over a grid of low x high cells, hardly more than n; what falls outside [0, n) is
-/// sent through again. Statistically, not cryptographically, random. 1 <= n <= 2^62.
-class Permutation {
-public:
-    Permutation(uint64_t key, int64_t n) : n_(static_cast<uint64_t>(n)) {
-        // On a smaller grid than 8 x 8 the rounds have too few values to choose from and some permutations come up too often.
-        auto const cells = std::max<uint64_t>(n_, 64);
-        low_ = static_cast<uint64_t>(std::ceil(std::sqrt(static_cast<double>(cells))));
-        high_ = (cells + low_ - 1) / low_;
-        for (size_t i = 0; i < keys_.size(); ++i) keys_[i] = mix(key, i);
-    }
-
-    int64_t operator[](int64_t position) const {
-        auto x = static_cast<uint64_t>(position);
-        do x = once(x);
-        while (x >= n_);
-        return static_cast<int64_t>(x);
-    }
-
-private:
-    uint64_t once(uint64_t x) const {
-        auto high = x / low_, low = x % low_;
-        for (size_t i = 0; i < keys_.size(); i += 2) {
-            high += draw(low + keys_[i], high_);
-            if (high >= high_) high -= high_;
-            low += draw(high + keys_[i + 1], low_);
-            if (low >= low_) low -= low_;
-        }
-        return high * low_ + low;
-    }
-    /// A number in [0, limit) that depends on every bit of x.
-    static uint64_t draw(uint64_t x, uint64_t limit) {
-        x *= 0xBF58476D1CE4E5B9ull;
-        x ^= x >> 32;
-        x *= 0x94D049BB133111EBull;
-        return (x >> 32) * limit >> 32;
-    }
-
-    uint64_t n_, low_, high_;
-    std::array<uint64_t, 8> keys_;
-};
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/order.hpp
-
-namespace accelerate::data {
-
-/// In which order an epoch visits the samples. `order.epoch(e, n)` gives something with `operator[](int64_t position)`: the index
-/// of the sample at that position of epoch e, for all positions in [0, n). It must depend on nothing but the order's own members,
-/// e and n, so that every rank and every restart sees the same; it may compute each index or build a table.
-/// An order with a member `seed` (int64_t) has it saved and restored with the loader's state.
-template <class O>
-concept order_policy = std::copyable<O> && requires(O const& order, int64_t n) {
-    { order.epoch(n, n)[n] } -> std::convertible_to<int64_t>;
-};
-
-namespace order {
-
-/// 0, 1, 2, ... in every epoch.
-struct Sequential {
-    struct Identity {
-        int64_t operator[](int64_t position) const { return position; }
-    };
-    Identity epoch(int64_t, int64_t) const { return {}; }
-};
-
-/// Another permutation for every seed and epoch, without a table: any position is found at once, whatever n.
-struct Shuffled {
-    int64_t seed = 0;
-
-    Permutation epoch(int64_t e, int64_t n) const {
-        return {mix(static_cast<uint64_t>(Seed(seed).data()), static_cast<uint64_t>(e)), n};
-    }
-};
-
-/// What a loader without an order of its own uses: `Shuffled` or `Sequential`, as its options say.
-struct Standard {
-    bool shuffle = false;
-    int64_t seed = 0;
-
-    struct Either {
-        Permutation permutation;
-        bool shuffle = false;
-        int64_t operator[](int64_t position) const { return shuffle ? permutation[position] : position; }
-    };
-    Either epoch(int64_t e, int64_t n) const { return {Shuffled{seed}.epoch(e, n), shuffle}; }
-};
-
-}  // namespace order
 }  // namespace accelerate::data
 
 // ---- accelerate/data/loader.hpp
@@ -1974,15 +2438,17 @@ struct SampleOf<D> {
 ///     data::Loader{dataset, {.batch_size = 16, .shuffle = true, .seed = 42}}
 ///
 /// A data set given by name is referenced and must outlive the loader; a temporary is moved in. With an order as third argument
-/// that order alone decides; `shuffle` and `seed` are not looked at. Error E_CONFIG for options that cannot be.
+/// that order (or batch sampler) alone decides; `shuffle` and `seed` are not looked at. Error E_CONFIG for options that cannot be.
 template <class Dataset, class Order = order::Standard, class Collation = Collate>
 class Loader {
-    static constexpr bool has_samples = indexed_dataset<Dataset>, has_order = order_policy<Order>;
-    static_assert(has_samples, "data::Loader: a data set needs size() and operator[](size_t); see data/dataset.hpp");
-    static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position]; see data/order.hpp");
+    static constexpr bool has_samples = data::Dataset<Dataset>, has_order = order_policy<Order> || batch_sampler<Order>;
+    static_assert(has_samples, "data::Loader: a data set needs size() and operator[](size_t), a stream next() or open(part, parts); see data/dataset.hpp");
+    static_assert(has_order, "data::Loader: the third argument is an order, with epoch(e, n)[position], or a batch sampler, with batches(e, n)[k]; see data/order.hpp and data/sampler.hpp");
+    static constexpr bool ordered = IndexedDataset<Dataset> || !has_samples || std::same_as<Order, order::Standard>;
+    static_assert(ordered, "data::Loader: a stream comes in its own order; leave the order out, or use a data set with size() and operator[]");
 
 public:
-    static constexpr bool possible = has_samples && has_order;
+    static constexpr bool possible = has_samples && has_order && ordered;
     using dataset_type = std::remove_reference_t<Dataset>;
     using order_type = Order;
     using collate_type = Collation;
@@ -1996,6 +2462,8 @@ public:
         : dataset_(std::forward<Dataset>(dataset)), options_(o), order_(std::move(order)), collate_(std::move(collate)) {
         check(o.batch_size >= 1, code::config, "data::Loader: batch_size is ", o.batch_size, "; it must be at least 1");
         check(o.num_workers >= 0, code::config, "data::Loader: num_workers is ", o.num_workers, "; it must be at least 0");
+        check(o.prefetch_factor >= 1, code::config, "data::Loader: prefetch_factor is ", o.prefetch_factor, "; it must be at least 1");
+        check(IndexedDataset<Dataset> || !o.shuffle, code::config, "data::Loader: a stream cannot be shuffled; shuffle what it reads, or use a data set with size() and operator[]");
     }
 
     /// The same loader with a function that makes a batch of a `std::vector<Sample>`, in place of `Collate`.
@@ -2006,9 +2474,24 @@ public:
     }
 
     Dataset& dataset() { return dataset_; }
+    std::remove_reference_t<Dataset> const& dataset() const { return dataset_; }
     data::options const& options() const { return options_; }
+    void set_options(data::options const& o) { options_ = o; }
     Order& order() { return order_; }
+    Order const& order() const { return order_; }
     Collation& collation() { return collate_; }
+
+    /// The seed of the order, or of the order inside a batch sampler; else that of the options.
+    int64_t seed() const {
+        if constexpr (requires { order_.seed; }) return order_.seed;
+        else if constexpr (requires { order_.order.seed; }) return order_.order.seed;
+        else return options_.seed;
+    }
+    void set_seed(int64_t seed) {
+        if constexpr (requires { order_.seed; }) order_.seed = seed;
+        else if constexpr (requires { order_.order.seed; }) order_.order.seed = seed;
+        else options_.seed = seed;
+    }
 
 private:
     Dataset dataset_;
@@ -2031,78 +2514,1113 @@ inline constexpr bool is_loader<Loader<D, Order, F>> = true;
 
 }  // namespace accelerate::data
 
+// ---- accelerate/data/merged_parts.hpp
+
+namespace accelerate::data {
+
+/// Passes over n samples of a stream, by its own `skip` where it has one. False when it ended before.
+template <OpaqueStream S>
+bool skip(S& stream, int64_t n) {
+    if constexpr (requires { stream.skip(n); }) {
+        if (n > 0) stream.skip(n);
+        return true;
+    } else {
+        while (n > 0 && stream.next()) --n;
+        return n == 0;
+    }
+}
+
+/// Opens part k of n for an epoch.
+template <ShardableStream S>
+auto open_part(S& stream, int64_t k, int64_t n, int64_t epoch) {
+    if constexpr (requires { stream.open(k, n, epoch); }) return stream.open(k, n, epoch);
+    else return stream.open(k, n);
+}
+
+/// All parts of a shardable stream as one stream: the next sample comes from the part that has given the fewest, so that its order is a
+/// function of how far each part was read, and reading can go on from there.
+template <ShardableStream S>
+class MergedParts {
+public:
+    using part_type = decltype(open_part(std::declval<S&>(), 0, 1, 0));
+
+    MergedParts(S& stream, std::vector<int64_t> offsets, int64_t epoch) : offsets_(std::move(offsets)), ended_(offsets_.size()) {
+        auto const n = static_cast<int64_t>(offsets_.size());
+        for (int64_t k = 0; k < n; ++k) {
+            parts_.push_back(open_part(stream, k, n, epoch));
+            skip(parts_.back(), offsets_[static_cast<size_t>(k)]);
+        }
+    }
+
+    auto next() -> decltype(std::declval<part_type&>().next()) {
+        for (;;) {
+            size_t best = parts_.size();
+            for (size_t k = 0; k < parts_.size(); ++k)
+                if (!ended_[k] && (best == parts_.size() || offsets_[k] < offsets_[best])) best = k;
+            if (best == parts_.size()) return std::nullopt;
+            if (auto sample = parts_[best].next()) {
+                ++offsets_[best];
+                return sample;
+            }
+            ended_[best] = true;
+        }
+    }
+
+    /// Samples given from each part.
+    std::vector<int64_t> const& offsets() const { return offsets_; }
+
+private:
+    std::vector<part_type> parts_;
+    std::vector<int64_t> offsets_;
+    std::vector<bool> ended_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/stream_slices.hpp
+
+namespace accelerate::data {
+
+/// How a rank's batch is cut from the rounds of a stream.
+struct Slice {
+    int64_t total = 1;            ///< samples of a round
+    int64_t from = 0, count = 1;  ///< those in it that are this rank's
+    EndRule rule = EndRule::Pad;  ///< for an incomplete round; `Pad` and `Mask` fill it up
+    int64_t consumed = 0;         ///< samples of the epoch that were given out before
+    int64_t kept = 0;             ///< of the epoch's first samples, for filling up
+
+    bool fills() const { return rule == Mask || rule == Pad; }
+};
+
+/// One rank's batch of one round.
+template <class Batch>
+struct StreamRound {
+    std::optional<Batch> batch;        ///< nothing where this rank has no samples in the round
+    int64_t length = 0;                ///< its samples
+    int64_t valid = 0;                 ///< those that are no repetitions
+    int64_t given = 0;                 ///< samples of the whole round, without repetitions
+    std::vector<int64_t> offsets = {}; ///< how far each part was read then, where the stream has parts
+};
+
+/// Makes one rank's batches of a stream. An incomplete last round is filled up with the first round (the rules of Python's
+/// `IterableDatasetShard`), which is kept for that, or under `Mask` with the last sample. Read by one thread at a time.
+template <class Stream, class Collation>
+class StreamSlices {
+public:
+    using sample_type = sample_t<Stream>;
+    using batch_type = std::remove_cvref_t<decltype(std::declval<Collation&>()(std::declval<std::vector<sample_type>>()))>;
+    using round_type = StreamRound<batch_type>;
+
+    /// `at_beginning`: the stream stands at the epoch's beginning, else behind the samples that were given out before.
+    StreamSlices(Stream stream, Collation& collate, Slice slice, bool at_beginning, ReadBy by) : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
+        if (!at_beginning) read_ = slice.consumed;
+        while (keeps() && read_ < slice.consumed && next_sample()) {}
+        if (read_ < slice.consumed) skip(stream_, slice.consumed - read_);
+        read_ = slice.consumed;
+    }
+
+    /// The next round; nothing at the end.
+    std::optional<round_type> next() {
+        std::vector<sample_type> mine;
+        mine.reserve(static_cast<size_t>(slice_.count));
+        int64_t given = 0;
+        for (; given < slice_.total; ++given) {
+            auto sample = next_sample();
+            if (!sample) break;
+            if (given >= slice_.from && given < slice_.from + slice_.count) mine.push_back(std::move(*sample));
+        }
+        auto const whole = given == slice_.total;
+        if (given == 0 || (!whole && slice_.rule == Drop)) return std::nullopt;
+        auto const valid = static_cast<int64_t>(mine.size());
+        if (!whole && slice_.fills()) fill(mine, std::max<int64_t>(0, slice_.from - given));
+        return round(std::move(mine), valid, given);
+    }
+
+    /// The epoch's first samples that were kept, and its last one under `Mask`.
+    std::vector<sample_type> const& first() const { return first_; }
+    std::optional<sample_type> const& last() const { return last_; }
+
+    /// A round of repetitions only, after the end; without a batch where there was never a sample.
+    round_type filler() {
+        std::vector<sample_type> mine;
+        fill(mine, slice_.from);
+        return round(std::move(mine), 0, 0);
+    }
+
+private:
+    bool keeps() const { return static_cast<int64_t>(first_.size()) < slice_.kept; }
+
+    std::optional<sample_type> next_sample() {
+        if (by_.reading) by_.reading->store(read_, std::memory_order_relaxed);
+        auto sample = detail::with_context([&] { return stream_.next(); }, [&] { return concat("data::Loader: reading sample ", read_, " of the stream", by_.who()); });
+        if (!sample) return sample;
+        ++read_;
+        if constexpr (std::copy_constructible<sample_type>) {
+            if (keeps()) first_.push_back(*sample);
+            if (slice_.rule == Mask) last_ = *sample;
+        }
+        return sample;
+    }
+
+    /// Completes a batch, beginning with repetition `i` of the round.
+    void fill(std::vector<sample_type>& mine, int64_t i) {
+        if constexpr (std::copy_constructible<sample_type>) {
+            if (slice_.rule == Mask ? !last_ : first_.empty()) return;
+            for (; static_cast<int64_t>(mine.size()) < slice_.count; ++i) mine.push_back(slice_.rule == Mask ? *last_ : first_[static_cast<size_t>(i) % first_.size()]);
+        } else {
+            static_cast<void>(mine), static_cast<void>(i);
+            throw Error(code::config, "data::Loader: samples that cannot be copied cannot fill up the last batches; set even_batches = Drop or Ragged");
+        }
+    }
+
+    round_type round(std::vector<sample_type>&& mine, int64_t valid, int64_t given) {
+        round_type out{.batch = {}, .length = static_cast<int64_t>(mine.size()), .valid = valid, .given = given};
+        if constexpr (requires { stream_.offsets(); }) out.offsets = stream_.offsets();
+        if (!mine.empty())
+            out.batch = detail::with_context([&] { return (*collate_)(std::move(mine)); },
+                                             [&] { return concat("data::Loader: collating samples ", read_ - given, " to ", read_ - 1, " of the stream", by_.who()); });
+        return out;
+    }
+
+    Stream stream_;
+    Collation* collate_;
+    Slice slice_;
+    ReadBy by_;
+    int64_t read_ = 0;
+    std::vector<sample_type> first_;
+    std::optional<sample_type> last_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/dispatch_rounds.hpp
+
+namespace accelerate::data {
+
+/// What one round is for one rank.
+template <class Batch>
+struct Share {
+    std::optional<Batch> batch = {};
+    int64_t length = 0, valid = 0;
+};
+
+/// The batches of all ranks that one rank has read.
+template <class Batch>
+struct DispatchedRound {
+    std::vector<Share<Batch>> shares = {};
+    int64_t consumed = 0, remainder = 0;
+    bool last = false;
+    std::vector<int64_t> offsets = {};  ///< of the stream's parts, where it has some
+};
+
+/// Makes rounds of an indexed data set, in any order, on several threads at once.
+template <class Loader>
+class IndexedRounds {
+    using Plan = DispatchPlan<typename Loader::order_type>;
+
+public:
+    using round_type = DispatchedRound<batch_of<Loader>>;
+
+    /// `each`: a rank's own share, as `Shard` counts it. `loader` must outlive this.
+    IndexedRounds(Loader& loader, int64_t epoch, int64_t samples, Shard const& each, int64_t threads)
+        : loader_(&loader), plan_(std::as_const(loader).order(), epoch, samples, each), epoch_(epoch), seed_(loader.seed()), size_(each.size), reading_(static_cast<size_t>(threads)) {}
+
+    int64_t remainder() const { return plan_.remainder(); }
+    std::string reading(int64_t worker) { return concat("sample ", reading_[static_cast<size_t>(worker)].load(), by(worker).who()); }
+
+    std::optional<round_type> make(int64_t k, int64_t worker) {
+        if (k >= plan_.rounds()) return std::nullopt;
+        round_type round{.consumed = plan_.consumed(k), .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
+        for (int64_t r = 0; r < size_; ++r) {
+            auto const indices = plan_.indices(k, r);
+            auto& share = round.shares.emplace_back();
+            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r);
+            if (!indices.empty()) share.batch = fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
+        }
+        return round;
+    }
+
+private:
+    ReadBy by(int64_t worker) { return {seed_, epoch_, 0, worker, &reading_[static_cast<size_t>(worker)]}; }
+
+    Loader* loader_;
+    Plan plan_;
+    int64_t epoch_, seed_, size_;
+    std::vector<std::atomic<int64_t>> reading_;
+};
+
+/// Makes rounds of a stream, one after the other.
+template <class Loader, class Stream>
+class StreamRounds {
+    using Sample = typename Loader::sample_type;
+    struct Listed {  // rounds as lists of samples, which each rank's batch is collated from
+        std::vector<Sample> operator()(std::vector<Sample>&& samples) const { return std::move(samples); }
+    };
+
+public:
+    using round_type = DispatchedRound<batch_of<Loader>>;
+
+    /// `each`: a rank's own share, of which sizes and rule count; its `begin` samples were given out before.
+    StreamRounds(Loader& loader, Stream stream, int64_t epoch, Shard const& each, EndRule rule, bool at_beginning)
+        : loader_(&loader), size_(each.size), local_(each.local_batch_size()), rule_(rule), consumed_(each.begin), reading_(each.begin), by_{loader.seed(), epoch, 0, 0, &reading_},
+          slices_(std::forward<Stream>(stream), listed_, Slice{total(), 0, total(), rule == Drop ? Drop : Ragged, each.begin, rule == Pad ? size_ : 0}, at_beginning, by_) {}
+
+    int64_t remainder() const { return 0; }
+    std::string reading(int64_t) const { return concat("sample ", reading_.load(), " of the stream", by_.who()); }
+
+    std::optional<round_type> make(int64_t k, int64_t) {
+        if (k == 0) ahead_ = slices_.next();
+        auto now = std::exchange(ahead_, std::nullopt);
+        if (!now) return std::nullopt;
+        ahead_ = slices_.next();
+        consumed_ += now->given;
+        auto& samples = *now->batch;
+        fill(samples);
+        round_type round{.consumed = consumed_, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_, .offsets = now->offsets};
+        auto const share = dispatched_share(now->given, local_, size_, rule_), held = static_cast<int64_t>(samples.size());
+        for (int64_t r = 0; r < size_; ++r) {
+            auto const from = samples.begin() + std::min(held, r * share), to = samples.begin() + std::min(held, (r + 1) * share);
+            auto& out = round.shares.emplace_back();
+            out.valid = std::clamp<int64_t>(now->given - r * share, 0, share), out.length = to - from;
+            if (from == to) continue;
+            out.batch = detail::with_context([&] { return loader_->collation()(std::vector<Sample>(std::move_iterator(from), std::move_iterator(to))); },
+                                             [&] { return concat("data::Loader: collating samples ", consumed_ - now->given, " to ", consumed_ - 1, " of the stream", by_.who()); });
+        }
+        return round;
+    }
+
+private:
+    int64_t total() const { return local_ * size_; }
+
+    /// Completes an incomplete round, so that each rank's share is of one size.
+    void fill(std::vector<Sample>& samples) {
+        auto const given = static_cast<int64_t>(samples.size()), wanted = dispatched_share(given, local_, size_, rule_) * size_;
+        if (rule_ == Ragged || given == wanted) return;
+        if constexpr (std::copy_constructible<Sample>) {
+            auto const last = samples.back();
+            for (int64_t i = 0; given + i < wanted; ++i) samples.push_back(rule_ == Mask ? last : slices_.first()[static_cast<size_t>(i) % slices_.first().size()]);
+        } else throw Error(code::config, "data::Loader: samples that cannot be copied cannot fill up the last batches; set even_batches = Drop or Ragged");
+    }
+
+    Loader* loader_;
+    int64_t size_, local_;
+    EndRule rule_;
+    int64_t consumed_;
+    std::atomic<int64_t> reading_;
+    ReadBy by_;
+    Listed listed_;
+    StreamSlices<Stream, Listed> slices_;
+    std::optional<StreamRound<std::vector<Sample>>> ahead_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/core/state_dict.hpp
+
+namespace accelerate {
+
+/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
+struct StateDict {
+    TensorMap tensors;
+    nlohmann::json values = nlohmann::json::object();
+
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
+    template <class T>
+    T value(std::string const& key, std::string_view who) const {
+        auto it = values.find(key);
+        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        try {
+            return it->template get<T>();
+        } catch (nlohmann::json::exception const& e) {
+            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
+        }
+    }
+};
+
+/// A thing that can be saved and restored.
+template <class T>
+concept stateful = requires(T& t, T const& c, StateDict const& s) {
+    { c.state_dict() } -> std::convertible_to<StateDict>;
+    t.load_state_dict(s);
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/data/context.hpp
+
+namespace accelerate::data {
+
+/// How a loader speaks to the same loader on other ranks: what streams and `loader::Dispatched` need of a communicator.
+struct Channel {
+    std::function<std::vector<std::string>(std::string_view)> exchange;  ///< what every rank says, on every rank; collective
+    std::function<void(at::Tensor const&, int64_t to)> send;             ///< a 1-D byte tensor in main memory
+    std::function<void(at::Tensor const&, int64_t from)> receive;        ///< into such a tensor
+
+    explicit operator bool() const { return static_cast<bool>(exchange); }
+};
+
+/// Where a loader is used: whose share of the batches it hands out, where they go, and who is told about the last one. The
+/// default is one process without an accelerator.
+struct Context {
+    int64_t rank = 0, size = 1;
+    at::Device device = at::kCPU;
+    std::shared_ptr<Loops> loops = std::make_shared<Loops>();
+    Channel channel = {};
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/delivery.hpp
+
+namespace accelerate::data {
+
+/// A batch on its way to the loop's body, and what is known about it.
+template <class Batch>
+struct Delivery {
+    Batch batch;
+    int64_t length = 0;    ///< its samples
+    int64_t valid = 0;     ///< those that are no repetitions; they come first
+    int64_t consumed = 0;  ///< samples of the epoch that all ranks have consumed with it
+    bool last = false;     ///< the last one of the epoch
+};
+
+/// What one epoch's loop has cost so far.
+struct Statistics {
+    int64_t batches = 0;     ///< handed to the loop's body
+    int64_t samples = 0;     ///< in them, on this rank, without repetitions
+    double waiting_s = 0;    ///< seconds in which the loop waited for data
+};
+
+}  // namespace accelerate::data
+
 // ---- accelerate/data/move_to.hpp
 
 namespace accelerate::data {
 
 /// Brings every tensor of a value to `device`; those that are there already are not touched. A type of the user's with a member
-/// `to(device)` is asked to do it; what is not known is left alone.
+/// `to(device)` is asked to do it; what is not known is left alone. With `non_blocking`, copies of pinned memory are only enqueued.
 template <class Value>
-void move_to(Value& value, at::Device device) {
+void move_to(Value& value, at::Device device, bool non_blocking = false) {
     if constexpr (!std::same_as<Value, at::Tensor> && requires { value = value.to(device); }) value = value.to(device);
     else {
         for_each_known_tensor(value, [&](at::Tensor& t) {
-            if (t.device() != device) t = t.to(device);
+            if (t.device() != device) t = t.to(device, t.scalar_type(), non_blocking);
         });
     }
 }
 
+/// Copies every tensor of a value into page-locked memory, from which devices read without the CPU.
+template <class Value>
+void pin(Value& value) {
+    for_each_known_tensor(value, [](at::Tensor& t) {
+        if (t.is_cpu()) t = t.pin_memory();
+    });
+}
+
 }  // namespace accelerate::data
 
-// ---- accelerate/data/shard.hpp
+// ---- accelerate/core/session.hpp
+
+namespace accelerate {
+
+/// What one process has once: how to bring down its peers, how to leave the parallel world, and who it is in messages.
+/// The only mutable state of the library that is not owned by an object of the user's.
+class Session {
+public:
+    static Session& instance() {
+        static Session session;
+        return session;
+    }
+
+    Session(Session const&) = delete;
+    Session& operator=(Session const&) = delete;
+
+    /// A communicator that spans processes says here how to end them, and what to do at the very end.
+    void connect(int64_t rank, int64_t size, int64_t local_size, std::function<void(int)> abort, std::function<void()> finalise) {
+        std::lock_guard lock(mutex_);
+        rank_ = rank, size_ = size, local_size_ = local_size;
+        abort_ = std::move(abort);
+        finalise_ = std::move(finalise);
+    }
+
+    /// Ends every process of the job; returns only where this process is alone.
+    void abort(int exit_code) {
+        if (abort_) abort_(exit_code);
+    }
+
+    /// Leaves the parallel world if it was entered by us. Called by `accelerate::run`, else when the process ends.
+    void finalise() {
+        std::function<void()> last;
+        {
+            std::lock_guard lock(mutex_);
+            last = std::exchange(finalise_, nullptr);
+            abort_ = nullptr;
+        }
+        if (last) last();
+    }
+
+    /// Rank of the calling thread: that of the process, unless ranks are threads.
+    int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
+    int64_t size() const { return size_; }
+    int64_t local_size() const { return local_size_; }
+
+    /// True once for each text: behind `warning_once`.
+    bool first_time(std::string const& text) {
+        std::lock_guard lock(mutex_);
+        return said_.insert(text).second;
+    }
+
+    /// While alive, messages of this thread carry `rank`: for ranks that are threads.
+    class ThreadRank {
+    public:
+        explicit ThreadRank(int64_t rank) : before_(std::exchange(thread_rank(), rank)) {}
+        ~ThreadRank() { thread_rank() = before_; }
+        ThreadRank(ThreadRank const&) = delete;
+        ThreadRank& operator=(ThreadRank const&) = delete;
+
+    private:
+        int64_t before_;
+    };
+
+private:
+    Session() = default;
+    ~Session() { finalise(); }
+
+    static int64_t& thread_rank() {
+        static thread_local int64_t rank = -1;
+        return rank;
+    }
+
+    std::mutex mutex_;
+    int64_t rank_ = 0, size_ = 1, local_size_ = 1;
+    std::function<void(int)> abort_;
+    std::function<void()> finalise_;
+    std::set<std::string> said_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/data/workers.hpp
 
 namespace accelerate::data {
 
-/// How an epoch of `samples` is cut into batches over the ranks: the rules of Python Accelerate's `BatchSamplerShard`, by
-/// arithmetic. All ranks together take a round of `total_batch_size()` consecutive positions, each rank its own stretch of it.
-/// `begin` > 0 cuts the rest of an epoch whose first positions were consumed before, perhaps by another number of ranks.
-struct Shard {
-    int64_t samples = 0;
-    int64_t batch_size = 1;
-    bool drop_last = false;
-    bool even_batches = true;
-    bool split_batches = false;
-    int64_t rank = 0, size = 1;
-    int64_t begin = 0;
+/// Makes batches 0, 1, 2, ... on threads, a bounded number ahead of whoever takes them, and hands them out in order. The threads have
+/// the LibTorch settings (grad mode and the like) and the rank of the one that made this. Destruction waits for the batches at hand,
+/// except for one that a time-out was thrown for: its thread is left behind, with everything it uses that belongs to the library.
+template <class Batch>
+class Workers {
+public:
+    /// `make(k, worker)` gives batch k, or nothing when there are no more; it is called by several threads at once, and must own what
+    /// it uses. `reading(worker)` says what that worker is at, for messages.
+    using Make = std::function<std::optional<Batch>(int64_t k, int64_t worker)>;
+    using Reading = std::function<std::string(int64_t worker)>;
 
-    /// Error E_CONFIG when the batch size is not positive or cannot be split.
-    void validate() const {
-        check(batch_size >= 1, code::config, "data::Loader: batch_size is ", batch_size, "; it must be at least 1");
-        check(!split_batches || batch_size % size == 0, code::config, "data::Loader: with split_batches the batch_size (", batch_size,
-              ") must be a multiple of the number of ranks (", size, ")");
+    Workers(Make make, Reading reading, int64_t threads, int64_t ahead)
+        : shared_(std::make_shared<Shared>(std::move(make), std::move(reading), static_cast<size_t>(std::max(threads, ahead)))) {
+        for (int64_t w = 0; w < threads; ++w)
+            threads_.emplace_back([shared = shared_, w, state = at::ThreadLocalState(), rank = Session::instance().rank()] {
+                at::ThreadLocalStateGuard const settings(state);
+                Session::ThreadRank const name(rank);
+                while (shared->work(w)) {}
+            });
     }
 
-    /// Samples that all ranks take in one round.
-    int64_t total_batch_size() const { return split_batches ? batch_size : batch_size * size; }
-    /// Samples that one rank takes in one round.
-    int64_t local_batch_size() const { return split_batches ? batch_size / size : batch_size; }
+    ~Workers() {
+        shared_->stop();
+        for (auto& t : threads_) timed_out_ ? t.detach() : t.join();
+    }
+    Workers(Workers const&) = delete;
+    Workers& operator=(Workers const&) = delete;
 
-    /// Samples of the incomplete last round; 0 when there is none or it is left out.
-    int64_t remainder() const { return drop_last ? 0 : (samples - begin) % total_batch_size(); }
-
-    /// The last round is completed with repetitions; one rank alone has no reason to.
-    bool fills_up() const { return even_batches && size > 1; }
-
-    /// Batches of this rank.
-    int64_t batches() const {
-        auto const rest = remainder();
-        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || rank * local_batch_size() < rest));
+    /// The next batch, nothing after the last one; throws what its making threw, after which there is none. Waits at most `patience`
+    /// (0: for ever), then error E_DEADLINE naming the worker and what it is at.
+    std::optional<Batch> take(std::chrono::duration<double> patience = {}) {
+        try {
+            return shared_->take(patience);
+        } catch (Late const& late) {
+            timed_out_ = true;
+            throw Error(code::deadline, concat("data::Loader: ", shared_->reading(late.worker), " has not come back for ", patience.count(),
+                                               " s (timeout_s); is its storage gone, or does it wait for the loop?"));
+        }
     }
 
-    /// Samples in this rank's batch k.
-    int64_t batch_length(int64_t k) const {
-        auto const left = samples - begin - k * total_batch_size();
-        return fills_up() ? local_batch_size() : std::clamp<int64_t>(left - rank * local_batch_size(), 0, local_batch_size());
+private:
+    struct Late {
+        int64_t worker;
+    };
+    struct Slot {
+        std::optional<Batch> batch;
+        std::exception_ptr failure;
+        int64_t worker = 0;
+        bool ready = false;
+    };
+    static constexpr auto endless = std::numeric_limits<int64_t>::max();
+
+    struct Shared {
+        Shared(Make m, Reading r, size_t ahead) : make(std::move(m)), reading(std::move(r)), slots(ahead) {}
+
+        Slot& slot(int64_t k) { return slots[static_cast<size_t>(k) % slots.size()]; }
+
+        /// Makes one batch. False when there is nothing more to do.
+        bool work(int64_t worker) {
+            int64_t k;
+            {
+                std::unique_lock lock(mutex);
+                room.wait(lock, [&] { return stopped || claimed >= end || claimed < taken + static_cast<int64_t>(slots.size()); });
+                if (stopped || claimed >= end) return false;
+                k = claimed++;
+                slot(k).worker = worker;
+            }
+            std::optional<Batch> batch;
+            std::exception_ptr failure;
+            try {
+                batch = make(k, worker);
+            } catch (...) {
+                failure = std::current_exception();
+            }
+            {
+                std::lock_guard lock(mutex);
+                if (!batch) end = std::min(end, failure ? k + 1 : k);
+                auto& s = slot(k);
+                s.batch = std::move(batch), s.failure = failure, s.ready = true;
+            }
+            ready.notify_one();
+            return true;
+        }
+
+        std::optional<Batch> take(std::chrono::duration<double> patience) {
+            std::unique_lock lock(mutex);
+            auto const there = [&] { return taken >= end || slot(taken).ready; };
+            if (patience.count() <= 0) ready.wait(lock, there);
+            else if (!ready.wait_for(lock, patience, there)) throw Late{slot(taken).worker};
+            if (taken >= end) return std::nullopt;
+            auto s = std::exchange(slot(taken), {});
+            ++taken;
+            lock.unlock();
+            room.notify_one();
+            if (s.failure) std::rethrow_exception(s.failure);
+            return std::move(s.batch);
+        }
+
+        void stop() {
+            {
+                std::lock_guard lock(mutex);
+                stopped = true;
+            }
+            room.notify_all();
+        }
+
+        Make make;
+        Reading reading;
+        std::mutex mutex;
+        std::condition_variable ready, room;
+        std::vector<Slot> slots;
+        int64_t claimed = 0, taken = 0, end = endless;
+        bool stopped = false;
+    };
+
+    std::shared_ptr<Shared> shared_;
+    std::vector<std::thread> threads_;
+    bool timed_out_ = false;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/indexed_source.hpp
+
+namespace accelerate::data {
+
+/// One rank's batches of an indexed data set. Its place in the state is the number of samples, and the data set's `hash()` where it has one.
+template <class Loader>
+class IndexedSource {
+public:
+    using batch_type = batch_of<Loader>;
+    class Run;
+
+    /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
+    IndexedSource(Loader loader, Context const& context)
+        : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()),
+          samples_(static_cast<int64_t>(loader_.dataset().size())) {
+        check(samples_ > 0, code::data, "prepare: the data set of a Loader is empty (its size() is 0); is the path or the filter right?");
+        shard(0).validate();
+        check(!batch_sampler<typename Loader::order_type> || !loader_.options().split_batches, code::config,
+              "data::Loader: split_batches cannot be combined with a batch sampler, whose batches differ in size; leave it off");
     }
 
-    /// Position in the epoch's order of item j of this rank's batch k. Past the end the epoch's first round is repeated.
-    int64_t position(int64_t k, int64_t j) const {
-        auto const p = begin + k * total_batch_size() + rank * local_batch_size() + j;
-        return p < samples ? p : (p - samples) % std::min(samples, total_batch_size());
+    Loader& loader() { return loader_; }
+    int64_t batches(int64_t epoch) const { return plan(epoch, 0).batches(); }
+    int64_t total_batch_size() const { return shard(0).total_batch_size(); }
+    /// Where the epoch stands when every rank has had n batches.
+    int64_t position_after(int64_t n, int64_t epoch) const {
+        auto const whole = plan(epoch, 0);
+        return n <= 0 ? 0 : n < whole.batches() ? whole.consumed(n - 1) : positions();
     }
 
-    /// Positions of the epoch that all ranks have consumed when each has had batch k.
-    int64_t consumed(int64_t k) const { return std::min(samples, begin + (k + 1) * total_batch_size()); }
+    /// Samples of an epoch: those of the data set, unless the order draws another number.
+    int64_t positions() const {
+        if constexpr (requires { loader_.order().length(samples_); }) return loader_.order().length(samples_);
+        else return samples_;
+    }
+
+    void save(nlohmann::json& values) const {
+        values["size"] = samples_;
+        if constexpr (hashed) values["hash"] = loader_.dataset().hash();
+    }
+    /// Error E_DATA when it was another data set.
+    void load(StateDict const& state, int64_t consumed) const {
+        constexpr auto who = "data::Loader";
+        auto const size = state.value<int64_t>("size", who);
+        check(size == samples_, code::data, who, ".load_state_dict: the data set has ", samples_, " samples, it had ", size,
+              " when the state was saved; use the same data set, or start the epoch anew with set_epoch");
+        if constexpr (hashed) {
+            auto const before = state.value<hash_type>("hash", who), now = hash_type(loader_.dataset().hash());
+            check(before == now, code::data, who, ".load_state_dict: the data set's hash is ", now, ", it was ", before,
+                  " when the state was saved; use the same data set, or start the epoch anew with set_epoch");
+        }
+        check(consumed <= positions(), code::data, who, ".load_state_dict: ", consumed, " of ", positions(), " samples consumed cannot be");
+    }
+
+private:
+    static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };
+    using hash_type = typename decltype([] {
+        if constexpr (hashed) return std::type_identity<std::remove_cvref_t<decltype(std::declval<Loader const&>().dataset().hash())>>();
+        else return std::type_identity<int64_t>();
+    }())::type;
+
+    Shard shard(int64_t begin) const {
+        auto const& o = loader_.options();
+        return {positions(), o.batch_size, o.drop_last, o.even_batches, o.split_batches, rank_, size_, begin};
+    }
+    auto plan(int64_t epoch, int64_t begin) const { return data::plan(loader_.order(), epoch, samples_, shard(begin)); }
+
+    Loader loader_;
+    int64_t rank_, size_;
+    bool pins_;
+    int64_t samples_;
+};
+
+/// The batches of one epoch from `begin` on, made when asked for or by workers.
+template <class Loader>
+class IndexedSource<Loader>::Run {
+public:
+    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin) : job_(std::make_shared<Job>(std::move(source), epoch, begin)) {
+        auto const& o = job_->source->loader_.options();
+        if (o.num_workers > 0)
+            workers_ = std::make_unique<Workers<batch_type>>(
+                [job = job_](int64_t k, int64_t worker) { return k < job->batches ? std::optional(job->make(k, worker)) : std::nullopt; },
+                [job = job_](int64_t worker) { return concat("sample ", job->reading[static_cast<size_t>(worker)].load(), job->by(worker).who()); }, o.num_workers,
+                o.num_workers * o.prefetch_factor);
+    }
+
+    int64_t remainder() const { return job_->plan.remainder(); }
+
+    std::optional<Delivery<batch_type>> next() {
+        if (k_ == job_->batches) return std::nullopt;
+        auto const& plan = job_->plan;
+        std::optional<batch_type> batch = workers_ ? workers_->take(std::chrono::duration<double>(job_->source->loader_.options().timeout_s)) : job_->make(k_, -1);
+        auto const k = k_++;
+        return Delivery<batch_type>{std::move(*batch), job_->length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
+    }
+
+private:
+    /// What the workers use; shared with them.
+    struct Job {
+        Job(std::shared_ptr<IndexedSource> s, int64_t e, int64_t begin)
+            : source(std::move(s)), plan(source->plan(e, begin)), batches(plan.batches()), epoch(e), seed(source->loader_.seed()),
+              reading(static_cast<size_t>(source->loader_.options().num_workers)) {}
+
+        ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
+        int64_t length(int64_t k) const { return plan.length(k); }
+        batch_type make(int64_t k, int64_t worker) {
+            auto batch = fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
+            if (source->pins_) data::pin(batch);
+            return batch;
+        }
+
+        std::shared_ptr<IndexedSource> source;
+        decltype(std::declval<IndexedSource const&>().plan(0, 0)) plan;
+        int64_t batches, epoch, seed;
+        std::vector<std::atomic<int64_t>> reading;
+    };
+
+    std::shared_ptr<Job> job_;
+    std::unique_ptr<Workers<batch_type>> workers_;
+    int64_t k_ = 0;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/stream_source.hpp
+
+namespace accelerate::data {
+
+/// One rank's batches of a stream. Of an opaque stream every rank reads all and keeps its share; of a shardable one each rank reads a
+/// part of its own. An epoch that began on another number of ranks is finished with all parts read by everyone, each keeping its share.
+/// In each round the ranks tell each other how far they are (one small exchange), so that all end together and know where each part
+/// stands. Its place in the state is how far each part was read.
+template <class Loader>
+class StreamSource {
+    using Dataset = typename Loader::dataset_type;
+    using Collation = typename Loader::collate_type;
+    static constexpr bool shardable = ShardableStream<Dataset>;
+
+public:
+    using batch_type = batch_of<Loader>;
+    class Run;
+
+    StreamSource(Loader loader, Context const& context)
+        : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()), exchange_(context.channel.exchange) {
+        auto const& o = loader_.options();
+        check(!o.split_batches || o.batch_size % size_ == 0, code::config, "data::Loader: with split_batches the batch_size (", o.batch_size,
+              ") must be a multiple of the number of ranks (", size_, ")");
+        check(size_ == 1 || exchange_, code::config, "data::Loader: a stream over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
+    }
+
+    Loader& loader() { return loader_; }
+    int64_t total_batch_size() const { return loader_.options().split_batches ? loader_.options().batch_size : loader_.options().batch_size * size_; }
+    int64_t position_after(int64_t n, int64_t) const {
+        check(!shardable || n <= 0, code::config, "data::Loader: skip_first_batches cannot jump in a stream that has parts; resume it from a state");
+        return std::max<int64_t>(0, n) * total_batch_size();
+    }
+
+    void save(nlohmann::json& values) const {
+        if constexpr (shardable) values["offsets"] = offsets_;
+    }
+    void load(StateDict const& state, int64_t consumed) {
+        if constexpr (shardable) {
+            auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
+            int64_t sum = 0;
+            for (auto o : offsets) sum += o;
+            check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum, ", consumed are ", consumed);
+            offsets_ = std::move(offsets);
+        }
+    }
+
+    /// How far each part was consumed; at an epoch's beginning there is one part for each rank.
+    std::vector<int64_t> const& offsets(int64_t begin) {
+        if (begin == 0) offsets_.assign(static_cast<size_t>(size_), 0);
+        return offsets_;
+    }
+    void set_offsets(std::vector<int64_t> offsets) { offsets_ = std::move(offsets); }
+
+    /// Brings an opaque stream to its epoch's beginning.
+    void restart(int64_t epoch) {
+        if constexpr (requires(Dataset& d) { d.start(epoch); }) loader_.dataset().start(epoch);
+        else
+            check(!std::exchange(started_, true), code::data, "data::Loader: this stream can be read once, and was; give it a member start(int64_t epoch) that begins again, or make the loader anew");
+    }
+
+private:
+    int64_t local_batch_size() const { return total_batch_size() / size_; }
+    EndRule rule() const { return loader_.options().drop_last ? Drop : loader_.options().even_batches.rule; }
+
+    Loader loader_;
+    int64_t rank_, size_;
+    bool pins_, started_ = false;
+    decltype(Channel::exchange) exchange_;
+    std::vector<int64_t> offsets_ = std::vector<int64_t>(static_cast<size_t>(size_));  ///< of the parts, as far as the loop has consumed them
+};
+
+/// The batches of one epoch from `begin` on. One worker at most reads ahead: a stream has one reader.
+template <class Loader>
+class StreamSource<Loader>::Run {
+    using Round = StreamRound<batch_type>;
+
+public:
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+        auto const& o = source_->loader_.options();
+        auto const local = source_->local_batch_size(), rank = source_->rank_;
+        auto const alone = source_->size_ == 1;
+        ReadBy const by{source_->loader_.seed(), epoch, rank, o.num_workers > 0 ? 0 : -1, reading_.get()};
+        auto const rule = alone && source_->rule() == Pad ? Ragged : source_->rule();  // one rank alone has no reason to fill up
+        auto const total = source_->total_batch_size();
+        Slice const mine{total, rank * local, local, rule, begin, rule == Pad ? total : 0};
+        auto& dataset = source_->loader_.dataset();
+        if constexpr (shardable) {
+            auto const& offsets = source_->offsets(begin);
+            own_part_ = static_cast<int64_t>(offsets.size()) == source_->size_ && !alone;
+            if (own_part_) read_from(open_part(dataset, rank, source_->size_, epoch), {local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0}, true, by);
+            else read_from(MergedParts<Dataset>(dataset, offsets, epoch), mine, false, by);
+        } else {
+            source_->restart(epoch);
+            read_from<Dataset&>(dataset, mine, true, by);
+        }
+        if (o.num_workers > 0)
+            workers_ = std::make_unique<Workers<Round>>([read = read_, s = source_, r = reading_](int64_t, int64_t) { return read(); },
+                                                        [r = reading_, by](int64_t) { return concat("sample ", r->load(), " of the stream", by.who()); }, 1, o.prefetch_factor);
+        ahead_ = local_round();
+    }
+
+    /// Samples of the last round that are real, once that is at hand; 0: all.
+    int64_t remainder() const { return remainder_; }
+
+    std::optional<Delivery<batch_type>> next() {
+        while (!finished_) {
+            auto now = std::exchange(ahead_, std::nullopt);
+            if (now) ahead_ = local_round();
+            auto const agreed = agree(now, ahead_);
+            if (agreed.ended) break;
+            finished_ = agreed.finished;
+            if (own_part_ && !now) now = fill_();
+            consumed_ += agreed.given;
+            if constexpr (shardable) source_->offsets_ = own_part_ ? agreed.offsets : now->offsets;
+            if (finished_ && agreed.given < source_->total_batch_size()) remainder_ = agreed.given;
+            if (!now || !now->batch) {
+                if (!own_part_) return std::nullopt;  // the last round has nothing for this rank
+                continue;                             // this rank has run out and others have not: it goes on answering them
+            }
+            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, consumed_, finished_ || (!own_part_ && !ahead_->batch)};
+        }
+        return std::nullopt;
+    }
+
+private:
+    struct Agreed {
+        int64_t given = 0;                    ///< samples of this round over all ranks
+        bool ended = false, finished = false;  ///< there is no such round; there is none after it
+        std::vector<int64_t> offsets = {};
+    };
+
+    template <class Stream>
+    void read_from(Stream&& stream, Slice slice, bool at_beginning, ReadBy by) {
+        auto slices = std::make_shared<StreamSlices<Stream, Collation>>(std::forward<Stream>(stream), source_->loader_.collation(), slice, at_beginning, by);
+        read_ = [slices, pins = source_->pins_] {
+            auto round = slices->next();
+            if (pins && round && round->batch) pin(*round->batch);
+            return round;
+        };
+        fill_ = [slices, fills = slice.fills()] { return fills ? std::optional(slices->filler()) : std::nullopt; };
+    }
+
+    std::optional<Round> local_round() { return workers_ ? workers_->take(std::chrono::duration<double>(source_->loader_.options().timeout_s)) : read_(); }
+
+    /// What all ranks together have in this round and whether there is another one. Error E_DATA on every rank when they cannot go on together.
+    Agreed agree(std::optional<Round> const& now, std::optional<Round> const& ahead) {
+        auto const given = now ? now->given : 0, next = ahead ? ahead->given : 0;
+        if (source_->size_ == 1) return {given, !now, !ahead, {}};
+        auto const rank = static_cast<size_t>(source_->rank_);
+        std::array<int64_t, 4> const said{given, next, shardable ? source_->offsets_[own_part_ ? rank : 0] + given : 0, own_part_ && !now && rule_fills() && !fill_()->batch};
+        auto const heard = source_->exchange_(std::string_view(reinterpret_cast<char const*>(said.data()), sizeof said));
+        auto const word = [&](size_t r, size_t i) {
+            int64_t value = 0;
+            std::memcpy(&value, heard[r].data() + i * sizeof value, sizeof value);
+            return value;
+        };
+        Agreed all;
+        int64_t shortest = given, shortest_next = next, longest = 0, longest_next = 0;
+        for (size_t r = 0; r < heard.size(); ++r) {
+            if (!own_part_)
+                check(word(r, 0) == given && word(r, 1) == next, code::data, "data::Loader: the stream ended for one rank only: after sample ", consumed_ + word(r, 0) + word(r, 1), " on rank ", r,
+                      ", after ", consumed_ + given + next, " or later on rank ", rank, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
+            check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r, " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
+            all.given += word(r, 0);
+            all.offsets.push_back(word(r, 2));
+            shortest = std::min(shortest, word(r, 0)), longest = std::max(longest, word(r, 0));
+            shortest_next = std::min(shortest_next, word(r, 1)), longest_next = std::max(longest_next, word(r, 1));
+        }
+        if (!own_part_) return {given, !now, !ahead, {}};
+        auto const drops = source_->rule() == Drop;  // then a part's incomplete rounds were left out already
+        all.ended = drops ? shortest == 0 : longest == 0;
+        all.finished = drops ? shortest_next == 0 : longest_next == 0;
+        return all;
+    }
+    bool rule_fills() const { return source_->rule() == Pad || source_->rule() == Mask; }
+
+    std::shared_ptr<StreamSource> source_;
+    std::shared_ptr<std::atomic<int64_t>> reading_;
+    std::function<std::optional<Round>()> read_, fill_;
+    std::unique_ptr<Workers<Round>> workers_;  // destroyed before what its thread uses
+    std::optional<Round> ahead_;
+    int64_t consumed_ = 0, remainder_ = 0;
+    bool own_part_ = false, finished_ = false;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/source.hpp
+
+namespace accelerate::data {
+
+namespace detail {
+template <class Loader>
+struct SourceOf {
+    using type = StreamSource<Loader>;
+};
+template <class Loader>
+    requires IndexedDataset<typename Loader::dataset_type>
+struct SourceOf<Loader> {
+    using type = IndexedSource<Loader>;
+};
+}  // namespace detail
+
+/// Where a prepared loader's batches come from when every rank reads for itself. A source knows the data set, the share of its rank and
+/// what stands in the state beside the position; its `Run(source, epoch, begin)` makes the batches of one epoch, one `next()` each.
+template <class Loader>
+using source_of = typename detail::SourceOf<Loader>::type;
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/dispatched_source.hpp
+
+namespace accelerate::data {
+
+/// Batches that rank 0 reads for all ranks and sends, each rank getting its own: one message with the structure, then one a tensor.
+/// Rank 0 makes batches ahead of the loop, on a thread of its own at least; an error there is thrown on every rank.
+template <class Loader>
+class DispatchedSource {
+    using Dataset = typename Loader::dataset_type;
+    using Collation = typename Loader::collate_type;
+    static constexpr bool indexed = IndexedDataset<Dataset>;
+
+public:
+    using batch_type = batch_of<Loader>;
+    static_assert(std::default_initializable<batch_type>, "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
+    class Run;
+
+    DispatchedSource(Loader loader, Context const& context) : rank_(context.rank), size_(context.size), pins_(loader.options().pin_memory && !context.device.is_cpu()), channel_(context.channel), each_(loader.options()), whole_(for_all(std::move(loader)), Context{0, 1, context.device}) {
+        check(size_ == 1 || channel_, code::config, "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
+        Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
+    }
+
+    Loader& loader() { return whole_.loader(); }
+    int64_t batches(int64_t epoch) const
+        requires indexed
+    {
+        return whole_.batches(epoch);
+    }
+    int64_t total_batch_size() const { return whole_.total_batch_size(); }
+    int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
+    void save(nlohmann::json& values) const { whole_.save(values); }
+    void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
+
+private:
+    /// The loader as rank 0 sees it: its batches are those of all ranks together.
+    Loader for_all(Loader loader) const {
+        auto o = loader.options();
+        if (!o.split_batches) o.batch_size *= size_;
+        o.split_batches = false;
+        o.even_batches = o.even_batches.rule == Drop ? Drop : Ragged;
+        loader.set_options(o);
+        return loader;
+    }
+    EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
+
+    int64_t rank_, size_;
+    bool pins_;
+    Channel channel_;
+    options each_;  ///< as they were given, for one rank
+    source_of<Loader> whole_;
+};
+
+/// One epoch from `begin` on. Rank 0 makes a round and sends it, the others receive it, where their loops ask for it.
+template <class Loader>
+class DispatchedSource<Loader>::Run {
+    using Round = DispatchedRound<batch_type>;
+
+public:
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)) {
+        if (source_->rank_ != 0) return;
+        auto& loader = source_->loader();
+        auto const& o = source_->each_;
+        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
+        if constexpr (indexed) {
+            auto const samples = static_cast<int64_t>(loader.dataset().size()), threads = std::max<int64_t>(1, o.num_workers);
+            each.samples = source_->whole_.positions();
+            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
+        } else if constexpr (ShardableStream<Dataset>) {
+            using Stream = MergedParts<Dataset>;
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, Stream(loader.dataset(), source_->whole_.offsets(begin), epoch), epoch, each, source_->rule(), false), 1);
+        } else {
+            source_->whole_.restart(epoch);
+            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
+        }
+    }
+
+    int64_t remainder() const { return remainder_; }
+
+    std::optional<Delivery<batch_type>> next() {
+        for (;;) {
+            if (last_) return std::nullopt;
+            auto round = source_->rank_ == 0 ? lead() : follow();
+            if (!round) return std::nullopt;
+            last_ = round->last, remainder_ = round->remainder;
+            if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
+            auto& mine = round->shares.front();
+            if (mine.batch && source_->pins_) pin(*mine.batch);
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
+        }
+    }
+
+private:
+    /// Rank 0: makes a round and sends each rank its share. Its own comes back.
+    std::optional<Round> lead() {
+        std::optional<Round> round;
+        try {
+            round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
+        } catch (Error const& e) {
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            throw;
+        }
+        for (int64_t r = 1; r < source_->size_; ++r) {
+            Packer pack;
+            pack(std::string())(round.has_value());
+            if (round) {
+                auto const& share = round->shares[static_cast<size_t>(r)];
+                pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+            }
+            send_packed(pack.packed, r);
+        }
+        return round;
+    }
+
+    std::optional<Round> follow() {
+        auto const bytes = receive_bytes();
+        Unpacker unpack(bytes);
+        if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
+            auto const exit = unpack.template get<int64_t>();
+            throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+        }
+        if (!unpack.template get<bool>()) return std::nullopt;
+        Round round;
+        auto& share = round.shares.emplace_back();
+        unpack(share.length)(share.valid)(round.consumed)(round.remainder)(round.last)(round.offsets)(share.batch);
+        for (auto const& t : unpack.tensors) source_->channel_.receive(as_bytes(t), 0);
+        return round;
+    }
+
+    /// The same code with a name that lives as long as the program.
+    static Code code_named(std::string const& name, int exit) {
+        for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
+            if (known.name == name) return known;
+        return {code::data.name, exit};
+    }
+
+    static at::Tensor as_bytes(at::Tensor const& t) { return at::from_blob(t.data_ptr(), {static_cast<int64_t>(t.nbytes())}, at::TensorOptions(at::kByte)); }
+    void send_packed(Packed const& packed, int64_t to) const {
+        auto size = static_cast<int64_t>(packed.bytes.size());
+        source_->channel_.send(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), to);
+        source_->channel_.send(at::from_blob(const_cast<char*>(packed.bytes.data()), {size}, at::TensorOptions(at::kByte)), to);
+        for (auto const& t : packed.tensors) source_->channel_.send(as_bytes(t), to);
+    }
+    std::string receive_bytes() const {
+        int64_t size = 0;
+        source_->channel_.receive(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), 0);
+        std::string bytes(static_cast<size_t>(size), '\0');
+        source_->channel_.receive(at::from_blob(bytes.data(), {size}, at::TensorOptions(at::kByte)), 0);
+        return bytes;
+    }
+
+    template <class Rounds>
+    void start(std::shared_ptr<Rounds> rounds, int64_t threads) {
+        remainder_ = rounds->remainder();
+        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); }, [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
+                                                    threads * source_->each_.prefetch_factor);
+    }
+
+    std::shared_ptr<DispatchedSource> source_;
+    std::unique_ptr<Workers<Round>> workers_;
+    int64_t remainder_ = 0;
+    bool last_ = false;
 };
 
 }  // namespace accelerate::data
@@ -2113,18 +3631,19 @@ namespace accelerate::data {
 
 /// A loader that an accelerator prepared, for one rank: a range-for over it runs one epoch, `for (auto& batch : train)`.
 /// After its end `epoch()` has advanced; after a `break` the next range-for starts the epoch again; after `load_state_dict` the
-/// first one goes on behind the last batch that was consumed. Its state is {seed, epoch, consumed, size}, so that resuming takes
-/// no time and may be on another number of ranks. Can be moved, also while a loop runs; not copied.
-template <class Loader>
+/// first one goes on behind the last batch that was consumed. Its state is {seed, epoch, consumed} and what its source adds, so that
+/// resuming an indexed data set takes no time and may be on another number of ranks. Can be moved, also while a loop runs; not copied.
+template <class Loader, class Source = source_of<Loader>>
 class Prepared {
     struct Core;
     class Iterator;
 
 public:
-    using batch_type = batch_of<Loader>;
+    using batch_type = typename Source::batch_type;
 
     /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
-    explicit Prepared(Loader loader, Context context = {}) : core_(std::make_shared<Core>(std::move(loader), std::move(context))) {}
+    template <class... More>
+    explicit Prepared(Loader loader, Context context = {}, More&&... more) : core_(std::make_shared<Core>(std::move(loader), std::move(context), std::forward<More>(more)...)) {}
     Prepared(Prepared&&) = default;
     Prepared& operator=(Prepared&&) = default;
 
@@ -2140,67 +3659,78 @@ public:
         check(e >= 0, code::config, "data::Loader: set_epoch(", e, "); epochs are counted from 0");
         if (e != core_->epoch) core_->go_to(e, 0);
     }
+    /// The next range-for begins behind the first n batches of this epoch, without reading an indexed data set's samples; later ones
+    /// are whole. With n at or past the end it finds nothing left, and the epoch is over.
+    Prepared& skip_first_batches(int64_t n) {
+        core_->go_to(core_->epoch, core_->source->position_after(n, core_->epoch));
+        core_->resume = true;
+        return *this;
+    }
 
     /// Samples of this epoch that all ranks together have consumed: counted when a batch is handed to the loop body.
     int64_t consumed() const { return core_->consumed; }
-    /// Batches of this rank in a whole epoch.
-    int64_t size() const { return core_->shard(0).batches(); }
+    /// Batches of this rank in a whole epoch. With a batch sampler its table is made for that.
+    int64_t size() const
+        requires requires(Source const& s) { s.batches(int64_t{}); }
+    {
+        return core_->source->batches(core_->epoch);
+    }
     /// Samples that all ranks together get at once.
-    int64_t total_batch_size() const { return core_->shard(0).total_batch_size(); }
+    int64_t total_batch_size() const { return core_->source->total_batch_size(); }
 
-    auto& dataset() { return core_->loader.dataset(); }
-    data::options const& options() const { return core_->loader.options(); }
+    // ---- about the batch at hand ------------------------------------------------------------------------------------------
+
+    /// It is this epoch's last one.
+    bool end_of_dataloader() const { return core_->last; }
+    /// Samples of the epoch's last round over all ranks, where that is not full; else 0. Of a stream it is known in that round.
+    int64_t remainder() const { return core_->remainder; }
+    /// Its first so many samples are real; the others are repetitions that fill it up.
+    int64_t valid() const { return core_->valid; }
+    /// The same as a bool tensor [samples of the batch] on the batch's device.
+    at::Tensor mask() const { return at::arange(core_->length, at::TensorOptions(at::kLong).device(core_->context.device)).lt(core_->valid); }
+    /// What this epoch has cost so far, or the last one.
+    data::Statistics const& statistics() const { return core_->statistics; }
+
+    auto& dataset() { return core_->source->loader().dataset(); }
+    data::options const& options() const { return core_->source->loader().options(); }
 
     StateDict state_dict() const {
         StateDict s;
-        s.values = {{"seed", core_->seed()}, {"epoch", core_->epoch}, {"consumed", core_->consumed}, {"size", core_->samples}};
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->consumed}};
+        core_->source->save(s.values);
         return s;
     }
-    /// Error E_DATA when the state is not a loader's, or the data set has changed its size. A running loop ends with the batch at
+    /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
     /// hand. The seed comes from the state, so that the epoch goes on in the order in which it began.
     void load_state_dict(StateDict const& s) {
         constexpr auto who = "data::Loader";
-        auto const seed = s.value<int64_t>("seed", who), e = s.value<int64_t>("epoch", who);
-        auto const consumed = s.value<int64_t>("consumed", who), size = s.value<int64_t>("size", who);
-        check(size == core_->samples, code::data, who, ".load_state_dict: the data set has ", core_->samples, " samples, it had ", size,
-              " when the state was saved; use the same data set, or start the epoch anew with set_epoch");
-        check(e >= 0 && consumed >= 0 && consumed <= size, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " of ", size,
-              " samples consumed cannot be");
-        core_->set_seed(seed);
+        auto const seed = s.value<int64_t>("seed", who), e = s.value<int64_t>("epoch", who), consumed = s.value<int64_t>("consumed", who);
+        check(e >= 0 && consumed >= 0, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " samples consumed cannot be");
+        core_->source->load(s, consumed);
+        core_->source->loader().set_seed(seed);
         core_->go_to(e, consumed);
         core_->resume = true;
     }
 
 private:
     struct Core {
-        Core(Loader l, Context c) : loader(std::move(l)), context(std::move(c)), samples(static_cast<int64_t>(loader.dataset().size())) {
-            check(samples > 0, code::data, "prepare: the data set of a Loader is empty (its size() is 0); is the path or the filter right?");
-            shard(0).validate();
-        }
+        template <class... More>
+        Core(Loader loader, Context c, More&&... more) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context, std::forward<More>(more)...)) {}
 
-        Shard shard(int64_t begin) const {
-            auto const& o = loader.options();
-            return {samples, o.batch_size, o.drop_last, o.even_batches, o.split_batches, context.rank, context.size, begin};
-        }
         void go_to(int64_t e, int64_t position) {
             epoch = e, consumed = position;
             resume = false;
             ++jumps;
         }
-        int64_t seed() {
-            if constexpr (requires { loader.order().seed; }) return loader.order().seed;
-            else return 0;
-        }
-        void set_seed(int64_t seed) {
-            if constexpr (requires { loader.order().seed; }) loader.order().seed = seed;
-        }
 
-        Loader loader;
         Context context;
-        int64_t samples;
+        std::shared_ptr<Source> source;
         int64_t epoch = 0, consumed = 0;
         int64_t jumps = 0;    ///< how often the position was set from outside: running loops notice
         bool resume = false;  ///< the next loop goes on at `consumed`
+        int64_t length = 0, valid = 0, remainder = 0;
+        bool last = false;
+        data::Statistics statistics;
     };
 
     /// One loop over one epoch. Leaves the accelerator's list of loops at the epoch's end, or when the loop is left.
@@ -2210,19 +3740,18 @@ private:
         using difference_type = std::ptrdiff_t;
         using iterator_concept = std::input_iterator_tag;
 
-        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)) {
+        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps) {
             if (!std::exchange(core_->resume, false)) core_->consumed = 0;
-            run_ = std::make_unique<Run const>(*core_);
-            if (core_->loader.options().num_workers > 0)
-                ahead_ = std::make_unique<Ahead<batch_type>>([core = core_.get(), run = run_.get()](int64_t k) { return run->make(*core, k); }, run_->batches);
-            entry_.emplace(core_->context.loops, run_->shard.remainder());
+            core_->statistics = {};
+            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed);
+            core_->remainder = run_->remainder();
+            entry_.emplace(core_->context.loops, core_->remainder);
             next();
         }
 
         batch_type& operator*() const { return *batch_; }
         batch_type* operator->() const { return &*batch_; }
         Iterator& operator++() {
-            ++k_;
             next();
             return *this;
         }
@@ -2230,55 +3759,49 @@ private:
         friend bool operator==(Iterator const& i, std::default_sentinel_t) { return !i.entry_; }
 
     private:
-        /// What does not change during the epoch.
-        struct Run {
-            explicit Run(Core& core)
-                : shard(core.shard(core.consumed)),
-                  batches(shard.batches()),
-                  order(core.loader.order().epoch(core.epoch, core.samples)),
-                  epoch(core.epoch),
-                  jumps(core.jumps) {}
-
-            batch_type make(Core& core, int64_t k) const {
-                std::vector<int64_t> indices(static_cast<size_t>(shard.batch_length(k)));
-                for (size_t j = 0; j < indices.size(); ++j) indices[j] = order[shard.position(k, static_cast<int64_t>(j))];
-                return fetch(core.loader.dataset(), core.loader.collation(), indices);
-            }
-
-            Shard shard;
-            int64_t batches;
-            decltype(std::declval<typename Loader::order_type const&>().epoch(0, 0)) order;
-            int64_t epoch, jumps;
-        };
-
         void next() {
             batch_.reset();  // before the next one is made: it often gets the same memory
-            if (core_->jumps != run_->jumps) return stop();
-            if (k_ == run_->batches) {
-                core_->epoch = run_->epoch + 1;
+            if (core_->jumps != jumps_) return stop();
+            auto const begin = std::chrono::steady_clock::now();
+            auto delivery = run_->next();
+            core_->statistics.waiting_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+            if (!delivery) {
+                core_->epoch = epoch_ + 1;
                 core_->consumed = 0;
                 return stop();
             }
-            batch_.emplace(ahead_ ? ahead_->take() : run_->make(*core_, k_));
-            move_to(*batch_, core_->context.device);
-            core_->consumed = run_->shard.consumed(k_);
-            entry_->at_last_batch(k_ + 1 == run_->batches);
+            move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
+            core_->consumed = delivery->consumed;
+            core_->length = delivery->length, core_->valid = delivery->valid, core_->last = delivery->last, core_->remainder = run_->remainder();
+            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder);
+            ++core_->statistics.batches;
+            core_->statistics.samples += core_->valid;
         }
         void stop() {
             entry_.reset();
-            ahead_.reset();
+            run_.reset();
         }
 
         std::shared_ptr<Core> core_;
-        std::unique_ptr<Run const> run_;            // stays where it is when the iterator moves
-        std::unique_ptr<Ahead<batch_type>> ahead_;  // destroyed before what its thread uses
+        int64_t epoch_, jumps_;
+        std::unique_ptr<typename Source::Run> run_;  // stays where it is when the iterator moves
         mutable std::optional<batch_type> batch_;
         std::optional<Loops::Entry> entry_;
-        int64_t k_ = 0;
     };
 
     std::shared_ptr<Core> core_;
 };
+
+template <class Loader>
+Prepared(Loader) -> Prepared<Loader>;
+template <class Loader>
+Prepared(Loader, Context) -> Prepared<Loader>;
+
+/// Python's `skip_first_batches`: the next range-for begins behind the first n batches.
+template <class Loader, class Source>
+Prepared<Loader, Source>& skip_first_batches(Prepared<Loader, Source>& loader, int64_t n) {
+    return loader.skip_first_batches(n);
+}
 
 }  // namespace accelerate::data
 
@@ -2306,12 +3829,26 @@ namespace loader {
 struct stateful {};
 
 /// Every rank reads its own share of each global batch. The state is three numbers and counts what was consumed, never what was
-/// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can index; communicates nothing.
+/// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can read. With an indexed one nothing
+/// is communicated; with a stream a few numbers a batch.
 template <stateful Options = stateful{}>
 struct Stateful {
     static constexpr char const* name = "Stateful";
     template <class Loader>
     using prepared = data::Prepared<Loader>;
+};
+
+/// What `Dispatched` can be told; nothing so far.
+struct dispatched {};
+
+/// Rank 0 reads, and sends every rank its share of each global batch (Python's `dispatch_batches`): for data that only one rank can
+/// see. Costs the transfer of what the others get. An incomplete last round is cut into equal pieces, as Python does. A batch must be
+/// default-constructible. Preparing, and every step of the loop, are collective.
+template <dispatched Options = dispatched{}>
+struct Dispatched {
+    static constexpr char const* name = "Dispatched";
+    template <class Loader>
+    using prepared = data::Prepared<Loader, data::DispatchedSource<Loader>>;
 };
 
 }  // namespace loader
@@ -6952,7 +8489,8 @@ public:
 
     /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
     /// its place under "slices".
-    void save(StateDict& state) const {
+    template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
+    void save(State& state) const {
         for (auto const& [key, indices] : index())
             for (size_t n = 0; n < names_.size(); ++n) {
                 auto const name = names_[n] + "." + key;
@@ -6973,7 +8511,8 @@ public:
 
     /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
     /// misshapen tensor; nothing has been changed then.
-    void load(StateDict const& state) {
+    template <std::same_as<StateDict> State>
+    void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
             for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
@@ -7004,12 +8543,13 @@ private:
         return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
     }
 
-    static at::Tensor stored(StateDict const& state, std::string const& name, Part const& part) {
+    template <std::same_as<StateDict> State>
+    static at::Tensor stored(State const& state, std::string const& name, Part const& part) {
         auto found = state.tensors.find(name);
         check(found != state.tensors.end(), code::data, "optimizer.load_state_dict: the state has no tensor \"", name, "\"; was it saved for another model?");
         auto const& tensor = found->second;
         if (state.values.contains("slices") && state.values["slices"].contains(name)) {
-            auto const range = state.values["slices"][name].get<std::pair<int64_t, int64_t>>();
+            auto const range = state.values["slices"][name].template get<std::pair<int64_t, int64_t>>();
             check(range.first <= part.from && part.to <= range.second && tensor.dim() == 1 && tensor.numel() == range.second - range.first, code::data,
                   "optimizer.load_state_dict: \"", name, "\" holds elements ", range.first, " to ", range.second, ", this rank needs ", part.from, " to ", part.to,
                   "; join the ranks' states first");
@@ -8630,7 +10170,7 @@ inline constexpr bool is_loadable = true;
 template <class D, class Order, class F>
 inline constexpr bool is_loadable<data::Loader<D, Order, F>> = data::Loader<D, Order, F>::possible;
 template <class D, class Order>
-    requires(data::Loader<D, Order>::possible && !data::batching_dataset<D>)
+    requires(data::Loader<D, Order>::possible && !data::BatchingDataset<D>)
 inline constexpr bool is_loadable<data::Loader<D, Order>> = data::require_collatable<typename data::Loader<D, Order>::sample_type>();
 
 template <Kind K, class... Arguments>
@@ -8645,8 +10185,8 @@ inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = 
 
 template <class T>
 inline constexpr bool is_prepared_loader = false;
-template <class Loader>
-inline constexpr bool is_prepared_loader<data::Prepared<Loader>> = true;
+template <class Loader, class Source>
+inline constexpr bool is_prepared_loader<data::Prepared<Loader, Source>> = true;
 
 template <class T>
 inline constexpr bool is_prepared_schedule = false;
@@ -9194,7 +10734,7 @@ public:
         buffer_.reserve(buffered);
         std::random_device random;
         do {
-            temporary_ = concat(".accelerate-", std::hex, random(), random(), ".tmp");
+            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
             file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
         } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
         if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
@@ -10096,6 +11636,14 @@ public:
     /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
     template <class Value>
     Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    /// What the ranks computed of the innermost loop's batch, on every rank, without the samples that only filled it up: over an epoch
+    /// each sample comes once. One value, or a tuple of several. See `data::GatherForMetrics` for what is gathered how.
+    template <class... Values>
+    auto gather_for_metrics(Values const&... values) {
+        data::GatherForMetrics const gather(training_->settled().comm, *training_->loops);
+        if constexpr (sizeof...(Values) == 1) return (gather(values), ...);
+        else return std::tuple<Values...>{gather(values)...};  // braces: in their order on every rank
+    }
     /// A reduced copy: "sum", "mean", "max" or "min".
     template <class Value>
     Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
@@ -10176,6 +11724,10 @@ public:
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
+    /// Python's `skip_first_batches`: the next range-for over the prepared loader begins behind its first n batches.
+    template <class AnyLoader>
+    AnyLoader& skip_first_batches(AnyLoader& loader, int64_t n) { return loader.skip_first_batches(n); }
+
     /// A recipe, or a torch::optim optimizer, for models that are prepared already.
     template <class Recipe, class... Modules>
     auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
@@ -10186,7 +11738,7 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{this->process_index(), this->num_processes(), device(), training_->loops});
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), loader_context());
     }
 
 private:
@@ -10195,6 +11747,18 @@ private:
         static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
         if constexpr (is_prepared_model<Model>) return model.state();
         else return detail::recovered<model_state&>();
+    }
+
+    data::Context loader_context() {
+        data::Channel channel{
+            [comm = training_->comm](std::string_view said) { return comm.all_gather_bytes(said); },
+            [comm = training_->comm](at::Tensor const& t, int64_t to) { comm.send(t.to(Device::current()), to, 0); },
+            [comm = training_->comm](at::Tensor const& t, int64_t from) {
+                auto const there = t.to(Device::current());
+                comm.recv(there, from, 0);
+                if (!there.is_same(t)) t.copy_(there);
+            }};
+        return {this->process_index(), this->num_processes(), device(), training_->loops, std::move(channel)};
     }
 
     template <class Recipe>
@@ -10271,6 +11835,115 @@ struct Version {
 inline constexpr Version version{};
 
 }  // namespace accelerate
+
+// ---- accelerate/data/parts.hpp
+
+namespace accelerate::data {
+
+namespace detail {
+
+/// A std::vector of data sets (a string is a sample, not a data set of letters).
+template <class V>
+concept dataset_list = requires {
+    typename V::value_type;
+    requires std::same_as<V, std::vector<typename V::value_type>> && IndexedDataset<typename V::value_type>;
+    requires !std::same_as<typename V::value_type, std::string>;
+};
+
+/// The sample type of them all, or a compile error.
+template <class First, class... D>
+consteval auto one_sample_type() {
+    constexpr bool indexed = IndexedDataset<First> && (IndexedDataset<D> && ...);
+    static_assert(indexed, "data: Concat and Mixture take data sets with size() and operator[](size_t); see data/dataset.hpp");
+    if constexpr (indexed) {
+        constexpr bool same = (std::same_as<sample_t<D>, sample_t<First>> && ...);
+        static_assert(same, "data: Concat and Mixture take data sets of one sample type; make it one with data::map(dataset, f)");
+        return std::type_identity<sample_t<First>>();
+    } else return std::type_identity<First>();
+}
+
+/// Several indexed data sets of one sample type: named ones referenced, temporaries owned. Read as non-const, as a loader does.
+template <class... D>
+class Parts {
+public:
+    using sample_type = typename decltype(one_sample_type<D...>())::type;
+
+    explicit Parts(D&&... parts) : parts_(std::forward<D>(parts)...) {}
+
+    std::vector<size_t> sizes() const {
+        return std::apply([](auto&... part) { return std::vector{static_cast<size_t>(part.size())...}; }, parts_);
+    }
+    template <size_t K = 0>
+    sample_type read(size_t part, size_t i, Random& random) const {
+        if constexpr (K + 1 < sizeof...(D))
+            if (part != K) return read<K + 1>(part, i, random);
+        return read_sample(std::get<K>(parts_), i, std::move(random));
+    }
+
+private:
+    mutable std::tuple<D...> parts_;
+};
+
+template <class V>
+    requires dataset_list<std::remove_cvref_t<V>>
+class Parts<V> {
+public:
+    using sample_type = sample_t<decltype(std::declval<V&>()[0])>;
+
+    explicit Parts(V&& parts) : parts_(std::forward<V>(parts)) {}
+
+    std::vector<size_t> sizes() const {
+        std::vector<size_t> sizes;
+        for (auto& part : std::get<0>(parts_)) sizes.push_back(static_cast<size_t>(part.size()));
+        return sizes;
+    }
+    sample_type read(size_t part, size_t i, Random& random) const { return read_sample(std::get<0>(parts_)[part], i, std::move(random)); }
+
+private:
+    mutable std::tuple<V> parts_;
+};
+
+}  // namespace detail
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/concat.hpp
+
+namespace accelerate::data {
+
+/// Data sets one behind the other, as one: `Concat{a, b, c}`, or `Concat{list}` for a std::vector of data sets of one type (the
+/// shards of a large one). All have one sample type; empty ones are legal. Data sets given by name are referenced and must outlive
+/// this, temporaries are moved in; their sizes are taken here. A sample is found by binary search and read from its data set.
+template <class... D>
+class Concat {
+public:
+    using sample_type = typename detail::Parts<D...>::sample_type;
+
+    explicit Concat(D&&... parts) : parts_(std::forward<D>(parts)...), ends_(parts_.sizes()) {
+        for (size_t k = 1; k < ends_.size(); ++k) ends_[k] += ends_[k - 1];
+    }
+
+    size_t size() const { return ends_.empty() ? 0 : ends_.back(); }
+    /// Error E_DATA when there is no such sample. The random numbers are for data sets that change their samples.
+    sample_type at(size_t i, Random& random) const {
+        check(i < size(), code::data, "data::Concat: sample ", i, "; there are ", size());
+        auto const part = static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), i) - ends_.begin());
+        return parts_.read(part, part > 0 ? i - ends_[part - 1] : i, random);
+    }
+    sample_type operator[](size_t i) const {
+        Random random(0, 0, static_cast<int64_t>(i));
+        return at(i, random);
+    }
+
+private:
+    detail::Parts<D...> parts_;
+    std::vector<size_t> ends_;
+};
+
+template <class... D>
+Concat(D&&...) -> Concat<D...>;
+
+}  // namespace accelerate::data
 
 // ---- accelerate/data/corpus.hpp
 
@@ -10367,6 +12040,1038 @@ inline Corpus read_corpus(std::filesystem::path const& path, corpus_options cons
         (aside ? corpus.held_out_files : corpus.train_files).push_back(std::move(files[i].first));
     }
     return corpus;
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/lines.hpp
+
+namespace accelerate::data {
+
+/// How `Lines` are read.
+struct lines_options {
+    bool skip_empty = false;            ///< an empty line is no sample
+    int64_t max_line_bytes = 64 << 20;  ///< a longer one is error E_DATA: the file is no text
+};
+
+/// The lines of one or several text files, one std::string each, without their "\n" or "\r\n". A last line needs no "\n"; a file's
+/// end ends a line. A `ShardableStream`: part k of n is what begins in the k-th n-th of all bytes, so that ranks read different
+/// bytes, all lines are read once whatever n is, and no file is ever in memory as a whole (a part holds 256 KiB and a line).
+///
+///     data::Lines lines(std::vector<std::filesystem::path>{"a.jsonl", "b.jsonl"}, {.skip_empty = true});
+class Lines {
+    struct Files {
+        std::vector<std::filesystem::path> paths;
+        std::vector<int64_t> ends;  ///< of each, in the bytes of all
+        lines_options options;
+    };
+
+public:
+    /// Error E_IO naming a file that is missing or no regular file. The files' sizes are taken here; what is written to them later
+    /// is not read.
+    explicit Lines(std::vector<std::filesystem::path> files, lines_options o = {}) {
+        check(o.max_line_bytes >= 1, code::config, "data::Lines: max_line_bytes is ", o.max_line_bytes, "; it must be at least 1");
+        std::vector<int64_t> ends;
+        int64_t total = 0;
+        for (auto const& file : files) {
+            std::error_code failure;
+            auto const size = std::filesystem::file_size(file, failure);
+            check(!failure, code::io, "data::Lines: ", file, " cannot be read: ", failure.message());
+            ends.push_back(total += static_cast<int64_t>(size));
+        }
+        files_ = std::make_shared<Files const>(Files{std::move(files), std::move(ends), o});
+    }
+    template <std::convertible_to<std::filesystem::path> Path>
+    explicit Lines(Path const& file, lines_options o = {}) : Lines(std::vector<std::filesystem::path>{file}, o) {}
+
+    /// Bytes of all files.
+    int64_t bytes() const { return files_->ends.empty() ? 0 : files_->ends.back(); }
+
+    class Part;
+    /// Error E_CONFIG unless 0 <= k < n.
+    Part open(int64_t k, int64_t n) const;
+
+private:
+    std::shared_ptr<Files const> files_;
+};
+
+/// Reads a part of `Lines`, for one thread at a time. Errors: E_IO naming a file that cannot be read or became shorter, E_DATA naming
+/// file and byte of a line that is too long.
+class Lines::Part {
+public:
+    /// The lines that begin in bytes [begin, end) of all files.
+    Part(std::shared_ptr<Files const> files, int64_t begin, int64_t end) : files_(std::move(files)), begin_(begin), end_(end) {}
+
+    std::optional<std::string> next() {
+        std::string line;
+        return pass(&line) ? std::optional(std::move(line)) : std::nullopt;
+    }
+    /// Passes over n lines, or what is left, at the speed at which newlines are found.
+    void skip(int64_t n) {
+        while (n > 0 && pass(nullptr)) --n;
+    }
+    /// Begins again: every epoch is the same.
+    void start(int64_t) {
+        file_ = 0;
+        in_.reset();
+    }
+
+private:
+    struct Close {
+        void operator()(std::FILE* f) const { std::fclose(f); }
+    };
+
+    /// One line, into `line` unless that is nullptr. False when there is none left.
+    bool pass(std::string* line) {
+        auto const limit = files_->options.max_line_bytes;
+        while (in_ || open()) {
+            if (at_ >= stop_) {  // the next line begins in another part
+                in_.reset();
+                ++file_;
+                continue;
+            }
+            auto const from = at_;
+            auto const length = to_newline(size_, line, limit);
+            check(length <= limit, code::data, "data::Lines: ", files_->paths[file_], " has a line of more than ", limit, " bytes at byte ", from,
+                  "; is it text? Else raise max_line_bytes");
+            if (length > 0 || !files_->options.skip_empty) return true;
+        }
+        return false;
+    }
+
+    /// Opens the next file that has bytes in this part, at the first line that begins there.
+    bool open() {
+        for (; file_ < files_->paths.size(); ++file_) {
+            auto const base = file_ > 0 ? files_->ends[file_ - 1] : 0;
+            auto const first = std::max<int64_t>(begin_ - base, 0);
+            size_ = files_->ends[file_] - base;
+            stop_ = std::min(end_ - base, size_);
+            if (first >= stop_) continue;
+            at_ = std::max<int64_t>(first - 1, 0);
+            here_ = filled_ = 0;
+            errno = 0;
+            in_.reset(std::fopen(files_->paths[file_].c_str(), "rbe"));
+            require(in_ && ::fseeko(in_.get(), static_cast<off_t>(at_), SEEK_SET) == 0);
+            if (first > 0) to_newline(stop_, nullptr, size_);  // the end of a line of the part before
+            return true;
+        }
+        return false;
+    }
+
+    /// Goes behind the next newline, or to `stop`. Gives the bytes before it (not counting its '\r'), appended to `line` unless that
+    /// is nullptr; or more than `limit` as soon as they are more.
+    int64_t to_newline(int64_t stop, std::string* line, int64_t limit) {
+        int64_t length = 0;
+        for (char last = 0; at_ < stop && length - 1 <= limit;) {
+            if (here_ == filled_) fill();
+            auto const* const from = buffer_.data() + here_;
+            auto const most = std::min(filled_ - here_, static_cast<size_t>(stop - at_));
+            auto const* const newline = static_cast<char const*>(std::memchr(from, '\n', most));
+            auto const count = newline ? static_cast<size_t>(newline - from) : most;
+            if (line) line->append(from, count);
+            if (count > 0) last = from[count - 1];
+            length += static_cast<int64_t>(count);
+            here_ += count + (newline != nullptr);
+            at_ += static_cast<int64_t>(count + (newline != nullptr));
+            if (!newline) continue;
+            if (last != '\r') return length;
+            if (line) line->pop_back();
+            return length - 1;
+        }
+        return length;
+    }
+
+    void fill() {
+        buffer_.resize(size_t{1} << 18);
+        errno = 0;
+        filled_ = std::fread(buffer_.data(), 1, buffer_.size(), in_.get());
+        here_ = 0;
+        require(filled_ > 0);
+    }
+    void require(bool fine) const {
+        if (fine) return;
+        auto const reason = errno ? std::generic_category().message(errno) : concat("it had ", size_, " bytes and has become shorter");
+        throw Error(code::io, concat("data::Lines: ", files_->paths[file_], " cannot be read at byte ", at_, ": ", reason));
+    }
+
+    std::shared_ptr<Files const> files_;
+    int64_t begin_, end_;
+    size_t file_ = 0;  ///< the one that is read, or to be opened
+    std::unique_ptr<std::FILE, Close> in_;
+    int64_t size_ = 0, stop_ = 0, at_ = 0;  ///< of this file: its bytes, where this part ends, where the next line begins
+    std::vector<char> buffer_;
+    size_t here_ = 0, filled_ = 0;
+};
+
+inline Lines::Part Lines::open(int64_t k, int64_t n) const {
+    check(k >= 0 && k < n, code::config, "data::Lines: part ", k, " of ", n, "; parts are counted from 0");
+    auto const from = [&](int64_t part) { return bytes() / n * part + bytes() % n * part / n; };
+    return {files_, from(k), from(k + 1)};
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/metric_inputs.hpp
+
+namespace accelerate::metrics {
+
+/// Which samples of a batch count: all (`{}` or an undefined tensor), the first so many (an integer), or those where a bool tensor
+/// is true. The others are padding: whatever they hold, also NaN, has no influence.
+class Valid {
+public:
+    Valid() = default;
+    Valid(at::Tensor const& mask) : mask_(mask) {}
+    template <std::integral Count>
+        requires(!std::same_as<Count, bool>)
+    Valid(Count count) : count_(static_cast<int64_t>(count)) {}
+
+    /// A bool tensor of `sizes`, [n] or [n, t]; a mask [n] then counts for all of a sample. Error E_DATA, naming `who`, for a mask of
+    /// another dtype or shape, or a count that is not from 0 to n.
+    at::Tensor mask(at::IntArrayRef sizes, std::string_view who) const {
+        auto const n = sizes[0];
+        auto rows = mask_.defined() ? mask_.detach() : count_ ? at::arange(n).lt(*count_) : at::ones({n}, at::kBool);
+        check(!count_ || (*count_ >= 0 && *count_ <= n), code::data, who, ": ", count_.value_or(0), " valid samples in a batch of ", n,
+              "; give how many of them are real");
+        check(rows.scalar_type() == at::kBool, code::data, who, ": `valid` must be a bool tensor, it is ", rows.scalar_type(),
+              "; compare, as in labels.ne(-100); weights are for WeightedMean");
+        if (rows.sizes() == sizes) return rows;
+        check(rows.sizes() == sizes.slice(0, 1), code::data, who, ": `valid` has shape ", rows.sizes(), ", the values have ", sizes,
+              "; it needs one element for each value or sample");
+        return rows.unsqueeze(1).expand(sizes);
+    }
+
+private:
+    at::Tensor mask_;
+    std::optional<int64_t> count_;
+};
+
+namespace detail {
+
+/// What stands for a whole batch where a tensor with one element for each sample belongs.
+template <class T>
+concept number = std::convertible_to<T, double> || std::same_as<T, at::Scalar>;
+
+/// Real numbers with dimension 0 for the samples, without their graph. Error E_DATA: `instead` for a 0-dim tensor, else found and expected.
+inline at::Tensor samples(at::Tensor const& t, int64_t most_dims, std::string_view who, std::string_view instead) {
+    check(t.defined(), code::data, who, ": an undefined tensor; give one that was computed");
+    check(t.dim() > 0, code::data, who, ": ", instead);
+    check(t.dim() <= most_dims, code::data, who, ": expected shape ", most_dims == 1 ? "[n]" : "[n] or [n, t]", ", found ", t.sizes(),
+          "; bring each sample to ", most_dims == 1 ? "one value first, as in values.flatten(1).mean(1)" : "one row first, as in losses.flatten(1)");
+    check(!c10::isComplexType(t.scalar_type()), code::data, who, ": expected real numbers, found ", t.scalar_type(), "; take abs() or real()");
+    return t.detach();
+}
+
+/// Makes each tensor a contiguous one of the CPU. Those of a device, the same for all, travel packed in one copy, so that it is waited
+/// for once. No arithmetic is done there: it need not know fp64.
+inline void to_cpu(std::initializer_list<at::Tensor*> tensors) {
+    std::vector<at::Tensor*> away;
+    std::vector<at::Tensor> bytes;
+    for (auto* t : tensors) {
+        *t = t->detach().resolve_neg().contiguous();
+        if (t->is_cpu()) continue;
+        away.push_back(t);
+        bytes.push_back(t->flatten().view(at::kByte));
+    }
+    if (away.empty()) return;
+    auto const packed = at::cat(bytes).to(at::kCPU);
+    int64_t begin = 0;
+    for (auto* t : away) {
+        auto const length = static_cast<int64_t>(t->nbytes());
+        *t = packed.narrow(0, begin, length).clone().view(t->scalar_type()).view(t->sizes());
+        begin += length;
+    }
+}
+
+/// Refuses what is not predictions [n, classes] or [n] with labels [n].
+inline void check_classes(at::Tensor const& predictions, at::Tensor const& labels, std::string_view who, std::string_view instead) {
+    check(predictions.defined() && labels.defined(), code::data, who, ": an undefined tensor; give predictions and labels");
+    check(predictions.dim() > 0 && labels.dim() > 0, code::data, who, ": ", instead);
+    check(predictions.dim() <= 2 && labels.dim() == 1 && predictions.size(0) == labels.size(0), code::data, who,
+          ": expected predictions [n, classes] (scores) or [n] (class numbers) and labels [n], found ", predictions.sizes(), " and ", labels.sizes(),
+          "; other dimensions belong in the first, as in scores.flatten(0, 1), labels.flatten()");
+    auto const integers = c10::isIntegralType(labels.scalar_type(), true) && (predictions.dim() == 2 || c10::isIntegralType(predictions.scalar_type(), true));
+    check(integers, code::data, who, ": class numbers must be integers, found predictions of ", predictions.scalar_type(), " and labels of ",
+          labels.scalar_type(), "; scores need shape [n, classes], a single score must be compared first, as in score.gt(0.5)");
+}
+
+/// Refuses class numbers of counted samples that are no class. Both are contiguous on the CPU, int64 and bool.
+inline void check_range(at::Tensor const& numbers, at::Tensor const& counted, int64_t classes, std::string_view who, std::string_view what) {
+    auto const* const number = numbers.const_data_ptr<int64_t>();
+    auto const* const counts = counted.const_data_ptr<bool>();
+    for (int64_t i = 0; i < numbers.numel(); ++i)
+        check(!counts[i] || (number[i] >= 0 && number[i] < classes), code::data, who, ": ", what, " ", number[i], " of sample ", i, ", but there are ", classes,
+              " classes, numbered from 0; number them so, or leave the sample out by `valid`");
+}
+
+}  // namespace detail
+}  // namespace accelerate::metrics
+
+// ---- accelerate/data/metric_mean.hpp
+
+namespace accelerate::metrics {
+
+namespace detail {
+
+/// Two sums over samples whose quotient is a metric. Adds up over batches and ranks, where a mean of means would not.
+class Quotient {
+public:
+    void add(double above, double below) { above_ += above, below_ += below; }
+    /// Values and which of them count; both on the CPU, of one shape.
+    void add(at::Tensor const& values, at::Tensor const& counted) {
+        add(values.to(at::kDouble).masked_fill(counted.logical_not(), 0).sum().item<double>(), static_cast<double>(counted.sum().item<int64_t>()));
+    }
+
+    double compute(std::string_view who) const { return divided(above_, below_, who); }
+
+    template <comm::communicator Communicator>
+    double compute(Communicator const& c, std::string_view who) const {
+        auto const sums = at::empty({2}, at::TensorOptions(at::kDouble));
+        auto* const sum = sums.template mutable_data_ptr<double>();
+        sum[0] = above_, sum[1] = below_;
+        c.all_reduce(sums, comm::Reduction::Sum);
+        return divided(sum[0], sum[1], who);
+    }
+
+private:
+    static double divided(double above, double below, std::string_view who) {
+        check(below > 0, code::data, who, ".compute: no sample was counted; call update first, and look whether `valid` (or a weight) leaves any");
+        return above / below;
+    }
+
+    double above_ = 0, below_ = 0;
+};
+
+}  // namespace detail
+
+/// The mean of one value for each sample, over all samples that all ranks have seen:
+///   metrics::Mean loss;
+///   for (auto& batch : validation) loss.update(cross_entropy(model(batch.input), batch.target, Options().reduction(torch::kNone)));
+///   double const mean = loss.compute(accelerator.comm());
+/// Sums are kept in fp64 on the CPU. Copies are independent. NaN and infinite values that count show in the result.
+class Mean {
+public:
+    /// `values`: [n], real (also bool or integers), on any device, n may be 0; a graph is left alone. `valid`: see `Valid`. Waits for
+    /// a device once. Error E_DATA for other shapes; nothing is added then.
+    void update(at::Tensor const& values, Valid const& valid = {}) {
+        auto of_samples = detail::samples(values, 1, who, instead), counted = valid.mask(of_samples.sizes(), who);
+        detail::to_cpu({&of_samples, &counted});
+        sums_.add(of_samples, counted);
+    }
+    /// A number does not say how many samples it stands for: does not compile.
+    template <detail::number Number, class... Rest>
+    void update(Number const&, Rest const&...) {
+        static_assert(!detail::number<Number>,
+                      "metrics::Mean: give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch: ranks with fewer samples would count too much");
+    }
+
+    /// Of what this rank has seen. Error E_DATA when that was nothing.
+    double compute() const { return sums_.compute(who); }
+    /// Of what all ranks have seen, on every rank. Collective: one all_reduce of two numbers. Error E_DATA, on every rank, when that
+    /// was nothing; a rank that saw nothing takes part as well.
+    template <comm::communicator Communicator>
+    double compute(Communicator const& c) const { return sums_.compute(c, who); }
+    /// As if nothing had been seen.
+    void reset() { sums_ = {}; }
+
+private:
+    static constexpr std::string_view who = "metrics::Mean";
+    static constexpr std::string_view instead =
+        "give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch: ranks with fewer samples would count too much";
+    detail::Quotient sums_;
+};
+
+/// The mean of one value for each sample, weighted: sum(weight * value) / sum(weight) over all ranks. Otherwise as `Mean`.
+class WeightedMean {
+public:
+    /// `values` and `weights`: [n], as for `Mean`. Weights are finite and not negative; 0 leaves a sample out, whatever its value.
+    /// Waits for a device once. Error E_DATA for other shapes or weights; nothing is added then.
+    void update(at::Tensor const& values, at::Tensor const& weights, Valid const& valid = {}) {
+        auto v = detail::samples(values, 1, who, instead), w = detail::samples(weights, 1, who, instead), counted = valid.mask(v.sizes(), who);
+        check(v.sizes() == w.sizes(), code::data, who, ": the values have shape ", v.sizes(), ", the weights ", w.sizes(), "; give one weight for each value");
+        detail::to_cpu({&v, &w, &counted});
+        w = w.to(at::kDouble).masked_fill(counted.logical_not(), 0);
+        if (auto const wrong = w.ge(0).logical_and(w.lt(std::numeric_limits<double>::infinity())).logical_not(); wrong.any().item<bool>())
+            throw Error(code::data,
+                        concat(who, ": a weight is ", w.masked_select(wrong).select(0, 0).item<double>(), "; weights must be finite and at least 0"));
+        sums_.add(v.to(at::kDouble).masked_fill(w.eq(0), 0).mul(w).sum().item<double>(), w.sum().item<double>());
+    }
+    /// Numbers in place of a tensor do not compile.
+    template <detail::number Number, class... Rest>
+    void update(Number const&, Rest const&...) { refuse<Number>(); }
+    template <detail::number Number, class... Rest>
+    void update(at::Tensor const&, Number const&, Rest const&...) { refuse<Number>(); }
+
+    /// As `Mean::compute`.
+    double compute() const { return sums_.compute(who); }
+    template <comm::communicator Communicator>
+    double compute(Communicator const& c) const { return sums_.compute(c, who); }
+    void reset() { sums_ = {}; }
+
+private:
+    template <class Number>
+    static void refuse() {
+        static_assert(!detail::number<Number>,
+                      "metrics::WeightedMean: give one value and one weight for each sample, as tensors (for example a loss with reduction none), not a mean of this rank's batch: ranks with fewer samples would count too much");
+    }
+    static constexpr std::string_view who = "metrics::WeightedMean";
+    static constexpr std::string_view instead =
+        "give one value and one weight for each sample, as tensors (for example a loss with reduction none), not a mean of this rank's batch: ranks with fewer samples would count too much";
+    detail::Quotient sums_;
+};
+
+}  // namespace accelerate::metrics
+
+// ---- accelerate/data/metric_accuracy.hpp
+
+namespace accelerate::metrics {
+
+/// The share of samples whose label is among the `top_k` classes with the highest scores, over all samples that all ranks have seen.
+/// Of equal scores the lower class number comes first, on every device; a NaN is never a hit, and comes before all others.
+class Accuracy {
+public:
+    /// Error E_CONFIG for a `top_k` below 1.
+    explicit Accuracy(int64_t top_k = 1) : top_k_(top_k) { check(top_k >= 1, code::config, who, ": top_k is ", top_k, "; it must be at least 1"); }
+
+    /// `predictions`: scores [n, classes] of any real dtype, or, for top_k = 1, class numbers [n]; `labels`: class numbers [n] (integers
+    /// of any dtype). On any device, n may be 0. `valid`: see `Valid`; labels that do not count may be anything. Scores cost a few passes
+    /// over them on their device and memory for as many bools; waits for a device once. Error E_DATA for other shapes or dtypes, fewer
+    /// classes than top_k, or a label that is no class; nothing is added then.
+    void update(at::Tensor const& predictions, at::Tensor const& labels, Valid const& valid = {}) {
+        detail::check_classes(predictions, labels, who, instead);
+        auto const scores = predictions.dim() == 2;
+        check(scores || top_k_ == 1, code::data, who, ": top_k is ", top_k_, ", and predictions of shape ", predictions.sizes(),
+              " name one class each; give scores [n, classes]");
+        check(!scores || predictions.size(1) >= top_k_, code::data, who, ": scores for ", predictions.size(-1), " classes, and top_k is ", top_k_,
+              "; there must be as many at least");
+        auto said = scores ? hits(predictions.detach(), labels) : predictions, right = labels, counted = valid.mask(labels.sizes(), who);
+        detail::to_cpu({&said, &right, &counted});
+        right = right.to(at::kLong);
+        if (scores) detail::check_range(right, counted, predictions.size(1), who, "label");
+        sums_.add(scores ? said : said.to(at::kLong).eq(right), counted);
+    }
+    /// Numbers do not compile.
+    template <detail::number Number, class... Rest>
+    void update(Number const&, Rest const&...) {
+        static_assert(!detail::number<Number>,
+                      "metrics::Accuracy: give the prediction and the label of each sample, as tensors, not an accuracy of this rank's batch: ranks with fewer samples would count too much");
+    }
+
+    /// From 0 to 1; otherwise as `Mean::compute`.
+    double compute() const { return sums_.compute(who); }
+    template <comm::communicator Communicator>
+    double compute(Communicator const& c) const { return sums_.compute(c, who); }
+    void reset() { sums_ = {}; }
+
+private:
+    /// Whether fewer than top_k classes come before the label's. A NaN of the label's own has all classes before it. Labels that are no
+    /// class are replaced, so that none is looked up.
+    at::Tensor hits(at::Tensor const& scores, at::Tensor const& labels) const {
+        auto const classes = scores.size(1);
+        auto const label = labels.detach().to(scores.device(), at::kLong, true).clamp(0, classes - 1).unsqueeze(1);
+        auto const own = scores.gather(1, label);
+        auto const tied_before = scores.eq(own).logical_and(at::arange(classes, label.options()).lt(label));
+        return scores.le(own).logical_not().logical_or(tied_before).sum(1).lt(top_k_);
+    }
+
+    static constexpr std::string_view who = "metrics::Accuracy";
+    static constexpr std::string_view instead =
+        "give the prediction and the label of each sample, as tensors, not an accuracy of this rank's batch: ranks with fewer samples would count too much";
+    int64_t top_k_;
+    detail::Quotient sums_;
+};
+
+}  // namespace accelerate::metrics
+
+// ---- accelerate/data/metric_confusion.hpp
+
+namespace accelerate::metrics {
+
+/// How often a sample of class i was predicted to be of class j, over all samples that all ranks have seen. Takes 8 * classes^2 bytes.
+///   auto const matrix = confusion.compute(accelerator.comm());
+///   auto const recall = metrics::ConfusionMatrix::recall(matrix);  // of each class
+class ConfusionMatrix {
+public:
+    /// Error E_CONFIG for a number that is not from 1 to 1,000,000.
+    explicit ConfusionMatrix(int64_t classes) : classes_(classes) {
+        check(classes >= 1 && classes <= 1'000'000, code::config, who, ": ", classes, " classes; give how many there are, 1 to 1000000");
+        reset();
+    }
+
+    /// `predictions`: scores [n, classes] (the class with the highest is predicted; of equal ones the lowest; a NaN is the highest) or
+    /// class numbers [n]; otherwise as for `Accuracy`. Error E_DATA also for a prediction that is no class; nothing is added then.
+    void update(at::Tensor const& predictions, at::Tensor const& labels, Valid const& valid = {}) {
+        detail::check_classes(predictions, labels, who, instead);
+        check(predictions.dim() == 1 || predictions.size(1) == classes_, code::data, who, ": scores of shape ", predictions.sizes(), " for ", classes_,
+              " classes; give scores [n, ", classes_, "]");
+        auto said = predictions.dim() == 2 ? predictions.detach().argmax(1) : predictions, right = labels, counted = valid.mask(labels.sizes(), who);
+        detail::to_cpu({&said, &right, &counted});
+        said = said.to(at::kLong), right = right.to(at::kLong);
+        detail::check_range(right, counted, classes_, who, "label");
+        detail::check_range(said, counted, classes_, who, "prediction");
+        auto const *const column = said.const_data_ptr<int64_t>(), *const row = right.const_data_ptr<int64_t>();
+        auto const* const counts = counted.const_data_ptr<bool>();
+        for (int64_t i = 0; i < right.numel(); ++i)
+            if (counts[i]) ++counts_[static_cast<size_t>(row[i] * classes_ + column[i])];
+    }
+    /// Numbers do not compile.
+    template <detail::number Number, class... Rest>
+    void update(Number const&, Rest const&...) {
+        static_assert(!detail::number<Number>, "metrics::ConfusionMatrix: give the prediction and the label of each sample, as tensors, not single numbers");
+    }
+
+    /// int64 [classes, classes], rows are true classes, of what this rank has seen. Error E_DATA when that was nothing.
+    at::Tensor compute() const { return checked(counts()); }
+    /// Of what all ranks have seen, on every rank. Collective: one all_reduce of the matrix. Error E_DATA, on every rank, when that was nothing.
+    template <comm::communicator Communicator>
+    at::Tensor compute(Communicator const& c) const {
+        auto const all = counts();
+        c.all_reduce(all, comm::Reduction::Sum);
+        return checked(all);
+    }
+    /// As if nothing had been seen.
+    void reset() { counts_.assign(static_cast<size_t>(classes_ * classes_), 0); }
+
+    /// Of a matrix that `compute` gave, for each class, fp64 [classes]: the share of predictions of the class that are right; of its
+    /// samples that are found; and the harmonic mean of both. 0 where a class has none, as in scikit-learn.
+    static at::Tensor precision(at::Tensor const& matrix) { return share(matrix, matrix.sum(0)); }
+    static at::Tensor recall(at::Tensor const& matrix) { return share(matrix, matrix.sum(1)); }
+    static at::Tensor f1(at::Tensor const& matrix) { return share(matrix.mul(2), matrix.sum(0).add(matrix.sum(1))); }
+    /// The share of samples that are on the diagonal. Error E_DATA for a matrix without samples.
+    static double accuracy(at::Tensor const& matrix) { return matrix.diagonal().sum().item<double>() / checked(matrix).sum().item<double>(); }
+
+private:
+    static at::Tensor share(at::Tensor const& matrix, at::Tensor const& total) { return matrix.diagonal().to(at::kDouble).div(total.clamp_min(1)); }
+
+    static at::Tensor const& checked(at::Tensor const& matrix) {
+        check(matrix.sum().item<int64_t>() > 0, code::data, who, ".compute: no sample was counted; call update first, and look whether `valid` leaves any");
+        return matrix;
+    }
+    at::Tensor counts() const {
+        auto matrix = at::empty({classes_, classes_}, at::TensorOptions(at::kLong));
+        std::copy(counts_.begin(), counts_.end(), matrix.mutable_data_ptr<int64_t>());
+        return matrix;
+    }
+
+    static constexpr std::string_view who = "metrics::ConfusionMatrix";
+    static constexpr std::string_view instead = "give the prediction and the label of each sample, as tensors, not single numbers";
+    int64_t classes_;
+    std::vector<int64_t> counts_;
+};
+
+}  // namespace accelerate::metrics
+
+// ---- accelerate/data/metric_perplexity.hpp
+
+namespace accelerate::metrics {
+
+/// exp of the mean loss of a token, over all tokens that all ranks have seen. Otherwise as `Mean`.
+class Perplexity {
+public:
+    /// `token_losses`: [n] or [n, t], the negative log likelihood of each token in nats: cross_entropy with reduction none. `valid`:
+    /// of the same shape, one element for each token, or one (or a count) for whole samples. Tokens that cross_entropy ignored have
+    /// loss 0 and must be left out here, as with labels.ne(-100). Waits for a device once. Error E_DATA for other shapes.
+    void update(at::Tensor const& token_losses, Valid const& valid = {}) {
+        auto losses = detail::samples(token_losses, 2, who, instead), counted = valid.mask(losses.sizes(), who);
+        detail::to_cpu({&losses, &counted});
+        sums_.add(losses, counted);
+    }
+    /// A number does not say how many tokens it stands for: does not compile.
+    template <detail::number Number, class... Rest>
+    void update(Number const&, Rest const&...) {
+        static_assert(!detail::number<Number>,
+                      "metrics::Perplexity: give the loss of each token (cross_entropy with reduction none), not a mean of this rank's batch: ranks with fewer tokens would count too much");
+    }
+
+    /// As `Mean::compute`.
+    double compute() const { return std::exp(sums_.compute(who)); }
+    template <comm::communicator Communicator>
+    double compute(Communicator const& c) const { return std::exp(sums_.compute(c, who)); }
+    void reset() { sums_ = {}; }
+
+private:
+    static constexpr std::string_view who = "metrics::Perplexity";
+    static constexpr std::string_view instead =
+        "give the loss of each token (cross_entropy with reduction none), not a mean of this rank's batch: ranks with fewer tokens would count too much";
+    detail::Quotient sums_;
+};
+
+}  // namespace accelerate::metrics
+
+// ---- accelerate/data/turns.hpp
+
+namespace accelerate::data {
+
+/// Whose turn it is, when several take turns by weight. The weights become integers c of sum W: the smallest that have exactly their
+/// ratios if there are some with W <= 4096; else W = 4096 and each is off by less than 1/4096 of the whole (those that would be nothing
+/// get that much, which the largest gives). In every k turns each has had k * c / W, rounded down or up: never off by a whole turn.
+/// Costs 8 W bytes; a turn is looked up.
+class Turns {
+public:
+    static constexpr int64_t longest = 4096;
+
+    /// Error E_CONFIG for a weight that is not positive, or more weights than 4096.
+    explicit Turns(std::vector<double> const& weights) : counts_(integers(weights)) {
+        // Earliest deadline first. Turn j of one with count c belongs in [floor(j W/c), ceil((j + 1) W/c)); that always works out
+        // (Baruah et al. 1996, on Tijdeman's chairman assignment), and is what keeps each between the roundings of its share.
+        auto const total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+        std::vector<int64_t> had(counts_.size(), 0);
+        for (int64_t k = 0; k < total; ++k) {
+            size_t next = 0;
+            auto earliest = std::numeric_limits<int64_t>::max();
+            for (size_t s = 0; s < counts_.size(); ++s) {
+                auto const deadline = ((had[s] + 1) * total + counts_[s] - 1) / counts_[s];
+                if (had[s] * total / counts_[s] <= k && deadline < earliest) next = s, earliest = deadline;
+            }
+            period_.push_back({static_cast<uint32_t>(next), static_cast<uint32_t>(had[next]++)});
+        }
+    }
+
+    /// Turn `nth` (from 0) of `source`.
+    struct Turn {
+        size_t source;
+        int64_t nth;
+    };
+    Turn operator[](int64_t k) const {
+        auto const [source, nth] = period_[static_cast<size_t>(k % length())];
+        return {source, k / length() * counts_[source] + nth};
+    }
+    /// How many of the first k turns are `source`'s.
+    int64_t count(size_t source, int64_t k) const {
+        auto const whole = k / length();
+        auto const in_rest = std::count_if(period_.begin(), period_.begin() + k % length(), [&](Entry e) { return e.source == source; });
+        return whole * counts_[source] + in_rest;
+    }
+    /// When `source` has its turn `nth`: the inverse of `[]`. The largest number there is if that is later.
+    int64_t when(size_t source, int64_t nth) const {
+        auto const whole = nth / counts_[source], most = std::numeric_limits<int64_t>::max();
+        auto const at = std::find_if(period_.begin(), period_.end(), [&](Entry e) { return e.source == source && e.nth == nth % counts_[source]; });
+        return whole >= most / length() ? most : whole * length() + (at - period_.begin());
+    }
+    std::vector<int64_t> const& counts() const { return counts_; }           ///< the integer weights
+    int64_t length() const { return static_cast<int64_t>(period_.size()); }  ///< their sum, after which all comes again
+
+private:
+    struct Entry {
+        uint32_t source, nth;
+    };
+
+    static std::vector<int64_t> integers(std::vector<double> const& weights) {
+        auto const sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+        check(!weights.empty() && static_cast<int64_t>(weights.size()) <= longest, code::config, "data::Mixture: ", weights.size(),
+              " weights; expected 1 to ", longest);
+        for (auto w : weights)
+            check(w > 0 && std::isfinite(sum), code::config, "data::Mixture: weight ", w, "; a weight must be positive and finite (leave out what has none)");
+        std::vector<int64_t> counts(weights.size());
+        for (int64_t total = 1; total <= longest; ++total) {
+            bool exact = true;
+            double share = 0;  // of all up to here: rounded at each, the counts add up to `total`
+            for (size_t s = 0, before = 0; s < weights.size(); ++s) {
+                share += weights[s] / sum * static_cast<double>(total);
+                auto const after = s + 1 < weights.size() ? static_cast<size_t>(std::llround(share)) : static_cast<size_t>(total);
+                counts[s] = static_cast<int64_t>(after - std::exchange(before, after));
+                exact = exact && counts[s] > 0 && std::abs(weights[s] / sum * static_cast<double>(total) - static_cast<double>(counts[s])) < 1e-9;
+            }
+            if (exact) return counts;
+        }
+        for (auto& c : counts)
+            if (c == 0) --*std::max_element(counts.begin(), counts.end()), c = 1;
+        return counts;
+    }
+
+    std::vector<int64_t> counts_;
+    std::vector<Entry> period_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/mixture.hpp
+
+namespace accelerate::data {
+
+/// How a `Mixture` mixes.
+struct mixture_options {
+    std::vector<double> weights = {};  ///< one for each source, of any sum; none: all the same
+    int64_t size = 0;                  ///< samples; 0: as many as there are before one comes a second time
+    bool shuffle = false;              ///< read each source in an order drawn by the seed, another one in each pass over it
+    int64_t seed = 0;
+};
+
+/// Several data sets of one sample type in exact proportions: among the first k samples, for every k, each source has its share of k
+/// rounded down or up (see `Turns` for how weights are rounded). Which sample comes at a position is computed from the options
+/// and the sources' sizes alone, at once, so that every rank and every restart sees the same. A source is read in its order (or
+/// shuffled), and from its beginning again when it is shorter than its share: `passes` says how often. A loader that shuffles keeps
+/// the proportions of the whole only.
+///
+///     data::Mixture mixture{{.weights = {0.7, 0.2, 0.1}, .shuffle = true}, web, books, code};
+///
+/// Sources given by name are referenced and must outlive this, temporaries are moved in; a std::vector of data sets of one type is
+/// as many sources.
+template <class... D>
+class Mixture {
+public:
+    using sample_type = typename detail::Parts<D...>::sample_type;
+
+    /// Errors: E_CONFIG for another number of weights than sources, or weights that cannot be; E_DATA for an empty source.
+    explicit Mixture(mixture_options o, D&&... sources)
+        : parts_(std::forward<D>(sources)...),
+          sizes_(parts_.sizes()),
+          turns_(o.weights.empty() ? std::vector<double>(sizes_.size(), 1) : o.weights),
+          o_(std::move(o)) {
+        check(turns_.counts().size() == sizes_.size(), code::config, "data::Mixture: ", turns_.counts().size(), " weights for ", sizes_.size(),
+              " sources; give one for each");
+        check(o_.size >= 0, code::config, "data::Mixture: size is ", o_.size, "; it must be positive, or 0 for as long as nothing repeats");
+        for (size_t s = 0; s < sizes_.size(); ++s)
+            check(sizes_[s] > 0, code::data, "data::Mixture: source ", s, " is empty; leave it out");
+        size_ = o_.size > 0 ? o_.size : std::numeric_limits<int64_t>::max();
+        for (size_t s = 0; s < sizes_.size() && o_.size == 0; ++s)
+            size_ = std::min(size_, turns_.when(s, static_cast<int64_t>(sizes_[s])));
+    }
+
+    size_t size() const { return static_cast<size_t>(size_); }
+    /// The random numbers are for sources that change their samples.
+    sample_type at(size_t i, Random& random) const {
+        auto const [source, index] = place(static_cast<int64_t>(i));
+        return parts_.read(source, static_cast<size_t>(index), random);
+    }
+    sample_type operator[](size_t i) const {
+        Random random(0, 0, static_cast<int64_t>(i));
+        return at(i, random);
+    }
+
+    /// Which sample of which source stands at position i; any i >= 0.
+    struct Place {
+        size_t source;
+        int64_t index;
+    };
+    Place place(int64_t i) const {
+        auto const [source, nth] = turns_[i];
+        auto const n = static_cast<int64_t>(sizes_[source]), index = nth % n;
+        if (!o_.shuffle) return {source, index};
+        auto const key = mix(static_cast<uint64_t>(Seed(o_.seed).stream("mixture", static_cast<int64_t>(source))), static_cast<uint64_t>(nth / n));
+        return {source, Permutation(key, n)[index]};
+    }
+    /// How often `source` is read from beginning to end in the size() samples: over 1, and some of it comes more than once.
+    double passes(size_t source) const { return static_cast<double>(turns_.count(source, size_)) / static_cast<double>(sizes_.at(source)); }
+    Turns const& turns() const { return turns_; }
+
+private:
+    detail::Parts<D...> parts_;
+    std::vector<size_t> sizes_;
+    Turns turns_;
+    mixture_options o_;
+    int64_t size_ = 0;
+};
+
+template <class... D>
+Mixture(mixture_options, D&&...) -> Mixture<D...>;
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/orders.hpp
+
+/// Orders that build a table when an epoch begins: 8 bytes and about 10 to 100 ns a sample.
+namespace accelerate::data::order {
+
+/// An epoch's order as a table, shared by copies.
+struct Table {
+    std::shared_ptr<std::vector<int64_t> const> indices;
+    int64_t operator[](int64_t position) const { return (*indices)[static_cast<size_t>(position)]; }
+};
+
+/// The order of Python's DataLoader under Accelerate with `use_seedable_sampler`: `torch.randperm` of a generator seeded with
+/// seed + epoch. For comparing a run with Python sample by sample; `Shuffled` needs no table.
+struct Torch {
+    int64_t seed = 0;
+
+    template <class = void>
+    Table epoch(int64_t e, int64_t n) const {
+        auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(seed + e));
+        auto const drawn = at::randperm(n, generator, at::TensorOptions(at::kLong));
+        return {std::make_shared<std::vector<int64_t>>(drawn.const_data_ptr<int64_t>(), drawn.const_data_ptr<int64_t>() + n)};
+    }
+};
+
+/// Draws samples with probability proportional to their weight (Python's `WeightedRandomSampler`): `num_samples` a epoch (0: as many
+/// as the data set has), with replacement each on its own, without replacement none twice (Efraimidis and Spirakis 2006).
+struct Weighted {
+    std::vector<double> weights;
+    int64_t num_samples = 0;
+    bool replacement = true;
+    int64_t seed = 0;
+
+    int64_t length(int64_t n) const { return num_samples > 0 ? num_samples : n; }
+
+    /// Error E_DATA for weights that are negative, not finite, all zero or not one for each sample; E_CONFIG when more are to be drawn
+    /// without replacement than have a positive weight.
+    template <class = void>
+    Table epoch(int64_t e, int64_t n) const {
+        auto const wanted = length(n);
+        check(static_cast<int64_t>(weights.size()) == n, code::data, "data::order::Weighted: ", weights.size(), " weights are given, the data set has ", n, " samples");
+        double total = 0;
+        int64_t positive = 0;
+        for (auto w : weights) {
+            check(w >= 0 && std::isfinite(w), code::data, "data::order::Weighted: a weight is ", w, "; weights must be finite and not negative");
+            total += w, positive += w > 0;
+        }
+        check(total > 0, code::data, "data::order::Weighted: all weights are 0");
+        auto const key = mix(static_cast<uint64_t>(Seed(seed).data()), static_cast<uint64_t>(e));
+        auto const uniform = [&](int64_t i) { return (static_cast<double>(mix(key, static_cast<uint64_t>(i)) >> 11) + 0.5) * 0x1p-53; };
+        std::vector<int64_t> out;
+        if (replacement) {
+            std::vector<double> sums(weights.size());
+            std::partial_sum(weights.begin(), weights.end(), sums.begin());
+            auto const last = std::lower_bound(sums.begin(), sums.end(), sums.back()) - sums.begin();  // the last with a weight
+            for (int64_t p = 0; p < wanted; ++p) out.push_back(std::min(last, std::upper_bound(sums.begin(), sums.end(), uniform(p) * sums.back()) - sums.begin()));
+        } else {
+            check(wanted <= positive, code::config, "data::order::Weighted: ", wanted, " samples cannot be drawn without replacement from ", positive, " with a positive weight; draw fewer (num_samples) or set replacement");
+            std::vector<double> keys(weights.size());
+            for (size_t i = 0; i < keys.size(); ++i) keys[i] = weights[i] > 0 ? std::log(uniform(static_cast<int64_t>(i))) / weights[i] : -std::numeric_limits<double>::infinity();
+            out.resize(weights.size());
+            std::iota(out.begin(), out.end(), 0);
+            std::sort(out.begin(), out.end(), [&](int64_t a, int64_t b) { return keys[static_cast<size_t>(a)] > keys[static_cast<size_t>(b)]; });
+            out.resize(static_cast<size_t>(wanted));
+        }
+        return {std::make_shared<std::vector<int64_t>>(std::move(out))};
+    }
+};
+
+/// Samples of about the same length next to each other, still shuffled (Hugging Face's `LengthGroupedSampler`): the epoch is shuffled,
+/// cut into stretches of `group` samples, and each stretch sorted by falling length; the longest sample of all comes first, so that a
+/// run that does not fit into memory fails at once.
+struct LengthGrouped {
+    std::vector<int64_t> lengths;
+    int64_t group = 0;  ///< samples a stretch, such as 50 global batches; 0: a tenth of the epoch
+    int64_t seed = 0;
+
+    /// Error E_DATA when there is not one length for each sample.
+    template <class = void>
+    Table epoch(int64_t e, int64_t n) const {
+        check(static_cast<int64_t>(lengths.size()) == n, code::data, "data::order::LengthGrouped: ", lengths.size(), " lengths are given, the data set has ", n, " samples");
+        Permutation const shuffled(mix(static_cast<uint64_t>(Seed(seed).data()), static_cast<uint64_t>(e)), n);
+        std::vector<int64_t> out(static_cast<size_t>(n));
+        for (int64_t p = 0; p < n; ++p) out[static_cast<size_t>(p)] = shuffled[p];
+        auto const longer = [&](int64_t a, int64_t b) { return lengths[static_cast<size_t>(a)] > lengths[static_cast<size_t>(b)]; };
+        auto const stretch = group > 0 ? group : std::max<int64_t>(1, (n + 9) / 10);
+        for (int64_t from = 0; from < n; from += stretch) std::stable_sort(out.begin() + from, out.begin() + std::min(n, from + stretch), longer);
+        auto longest = out.begin();
+        for (int64_t from = 0; from < n; from += stretch)
+            if (longer(out[static_cast<size_t>(from)], *longest)) longest = out.begin() + from;
+        std::iter_swap(out.begin(), longest);
+        return {std::make_shared<std::vector<int64_t>>(std::move(out))};
+    }
+};
+
+}  // namespace accelerate::data::order
+
+// ---- accelerate/data/mapped_file.hpp
+
+namespace accelerate::data {
+
+/// The bytes of a regular file, mapped for reading: nothing is read before it is looked at, and the processes of a machine share one
+/// copy in memory. Copies share the map, which lasts as long as any of them. An empty file has no bytes and is legal.
+/// The file must not become shorter while it is mapped: looking behind its new end is a SIGBUS, which ends the process.
+class MappedFile {
+public:
+    /// Error E_IO naming a file that is missing, must not be read, cannot be mapped, or is no regular file (a directory, a FIFO).
+    explicit MappedFile(std::filesystem::path path) : path_(std::move(path)) {
+        auto const fd = ::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);  // a FIFO would block
+        auto const failure = fd < 0 ? message(errno) : map(fd);
+        if (fd >= 0) ::close(fd);
+        check(failure.empty(), code::io, "data::MappedFile: ", path_, " cannot be mapped: ", failure);
+    }
+
+    std::filesystem::path const& path() const { return path_; }
+    std::span<std::byte const> bytes() const { return {start_.get(), size_}; }
+
+    /// Has the system read those bytes, in the background: worth it for several ranges at once that may not be in memory yet, then
+    /// the disk reads them together. About a microsecond for each where they are.
+    void will_need(int64_t begin, int64_t count) const {
+        auto const skew = begin % ::sysconf(_SC_PAGESIZE);
+        ::madvise(const_cast<std::byte*>(start_.get()) + (begin - skew), static_cast<size_t>(count + skew), MADV_WILLNEED);
+    }
+
+private:
+    static std::string message(int error) { return std::generic_category().message(error); }
+
+    /// What went wrong, or nothing.
+    std::string map(int fd) {
+        struct stat file {};
+        if (::fstat(fd, &file) != 0) return message(errno);
+        if (!S_ISREG(file.st_mode)) return S_ISDIR(file.st_mode) ? message(EISDIR) : "it is no regular file";
+        size_ = static_cast<size_t>(file.st_size);
+        if (size_ == 0) return {};
+        auto* const start = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+        if (start == MAP_FAILED) return message(errno);
+        start_ = {static_cast<std::byte const*>(start), [start, size = size_](auto) { ::munmap(start, size); }};
+        return {};
+    }
+
+    std::filesystem::path path_;
+    std::shared_ptr<std::byte const> start_;
+    size_t size_ = 0;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/record_file.hpp
+
+namespace accelerate::data {
+
+/// How a `RecordFile` is read.
+struct record_options {
+    std::vector<int64_t> shape = {};    ///< of one record; none: a single number
+    at::ScalarType dtype = at::kFloat;  ///< of its elements, as they lie in memory
+    int64_t header = 0;                 ///< bytes before the first record
+};
+
+/// A file of equal records without anything between them, as NumPy's `tofile` writes an array: record i is a tensor of `shape` and
+/// `dtype`. The file is mapped, not read in (see `MappedFile`); a batch is copied from there into one new tensor. Records with a
+/// label (CIFAR's 1 + 3072 bytes) are read as at::kByte and taken apart by `data::map`.
+///
+///     data::RecordFile images("images.bin", {.shape = {3, 32, 32}, .dtype = at::kByte});
+class RecordFile {
+public:
+    /// Errors: E_IO when the file cannot be mapped; E_DATA when it does not end with a whole record; E_CONFIG for a record that
+    /// cannot be, and for bool (any byte but 0 and 1 would be undefined behaviour: read at::kByte).
+    explicit RecordFile(std::filesystem::path const& path, record_options o = {}) : file_(path), o_(std::move(o)) {
+        bool const plain = o_.dtype < at::ScalarType::NumOptions && o_.dtype != at::ScalarType::Undefined && o_.dtype != at::kBool && !at::isQIntType(o_.dtype);
+        check(plain, code::config, "data::RecordFile: dtype ", o_.dtype, "; expected a dtype of plain numbers (for bool read at::kByte)");
+        bytes_ = static_cast<int64_t>(at::elementSize(o_.dtype));
+        for (auto n : o_.shape)
+            check(n >= 1 && !__builtin_mul_overflow(bytes_, n, &bytes_), code::config, "data::RecordFile: shape ", at::IntArrayRef(o_.shape),
+                  "; expected positive sizes, and a record of less than 2^63 bytes");
+        check(o_.header >= 0, code::config, "data::RecordFile: header is ", o_.header, "; it must not be negative");
+        auto const size = static_cast<int64_t>(file_.bytes().size());
+        check(size >= o_.header && (size - o_.header) % bytes_ == 0, code::data, "data::RecordFile: ", path, " has ", size, " bytes; expected ", o_.header,
+              " of header and a multiple of ", bytes_, ", the bytes of a record; is it cut off, or shape or dtype another?");
+        records_ = (size - o_.header) / bytes_;
+    }
+
+    size_t size() const { return static_cast<size_t>(records_); }
+    at::Tensor operator[](size_t i) const {
+        auto const index = static_cast<int64_t>(i);
+        return read({&index, 1}, o_.shape);
+    }
+    at::Tensor batch(std::span<int64_t const> indices) const {
+        std::vector<int64_t> sizes{static_cast<int64_t>(indices.size())};
+        sizes.insert(sizes.end(), o_.shape.begin(), o_.shape.end());
+        return read(indices, sizes);
+    }
+
+private:
+    at::Tensor read(std::span<int64_t const> indices, std::vector<int64_t> const& sizes) const {
+        constexpr int64_t worth_asking = 1 << 17;  // below, asking costs as much as copying what is in memory already
+        for (auto i : indices) {
+            check(i >= 0 && i < records_, code::data, "data::RecordFile: record ", i, " of ", file_.path(), ", which has ", records_);
+            if (bytes_ >= worth_asking) file_.will_need(o_.header + i * bytes_, bytes_);
+        }
+        auto out = at::empty(sizes, at::TensorOptions(o_.dtype));
+        auto* to = static_cast<std::byte*>(out.mutable_data_ptr());
+        for (auto i : indices) {
+            std::memcpy(to, file_.bytes().data() + o_.header + i * bytes_, static_cast<size_t>(bytes_));
+            to += bytes_;
+        }
+        return out;
+    }
+
+    MappedFile file_;
+    record_options o_;
+    int64_t bytes_ = 0, records_ = 0;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/subset.hpp
+
+namespace accelerate::data {
+
+/// The samples of a data set that have those indices, in that order (an index may come twice). A data set given by name is
+/// referenced and must outlive this, a temporary is moved in. Costs 8 bytes a sample. Batches are made by the data set if it can.
+template <class D>
+class Subset {
+    static_assert(IndexedDataset<D>, "data::Subset: a data set needs size() and operator[](size_t); see data/dataset.hpp");
+
+public:
+    /// Error E_DATA naming the first index that the data set does not have.
+    Subset(D&& dataset, std::vector<int64_t> indices) : dataset_(std::forward<D>(dataset)), indices_(std::move(indices)) {
+        auto const size = static_cast<int64_t>(std::get<0>(dataset_).size());
+        for (size_t k = 0; k < indices_.size(); ++k)
+            check(indices_[k] >= 0 && indices_[k] < size, code::data, "data::Subset: indices[", k, "] is ", indices_[k],
+                  "; the data set has size ", size);
+    }
+
+    std::vector<int64_t> const& indices() const { return indices_; }
+    size_t size() const { return indices_.size(); }
+    /// The random numbers are for a data set that changes its samples.
+    auto at(size_t i, Random& random) const { return read_sample(std::get<0>(dataset_), static_cast<size_t>(indices_.at(i)), std::move(random)); }
+    auto operator[](size_t i) const {
+        Random random(0, 0, static_cast<int64_t>(i));
+        return at(i, random);
+    }
+    auto batch(std::span<int64_t const> positions) const
+        requires BatchingDataset<D>
+    {
+        std::vector<int64_t> inner;
+        inner.reserve(positions.size());
+        for (auto k : positions) inner.push_back(indices_.at(static_cast<size_t>(k)));
+        return std::get<0>(dataset_).batch(std::span<int64_t const>(inner));
+    }
+
+private:
+    mutable std::tuple<D> dataset_;  // read as non-const, as a loader does
+    std::vector<int64_t> indices_;
+};
+
+template <class D>
+Subset(D&&, std::vector<int64_t>) -> Subset<D>;
+
+namespace detail {
+
+/// How many of n samples each fraction is: rounded down, and the rest given out one by one from the first on.
+inline std::vector<int64_t> split_lengths(int64_t n, std::span<double const> fractions) {
+    auto const sum = std::accumulate(fractions.begin(), fractions.end(), 0.0);
+    auto const good = std::all_of(fractions.begin(), fractions.end(), [](double f) { return f >= 0 && f <= 1; });
+    check(good && std::abs(sum - 1) < 1e-6, code::config, "data::random_split: the fractions add up to ", sum, "; they must be in [0, 1] and add up to 1");
+    std::vector<int64_t> lengths;
+    for (auto f : fractions) lengths.push_back(static_cast<int64_t>(std::floor(static_cast<double>(n) * f)));
+    auto const rest = n - std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    for (int64_t k = 0; k < rest; ++k) ++lengths[static_cast<size_t>(k) % lengths.size()];
+    return lengths;
+}
+inline std::vector<int64_t> split_lengths(int64_t n, std::span<int64_t const> lengths) {
+    auto const sum = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    auto const good = std::all_of(lengths.begin(), lengths.end(), [](int64_t l) { return l >= 0; });
+    check(good && sum == n, code::config, "data::random_split: the lengths add up to ", sum, "; they must not be negative and add up to the data set's ", n);
+    return {lengths.begin(), lengths.end()};
+}
+
+}  // namespace detail
+
+/// Cuts 0 .. size-1 at random into disjoint index lists that are everything together: of those lengths if `parts` are integers, of
+/// those fractions (see torch.utils.data.random_split) if they are not. A function of its arguments alone, the same on every rank.
+/// Error E_CONFIG when the lengths do not add up to the size, or the fractions not to 1.
+template <class T, size_t N>
+    requires std::is_arithmetic_v<T>
+std::array<std::vector<int64_t>, N> random_split(int64_t size, T const (&parts)[N], int64_t seed = 0) {
+    using Number = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
+    std::array<Number, N> numbers;
+    std::transform(parts, parts + N, numbers.begin(), [](T part) { return static_cast<Number>(part); });
+    auto const lengths = detail::split_lengths(size, std::span<Number const>(numbers));
+    Permutation const drawn(static_cast<uint64_t>(Seed(seed).stream("split", 0)), std::max<int64_t>(1, size));
+    std::array<std::vector<int64_t>, N> out;
+    for (size_t part = 0, k = 0; part < N; ++part)
+        for (int64_t i = 0; i < lengths[part]; ++i) out[part].push_back(drawn[static_cast<int64_t>(k++)]);
+    return out;
+}
+
+/// The same of a data set, which is referenced and must outlive the subsets.
+///
+///     auto [train, held_out] = data::random_split(dataset, {0.9, 0.1}, 42);
+template <IndexedDataset D, class T, size_t N>
+std::array<Subset<D&>, N> random_split(D& dataset, T const (&parts)[N], int64_t seed = 0) {
+    auto indices = random_split(static_cast<int64_t>(dataset.size()), parts, seed);
+    auto const subsets = [&]<size_t... I>(std::index_sequence<I...>) { return std::array<Subset<D&>, N>{Subset<D&>(dataset, std::move(indices[I]))...}; };
+    return subsets(std::make_index_sequence<N>());
 }
 
 }  // namespace accelerate::data
@@ -10546,6 +13251,309 @@ private:
     int64_t context_, windows_ = 0, every_ = 1;
     std::vector<uint8_t> tokens_;
 };
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/token_file.hpp
+
+namespace accelerate::data {
+
+/// How a `TokenFile` is read.
+struct token_file_options {
+    int64_t context = 1024;       ///< tokens of a window
+    int64_t bytes_per_token = 2;  ///< 2 or 4
+    int64_t stride = 0;           ///< tokens from one window's start to the next one's; 0: context, every token is a target once
+    int64_t header = 0;           ///< bytes before the first token (1024 in the files of llm.c)
+};
+
+/// Windows over a file of tokens as nanoGPT prepares it: unsigned little-endian integers, nothing else. The file is mapped, not
+/// read in (see `MappedFile`); a batch is widened from there into its tensors, without a tensor for each sample.
+///
+///     data::Loader{data::TokenFile("train.bin", {.context = 1024}), {.batch_size = 12, .shuffle = true}}
+class TokenFile {
+    static_assert(std::endian::native == std::endian::little, "token files are little-endian, and so is every machine this library runs on");
+
+public:
+    /// `target` is `input` one token later; both int64 of `context` elements (in a batch [samples, context]).
+    struct Window {
+        at::Tensor input, target;
+    };
+
+    /// Errors: E_IO when the file cannot be mapped; E_DATA when it does not end with a whole token, or has not even one window;
+    /// E_CONFIG for options that cannot be.
+    explicit TokenFile(std::filesystem::path const& path, token_file_options o = {}) : file_(path), o_(o) {
+        check(o.context >= 1 && o.stride >= 0 && o.header >= 0 && (o.bytes_per_token == 2 || o.bytes_per_token == 4), code::config,
+              "data::TokenFile: context is ", o.context, ", bytes_per_token ", o.bytes_per_token, ", stride ", o.stride, ", header ", o.header,
+              "; expected a positive context, 2 or 4 bytes per token, and nothing negative");
+        if (o_.stride == 0) o_.stride = o_.context;
+        auto const size = static_cast<int64_t>(file_.bytes().size());
+        check(size >= o.header && (size - o.header) % o.bytes_per_token == 0, code::data, "data::TokenFile: ", path, " has ", size, " bytes; expected ",
+              o.header, " of header and a multiple of ", o.bytes_per_token, "; is it cut off, or its token size another?");
+        tokens_ = (size - o.header) / o.bytes_per_token;
+        check(tokens_ > o.context, code::data, "data::TokenFile: ", path, " has ", tokens_, " tokens; a window needs one more than its context of ", o.context,
+              "; use a longer file or a shorter context");
+        windows_ = (tokens_ - 1 - o.context) / o_.stride + 1;
+    }
+
+    int64_t tokens() const { return tokens_; }
+    size_t size() const { return static_cast<size_t>(windows_); }
+    Window operator[](size_t i) const {
+        auto const index = static_cast<int64_t>(i);
+        return read({&index, 1}, {o_.context});
+    }
+    Window batch(std::span<int64_t const> indices) const { return read(indices, {static_cast<int64_t>(indices.size()), o_.context}); }
+
+private:
+    Window read(std::span<int64_t const> indices, std::initializer_list<int64_t> sizes) const {
+        Window out{at::empty(sizes, at::TensorOptions(at::kLong)), at::empty(sizes, at::TensorOptions(at::kLong))};
+        auto *input = out.input.mutable_data_ptr<int64_t>(), *target = out.target.mutable_data_ptr<int64_t>();
+        for (auto i : indices) {
+            check(i >= 0 && i < windows_, code::data, "data::TokenFile: window ", i, " of ", file_.path(), ", which has ", windows_);
+            auto const* from = file_.bytes().data() + o_.header + i * o_.stride * o_.bytes_per_token;
+            for (auto** to : {&input, &target}) {
+                *to = o_.bytes_per_token == 2 ? widen<uint16_t>(from, *to) : widen<uint32_t>(from, *to);
+                from += o_.bytes_per_token;
+            }
+        }
+        return out;
+    }
+
+    template <class Token>
+    int64_t* widen(std::byte const* from, int64_t* to) const {
+        for (int64_t k = 0; k < o_.context; ++k, from += sizeof(Token)) {
+            Token token;
+            std::memcpy(&token, from, sizeof(Token));
+            to[k] = token;
+        }
+        return to + o_.context;
+    }
+
+    MappedFile file_;
+    token_file_options o_;
+    int64_t tokens_ = 0, windows_ = 0;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/torch_dataset.hpp
+
+namespace accelerate::data {
+
+namespace detail {
+
+template <class D>
+concept has_get = requires(D& d, size_t i) { d.get(i); };
+template <class D>
+concept has_get_batch = requires(D& d, typename D::BatchRequestType request) {
+    requires !std::integral<typename D::BatchRequestType>;  // a number of samples, as of a StreamDataset, is no index
+    { d.get_batch(request).front() };
+};
+
+/// A torch::data::Example with data and target as a pair, one without target as its data, anything else as it is.
+template <class S>
+auto without_example(S sample) {
+    constexpr bool example = requires { typename S::DataType; typename S::TargetType; sample.data; };
+    if constexpr (example && requires { sample.target; }) return std::pair(std::move(sample.data), std::move(sample.target));
+    else if constexpr (example) return typename S::DataType(std::move(sample.data));
+    else return sample;
+}
+
+}  // namespace detail
+
+/// A data set of LibTorch's as one of ours; see `adapt`.
+template <class D>
+class TorchDataset {
+    using Inner = std::remove_cvref_t<D>;
+    static constexpr bool possible = detail::has_get<Inner> || detail::has_get_batch<Inner>;
+    static_assert(possible,
+                  "data::adapt: a torch data set needs get(size_t), or get_batch(indices) giving a std::vector of samples; leave out "
+                  "torch::data::transforms::Stack (the Loader collates), and write a stream as a struct with next() (see data/dataset.hpp)");
+
+public:
+    /// Error E_CONFIG when the data set does not know its size.
+    explicit TorchDataset(D&& dataset) : dataset_(std::forward<D>(dataset)) {
+        auto const size = std::as_const(std::get<0>(dataset_)).size();
+        if constexpr (requires { size.has_value(); }) {
+            check(size.has_value(), code::config, "data::adapt: the torch data set's size() is empty; a Loader needs to know it");
+            size_ = *size;
+        } else size_ = static_cast<size_t>(size);
+    }
+
+    size_t size() const { return size_; }
+    auto operator[](size_t i) const {
+        auto& dataset = std::get<0>(dataset_);
+        if constexpr (detail::has_get<Inner>) return detail::without_example(dataset.get(i));
+        else return detail::without_example(std::move(dataset.get_batch(i).front()));
+    }
+
+private:
+    mutable std::tuple<D> dataset_;  // LibTorch's `get` is not const
+    size_t size_ = 0;
+};
+
+/// A torch::data data set (anything with `get(size_t)` and `size()`, or what its `map(transform)` gives) for a `Loader`. Samples of
+/// type torch::data::Example<> become pairs of data and target, so that a batch is `auto& [data, target]`; those without a target
+/// become tensors. With `num_workers > 0` its `get` is called on other threads than the loop's, where torch::data copies the
+/// data set for each. Given by name it is referenced and must outlive the result; a temporary is moved in.
+///
+///     data::Loader{data::adapt(torch::data::datasets::MNIST("mnist")), {.batch_size = 64, .shuffle = true}}
+template <class D>
+TorchDataset<D> adapt(D&& dataset) {
+    return TorchDataset<D>(std::forward<D>(dataset));
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/transform.hpp
+
+namespace accelerate::data {
+
+namespace detail {
+
+/// What a transform is called with: a value that it may take; or, where a data set gives a reference (to an element of a std::vector),
+/// something that it may only look at.
+template <Dataset D>
+struct Given {
+    using type = sample_t<D>&&;
+};
+template <IndexedDataset D>
+struct Given<D> {
+    using read = decltype(read_sample(std::declval<std::remove_reference_t<D>&>(), 0, std::declval<Random>()));
+    using type = std::conditional_t<std::is_lvalue_reference_v<read>, std::remove_cvref_t<read> const&, std::remove_cvref_t<read>&&>;
+};
+template <class D>
+using given_t = typename Given<D>::type;
+
+/// Whether a function takes random numbers behind the sample, as only an indexed data set has them.
+template <class D, class F>
+concept randomised = IndexedDataset<D> && !std::invocable<F const&, given_t<D>> && std::invocable<F const&, given_t<D>, Random&>;
+
+template <class D, class F>
+consteval bool require_transformable() {
+    static_assert(Dataset<D>, "data: map and filter take a data set or a stream; see data/dataset.hpp");
+    if constexpr (Dataset<D>)
+        static_assert(std::invocable<F const&, given_t<D>> || randomised<D, F>,
+                      "data: map and filter take a function of one sample (map over an indexed data set: also of a sample and a data::Random&) that can be "
+                      "called when const, as by several threads at once: no mutable lambda, no parameter of type Sample&");
+    return true;
+}
+
+}  // namespace detail
+
+/// A data set or stream with `f(sample)` in place of each sample; see `map`.
+template <class D, class F>
+class Map {
+    static_assert(detail::require_transformable<D, F>());
+    using Source = std::remove_reference_t<D>;
+
+public:
+    Map(D&& source, F f) : source_(std::forward<D>(source)), f_(std::move(f)) {}
+
+    size_t size() const
+        requires IndexedDataset<D>
+    {
+        return static_cast<size_t>(source().size());
+    }
+    auto at(size_t i, Random& random) const
+        requires IndexedDataset<D>
+    {
+        decltype(auto) sample = read_sample(source(), i, std::move(random));
+        if constexpr (detail::randomised<D, F>) return std::invoke(f_, static_cast<detail::given_t<D>>(sample), random);
+        else return std::invoke(f_, static_cast<detail::given_t<D>>(sample));
+    }
+    auto operator[](size_t i) const
+        requires IndexedDataset<D>
+    {
+        Random random(0, 0, static_cast<int64_t>(i));
+        return at(i, random);
+    }
+
+    auto next()
+        requires OpaqueStream<D>
+    {
+        auto sample = source().next();
+        using Result = std::remove_cvref_t<std::invoke_result_t<F const&, sample_t<D>&&>>;
+        return sample ? std::optional<Result>(std::invoke(std::as_const(f_), *std::move(sample))) : std::nullopt;
+    }
+    void start(int64_t epoch)
+        requires requires(Source& s) { s.start(epoch); }
+    {
+        source().start(epoch);
+    }
+    void skip(int64_t n)
+        requires requires(Source& s) { s.skip(n); }
+    {
+        source().skip(n);
+    }
+
+    template <std::integral... Epoch>
+        requires requires(Source& s, int64_t k, Epoch... epoch) { s.open(k, k, epoch...); }
+    auto open(int64_t k, int64_t n, Epoch... epoch) const {
+        return Map<decltype(source().open(k, n, epoch...)), F>(source().open(k, n, epoch...), f_);
+    }
+
+private:
+    D& source() const { return std::get<0>(source_); }
+
+    mutable std::tuple<D> source_;  // read as non-const, as a loader does
+    F f_;
+};
+
+/// Those samples of a stream for which `predicate(sample)` holds; see `filter`.
+template <class D, class P>
+class Filter {
+    static_assert(detail::require_transformable<D, P>());
+    using Source = std::remove_reference_t<D>;
+
+public:
+    Filter(D&& source, P predicate) : source_(std::forward<D>(source)), predicate_(std::move(predicate)) {}
+
+    auto next()
+        requires OpaqueStream<D>
+    {
+        auto sample = source().next();
+        while (sample && !std::invoke(std::as_const(predicate_), std::as_const(*sample))) sample = source().next();
+        return sample;
+    }
+    void start(int64_t epoch)
+        requires requires(Source& s) { s.start(epoch); }
+    {
+        source().start(epoch);
+    }
+
+    template <std::integral... Epoch>
+        requires requires(Source& s, int64_t k, Epoch... epoch) { s.open(k, k, epoch...); }
+    auto open(int64_t k, int64_t n, Epoch... epoch) const {
+        return Filter<decltype(source().open(k, n, epoch...)), P>(source().open(k, n, epoch...), predicate_);
+    }
+
+private:
+    D& source() const { return std::get<0>(source_); }
+
+    mutable std::tuple<D> source_;
+    P predicate_;
+};
+
+/// The data set with `f(sample)` in place of each sample, computed whenever one is read. What is indexed stays indexed, a stream a
+/// stream (its `start` and `skip` go through: skipped samples are not transformed), one that opens parts opens parts, each with a
+/// copy of f. f must be callable when const, by several threads at once; over an indexed data set it may take a `data::Random&` as
+/// well, to change samples at random in a way that depends on seed, epoch and position alone. Batches are made sample by sample.
+/// A data set given by name is referenced and must outlive the result, a temporary is moved in.
+///
+///     data::Loader{data::map(images, [](torch::Tensor x) { return x.to(torch::kFloat) / 255; }), {.batch_size = 64}}
+template <class D, class F>
+Map<D, F> map(D&& source, F f) {
+    return {std::forward<D>(source), std::move(f)};
+}
+
+/// The stream without the samples for which `predicate(sample)` does not hold. They are read and dropped; how many remain is not
+/// known before, so there is no fast `skip`. Otherwise as `map`.
+template <class D, class P>
+Filter<D, P> filter(D&& source, P predicate) {
+    static_assert(!IndexedDataset<D>,
+                  "data::filter: an indexed data set must know its size; collect the indices that pass and use data::Subset{dataset, indices}");
+    return {std::forward<D>(source), std::move(predicate)};
+}
 
 }  // namespace accelerate::data
 
@@ -12852,6 +15860,56 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 // ---- accelerate/state/safetensors.hpp
 
 // safetensors files: the whole of it.
+
+// ---- accelerate/state/tensor_dataset.hpp
+
+namespace accelerate::data {
+
+/// A safetensors file as a data set in memory: sample i is row i (dimension 0) of each tensor, by name, as a `TensorMap`. A batch
+/// is the same of gathered rows.
+///
+///     data::SafetensorsDataset dataset("train.safetensors", {"images", "labels"});
+///     for (auto& batch : train) loss(model(batch.at("images")), batch.at("labels"));
+class SafetensorsDataset {
+public:
+    /// Reads the tensors of those names, or all if there are none; nothing else is read. Errors: E_DATA for a name that is not in
+    /// the file, for a file without tensors, and naming two tensors that have not the same number of rows; E_IO and the E_ST_*
+    /// codes as `load_file`.
+    explicit SafetensorsDataset(std::filesystem::path const& path, std::vector<std::string> const& names = {}) {
+        state::SafetensorsReader const reader(path);
+        for (auto const& name : names) tensors_.insert(name, reader.read(name));
+        if (names.empty())
+            for (auto const& info : reader.tensors()) tensors_.insert(info.name, reader.read(info));
+        check(!tensors_.empty(), code::data, "data::SafetensorsDataset: ", path, " has no tensors");
+        auto const& [first, rows] = *tensors_.begin();
+        for (auto const& [name, t] : tensors_)
+            check(t.dim() > 0 && rows.dim() > 0 && t.size(0) == rows.size(0), code::data, "data::SafetensorsDataset: ", path, ": ", state::quote(first),
+                  " has shape ", rows.sizes(), ", ", state::quote(name), " has ", t.sizes(),
+                  "; all must have the same size in dimension 0: name those that have");
+    }
+
+    /// What was read.
+    TensorMap const& tensors() const { return tensors_; }
+    size_t size() const { return static_cast<size_t>(tensors_.begin()->second.size(0)); }
+    TensorMap operator[](size_t i) const {
+        return each([&](at::Tensor const& t) { return t.select(0, static_cast<int64_t>(i)); });
+    }
+    TensorMap batch(std::span<int64_t const> indices) const {
+        return each([&](at::Tensor const& t) { return gather_rows(t, indices); });
+    }
+
+private:
+    template <class F>
+    TensorMap each(F const& f) const {
+        TensorMap out;
+        for (auto const& [name, t] : tensors_) out.insert(name, f(t));
+        return out;
+    }
+
+    TensorMap tensors_;
+};
+
+}  // namespace accelerate::data
 
 // ---- accelerate/supported.hpp
 

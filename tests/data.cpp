@@ -5,12 +5,16 @@
 #include "support/catch.hpp"  // after LibTorch, whose CHECK ends the process
 
 #include <accelerate/data/corpus.hpp>
+#include <accelerate/data/orders.hpp>
 #include <accelerate/data/policy.hpp>
 #include <accelerate/data/tensors.hpp>
 #include <accelerate/data/text.hpp>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <map>
+#include <mutex>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -466,8 +470,10 @@ TEST_CASE("a loader references a named data set and owns a temporary one", "[loa
     static_assert(std::is_same_v<decltype(data::Loader{here, {}, data::order::Sequential()}), data::Loader<Immovable&, data::order::Sequential>>);
 
     data::options const defaults;
-    auto const& [batch_size, shuffle, seed, drop_last, even_batches, split_batches, num_workers] = defaults;
-    CHECK(std::tuple(batch_size, shuffle, seed, drop_last, even_batches, split_batches, num_workers) == std::tuple(1, false, 0, false, true, false, 0));
+    auto const& [batch_size, shuffle, seed, drop_last, even_batches, split_batches, num_workers, prefetch_factor, timeout_s, pin_memory, non_blocking] = defaults;
+    CHECK(std::tuple(batch_size, shuffle, seed, drop_last, split_batches, num_workers) == std::tuple(1, false, 0, false, false, 0));
+    CHECK(even_batches == data::Pad);
+    CHECK(std::tuple(prefetch_factor, timeout_s, pin_memory, non_blocking) == std::tuple(2, 0.0, false, false));
     CHECK(has(error_of([] { data::Loader{Count{4}, {.batch_size = 0}}; }), "batch_size is 0"));
     CHECK(has(error_of([] { data::Loader{Count{4}, {.num_workers = -1}}; }), "num_workers is -1"));
 }
@@ -687,7 +693,7 @@ TEST_CASE("prepared loaders can be moved, also while their loop runs", "[prepare
     CHECK(to.epoch() == 1);
 }
 
-TEST_CASE("an error in the data names the sample", "[fetch][ahead]") {
+TEST_CASE("an error in the data names the sample", "[fetch][workers]") {
     for (int64_t workers : {0, 1}) {
         data::Prepared loader{data::Loader{Faulty{5}, {.batch_size = 2, .num_workers = workers}}};
         int64_t bodies = 0;
@@ -696,9 +702,10 @@ TEST_CASE("an error in the data names the sample", "[fetch][ahead]") {
         });
         CHECK(bodies == 2);  // the batches before it were handed out
         CHECK(loader.consumed() == 4);
-        CHECK(has(text, "E_DATA: data::Loader: reading sample 5: the disk is gone"));
+        std::string const where = workers ? ", worker 0" : "";
+        CHECK(has(text, "E_DATA: data::Loader: reading sample 5 on rank 0" + where + ": the disk is gone"));
         data::Prepared typed{data::Loader{Faulty{5, true}, {.batch_size = 2, .num_workers = workers}}};
-        CHECK(has(error_of([&] { epoch_of(typed); }), "E_IO: data::Loader: reading sample 5: the disk is gone"));
+        CHECK(has(error_of([&] { epoch_of(typed); }), "E_IO: data::Loader: reading sample 5 on rank 0" + where + ": the disk is gone"));
         std::vector<torch::Tensor> const ragged{torch::ones(1), torch::ones(1), torch::ones(1), torch::ones(2)};
         data::Prepared shapes{data::Loader{ragged, {.batch_size = 2, .num_workers = workers}}};
         auto const collation = error_of([&] {
@@ -716,27 +723,317 @@ TEST_CASE("an error in the data names the sample", "[fetch][ahead]") {
     }
 }
 
-TEST_CASE("batches are made in the background, in order, one ahead", "[ahead][prepared]") {
-    struct Threads {
-        std::vector<std::thread::id>* where;
-        size_t size() const { return 6; }
-        int64_t operator[](size_t i) const {
-            where->push_back(std::this_thread::get_id());
+TEST_CASE("batches are made by worker threads, in order, a bounded number ahead", "[workers][prepared]") {
+    struct Watched {
+        std::mutex mutex = {};
+        std::set<std::thread::id> threads = {};
+        std::atomic<int64_t> read = 0;
+        size_t size() const { return 60; }
+        int64_t operator[](size_t i) {
+            if (i % 4 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // uneven, so that workers overtake each other
+            std::lock_guard lock(mutex);
+            threads.insert(std::this_thread::get_id());
+            ++read;
             return static_cast<int64_t>(i) + (at::GradMode::is_enabled() ? 0 : 100);
         }
     };
-    std::vector<std::thread::id> where;
-    data::Prepared loader{data::Loader{Threads{&where}, {.batch_size = 2, .num_workers = 2}}};
-    CHECK(epoch_of(loader) == Batches{{0, 1}, {2, 3}, {4, 5}});
-    CHECK(where.size() == 6);
-    CHECK(std::set<std::thread::id>(where.begin(), where.end()).size() == 1);
-    CHECK(where[0] != std::this_thread::get_id());
-    torch::NoGradGuard guard;  // the loop's settings hold there too
-    CHECK(epoch_of(loader) == Batches{{100, 101}, {102, 103}, {104, 105}});
+    for (int64_t workers : {1, 2, 5}) {
+        Watched watched;
+        data::Prepared loader{data::Loader{watched, {.batch_size = 2, .num_workers = workers, .prefetch_factor = 3}}};
+        int64_t expected = 0, most = 0;
+        for (auto& batch : loader) {
+            REQUIRE(numbers(batch) == std::vector{expected, expected + 1});
+            expected += 2;
+            most = std::max<int64_t>(most, watched.read - expected);
+        }
+        CHECK(expected == 60);
+        CHECK(watched.read == 60);
+        CHECK(most <= 2 * (3 * workers));
+        CHECK(watched.threads.size() <= static_cast<size_t>(workers));
+        CHECK(!watched.threads.contains(std::this_thread::get_id()));
+        torch::NoGradGuard guard;  // the loop's settings hold there too
+        CHECK(numbers(*loader.begin()) == std::vector<int64_t>{100, 101});
+    }
+    data::Prepared loader{data::Loader{Count{6}, {.batch_size = 2, .num_workers = 2}}};
     for (int i = 0; i < 50; ++i)
         for ([[maybe_unused]] auto& batch : loader)
-            if (i % 3 != 2) break;  // leaves a batch behind
-    CHECK(loader.epoch() == 2 + 16);
+            if (i % 3 != 2) break;  // leaves batches behind
+    CHECK(loader.epoch() == 16);
+}
+
+TEST_CASE("a worker that does not come back is named, with its sample", "[workers]") {
+    auto const gate = std::make_shared<std::promise<void>>();
+    struct Stuck {
+        std::shared_future<void> gate;
+        size_t size() const { return 8; }
+        int64_t operator[](size_t i) const {
+            if (i == 5) gate.wait();
+            return static_cast<int64_t>(i);
+        }
+    };
+    {
+        data::Prepared loader{data::Loader{Stuck{gate->get_future().share()}, {.batch_size = 2, .num_workers = 2, .timeout_s = 0.2}}};
+        int64_t bodies = 0;
+        auto const text = error_of([&] {
+            for ([[maybe_unused]] auto& batch : loader) ++bodies;
+        });
+        CHECK(bodies == 2);
+        CHECK(has(text, "E_DEADLINE: data::Loader: sample 5 on rank 0, worker "));
+        CHECK(has(text, "has not come back for 0.2 s"));
+    }
+    gate->set_value();  // the thread that was left behind ends
+}
+
+TEST_CASE("errors of several workers come at their batch", "[workers][fetch]") {
+    struct Bad {
+        size_t size() const { return 40; }
+        int64_t operator[](size_t i) const {
+            if (i >= 20) throw std::runtime_error(std::to_string(i));
+            return static_cast<int64_t>(i);
+        }
+    };
+    for (int i = 0; i < 20; ++i) {
+        data::Prepared loader{data::Loader{Bad(), {.batch_size = 1, .num_workers = 4}}};
+        int64_t bodies = 0;
+        CHECK(has(error_of([&] {
+                      for ([[maybe_unused]] auto& batch : loader) ++bodies;
+                  }),
+                  "reading sample 20 on rank 0, worker "));
+        CHECK(bodies == 20);
+    }
+}
+
+TEST_CASE("what a loader knows about the batch at hand, and what it has cost", "[delivery][end_rule][prepared]") {
+    for (int64_t workers : {0, 2}) {
+        data::Prepared loader{data::Loader{Count{7}, {.batch_size = 3, .even_batches = data::Mask, .num_workers = workers}}};
+        std::string seen;
+        for (auto& batch : loader) {
+            CHECK(loader.mask().sizes() == batch.sizes());
+            seen += acc::concat(batch.numel(), "/", loader.valid(), loader.end_of_dataloader() ? "L" : "", " ", loader.remainder(), ";");
+        }
+        CHECK(seen == "3/3 1;3/3 1;3/1L 1;");
+        CHECK(torch::equal(loader.mask(), torch::tensor({true, false, false})));
+        CHECK((loader.statistics().batches == 3 && loader.statistics().samples == 7));
+        CHECK(loader.statistics().waiting_s > 0);
+    }
+    struct Slow {
+        size_t size() const { return 4; }
+        int64_t operator[](size_t) const { return std::this_thread::sleep_for(std::chrono::milliseconds(5)), 0; }
+    };
+    data::Prepared slow{data::Loader{Slow()}};
+    epoch_of(slow);
+    CHECK(slow.statistics().waiting_s >= 0.02);
+    data::Prepared dropping{data::Loader{Count{7}, {.batch_size = 3, .even_batches = data::Drop}}};
+    CHECK(epoch_of(dropping) == Batches{{0, 1, 2}, {3, 4, 5}});
+    CHECK(dropping.size() == 2);
+}
+
+TEST_CASE("the first batches can be left out, at any distance", "[prepared]") {
+    struct Huge {
+        size_t size() const { return size_t{1} << 40; }
+        int64_t operator[](size_t i) const { return static_cast<int64_t>(i); }
+    };
+    data::Prepared huge{data::Loader{Huge(), {.batch_size = 4, .shuffle = true, .seed = 3}}};
+    auto const position = int64_t{1} << 35;
+    auto const order = data::order::Shuffled{3}.epoch(0, int64_t{1} << 40);
+    for (auto& batch : data::skip_first_batches(huge, position)) {
+        CHECK(numbers(batch)[1] == order[position * 4 + 1]);
+        break;
+    }
+    data::Prepared loader{data::Loader{Count{10}, {.batch_size = 3}}};
+    for (auto& batch : loader.skip_first_batches(2)) {
+        CHECK(numbers(batch) == std::vector<int64_t>{6, 7, 8});
+        break;
+    }
+    CHECK(epoch_of(loader.skip_first_batches(3)) == Batches{{9}});
+    CHECK(loader.epoch() == 1);
+    CHECK(epoch_of(loader).size() == 4);  // later epochs are whole
+    CHECK(epoch_of(loader.skip_first_batches(4)).empty());
+    CHECK(loader.epoch() == 3);
+    CHECK(epoch_of(loader.skip_first_batches(0)).size() == 4);
+}
+
+TEST_CASE("a data set of another hash is refused", "[indexed_source]") {
+    struct Hashed {
+        std::string text;
+        size_t size() const { return 4; }
+        int64_t operator[](size_t) const { return 0; }
+        std::string hash() const { return text; }
+    };
+    data::Prepared before{data::Loader{Hashed{"one"}}}, same{data::Loader{Hashed{"one"}}}, other{data::Loader{Hashed{"two"}}};
+    same.load_state_dict(before.state_dict());
+    auto const text = error_of([&] { other.load_state_dict(before.state_dict()); });
+    CHECK(has(text, "E_DATA: data::Loader.load_state_dict: the data set's hash is two, it was one"));
+}
+
+TEST_CASE("a state of an indexed data set is small", "[prepared][indexed_source]") {
+    data::Prepared loader{data::Loader{Count{1000000000}, {.batch_size = 64, .shuffle = true, .seed = 1234}}};
+    for ([[maybe_unused]] auto& batch : loader.skip_first_batches(10000000)) break;
+    CHECK(loader.state_dict().values.dump().size() <= 64);
+}
+
+// ---- orders, samplers, random numbers -------------------------------------------------------------------------------------------
+
+namespace {
+template <class View>
+std::vector<int64_t> all_of(View const& view, int64_t n) {
+    std::vector<int64_t> out;
+    for (int64_t i = 0; i < n; ++i) out.push_back(view[i]);
+    return out;
+}
+}  // namespace
+
+TEST_CASE("samples are drawn by weight", "[orders]") {
+    data::order::Weighted const with{.weights = {1, 0, 3, 4}, .num_samples = 8000, .seed = 5};
+    CHECK(with.length(4) == 8000);
+    CHECK(all_of(with.epoch(2, 4), 8000) == all_of(with.epoch(2, 4), 8000));
+    CHECK(all_of(with.epoch(2, 4), 8000) != all_of(with.epoch(3, 4), 8000));
+    std::array<double, 4> count{};
+    for (auto i : all_of(with.epoch(0, 4), 8000)) ++count[static_cast<size_t>(i)];
+    CHECK(count[1] == 0);
+    for (auto [i, p] : {std::pair(0, 1. / 8), std::pair(2, 3. / 8), std::pair(3, 4. / 8)})
+        CHECK(std::abs(count[static_cast<size_t>(i)] - 8000 * p) < 5 * std::sqrt(8000 * p * (1 - p)));
+
+    // Without replacement the first draw goes by weight, and nothing comes twice: here the first of 3 drawn from {1, 2, 5}.
+    std::array<double, 3> first{};
+    for (int64_t seed = 0; seed < 8000; ++seed) {
+        auto const drawn = all_of(data::order::Weighted{.weights = {1, 2, 5}, .replacement = false, .seed = seed}.epoch(0, 3), 3);
+        CHECK(std::set(drawn.begin(), drawn.end()).size() == 3);
+        ++first[static_cast<size_t>(drawn[0])];
+    }
+    for (auto [i, p] : {std::pair(0, 1. / 8), std::pair(1, 2. / 8), std::pair(2, 5. / 8)})
+        CHECK(std::abs(first[static_cast<size_t>(i)] - 8000 * p) < 5 * std::sqrt(8000 * p * (1 - p)));
+
+    data::Prepared loader{data::Loader{Count{4}, {.batch_size = 3}, data::order::Weighted{.weights = {1, 0, 3, 4}, .num_samples = 10}}};
+    CHECK(loader.size() == 4);
+    auto const epoch = epoch_of(loader);
+    CHECK((epoch.size() == 4 && epoch[3].size() == 1));
+    auto const refused = [](data::order::Weighted const& w, std::string const& why) { CHECK(has(error_of([&] { w.epoch(0, 4); }), why)); };
+    refused({.weights = {1, 2}}, "E_DATA: data::order::Weighted: 2 weights are given, the data set has 4 samples");
+    refused({.weights = {1, -1, 1, 1}}, "a weight is -1");
+    refused({.weights = {0, 0, 0, 0}}, "all weights are 0");
+    refused({.weights = {1, 0, 0, 1}, .replacement = false}, "E_CONFIG: data::order::Weighted: 4 samples cannot be drawn without replacement from 2");
+}
+
+TEST_CASE("samples of similar length come together, still shuffled", "[orders]") {
+    std::vector<int64_t> lengths;
+    for (int64_t i = 0; i < 100; ++i) lengths.push_back(i * 37 % 100);
+    data::order::LengthGrouped const order{.lengths = lengths, .group = 20, .seed = 1};
+    auto const one = all_of(order.epoch(0, 100), 100);
+    CHECK(std::set(one.begin(), one.end()).size() == 100);
+    CHECK(lengths[static_cast<size_t>(one[0])] == 99);
+    int64_t falls = 0;
+    for (size_t p = 1; p < 100; ++p) falls += lengths[static_cast<size_t>(one[p])] <= lengths[static_cast<size_t>(one[p - 1])];
+    CHECK(falls >= 99 - 4 - 2);  // it rises where a stretch begins, and where the longest was moved from
+    CHECK(all_of(order.epoch(1, 100), 100) != one);
+    CHECK(has(error_of([&] { order.epoch(0, 99); }), "E_DATA: data::order::LengthGrouped: 100 lengths are given, the data set has 99 samples"));
+}
+
+namespace {
+/// Batches given as a table.
+struct GivenView {
+    std::vector<std::vector<int64_t>> table;
+    size_t size() const { return table.size(); }
+    std::vector<int64_t> const& operator[](int64_t k) const { return table[static_cast<size_t>(k)]; }
+};
+struct Dynamic {
+    GivenView batches(int64_t, int64_t) const { return {{{0, 1, 2}, {3, 4}, {5, 6, 7, 8}, {9, 10}, {11}}}; }
+};
+Batches rank_of(int64_t rank, int64_t size, data::EvenBatches even, bool drop = false) {
+    data::Prepared loader{data::Loader{Count{12}, {.drop_last = drop, .even_batches = even}, Dynamic()}, data::Context{rank, size}};
+    return epoch_of(loader);
+}
+}  // namespace
+
+TEST_CASE("a batch sampler's batches are cut over ranks whole, as in Python", "[sampler][plan]") {
+    static_assert(data::batch_sampler<Dynamic> && data::batch_sampler<data::sampler::TokenBudget<>> && !data::batch_sampler<data::order::Shuffled> && !data::order_policy<Dynamic>);
+    CHECK(rank_of(0, 2, true) == Batches{{0, 1, 2}, {5, 6, 7, 8}, {11}});
+    CHECK(rank_of(1, 2, true) == Batches{{3, 4}, {9, 10}, {0, 1, 2}});
+    CHECK(rank_of(0, 3, false) == Batches{{0, 1, 2}, {9, 10}});
+    CHECK(rank_of(1, 3, false) == Batches{{3, 4}, {11}});
+    CHECK(rank_of(2, 3, false) == Batches{{5, 6, 7, 8}});
+    CHECK(rank_of(1, 2, data::Drop) == Batches{{3, 4}, {9, 10}});
+    CHECK(rank_of(0, 1, true).size() == 5);
+    data::Prepared first{data::Loader{Count{12}, {}, Dynamic()}, data::Context{1, 2}};
+    for (auto& batch : first) {
+        CHECK((first.valid() == batch.numel() && first.consumed() == 5));
+        break;
+    }
+    data::Prepared next{data::Loader{Count{12}, {.even_batches = false}, Dynamic()}, data::Context{2, 3}};
+    next.load_state_dict(first.state_dict());
+    CHECK(epoch_of(next) == Batches{{11}});
+    auto broken = first.state_dict();
+    broken.values["consumed"] = 4;
+    next.load_state_dict(broken);
+    CHECK(has(error_of([&] { epoch_of(next); }), "E_DATA: data::Loader: sample 4 of the epoch is not the first of a batch"));
+}
+
+TEST_CASE("batches by a budget of tokens, and batches that grow", "[sampler]") {
+    std::vector<int64_t> const lengths{5, 1, 1, 4, 2, 2, 2, 9};
+    auto const sizes = [](auto const& batches) {
+        std::vector<std::vector<int64_t>> out;
+        for (size_t k = 0; k < batches.size(); ++k) out.emplace_back(batches[static_cast<int64_t>(k)].begin(), batches[static_cast<int64_t>(k)].end());
+        return out;
+    };
+    CHECK(sizes(data::sampler::TokenBudget<>{.lengths = lengths, .max_tokens = 10}.batches(0, 8)) == Batches{{0, 1}, {2, 3}, {4, 5, 6}, {7}});
+    CHECK(sizes(data::sampler::TokenBudget<>{.lengths = lengths, .max_tokens = 10, .padded = false}.batches(0, 8)) == Batches{{0, 1, 2}, {3, 4, 5, 6}, {7}});
+    CHECK(has(error_of([&] { data::sampler::TokenBudget<>{.lengths = lengths, .max_tokens = 8}.batches(0, 8); }), "E_DATA: data::sampler::TokenBudget: sample 7 has 9 tokens; the budget is 8"));
+    CHECK(has(error_of([&] { data::sampler::TokenBudget<>{.lengths = lengths, .max_tokens = 9}.batches(0, 7); }), "8 lengths are given, the data set has 7"));
+    data::sampler::TokenBudget<> const shuffled{.lengths = std::vector<int64_t>(50, 3), .max_tokens = 12, .order = {true, 7}};
+    data::Prepared loader{data::Loader{Count{50}, {}, shuffled}};
+    std::set<int64_t> seen;
+    for (auto& batch : loader) {
+        CHECK(batch.numel() <= 4);
+        for (auto i : numbers(batch)) CHECK(seen.insert(i).second);
+    }
+    CHECK(seen.size() == 50);
+    CHECK(loader.state_dict().values["seed"] == 7);
+    CHECK(sizes(data::sampler::ChangingSize<>{.size = [](int64_t step) { return step + 1; }}.batches(0, 8)) == Batches{{0}, {1, 2}, {3, 4, 5}, {6, 7}});
+    CHECK(has(error_of([&] { data::sampler::ChangingSize<>{.size = [](int64_t) { return 0; }}.batches(0, 8); }), "E_CONFIG"));
+    CHECK(has(error_of([&] { data::Prepared(data::Loader{Count{12}, {.batch_size = 2, .split_batches = true}, Dynamic()}); }), "E_CONFIG: data::Loader: split_batches cannot be combined with a batch sampler"));
+}
+
+namespace {
+struct Noisy {
+    size_t size() const { return 23; }
+    std::pair<int64_t, double> at(size_t i, data::Random& random) const { return {static_cast<int64_t>(i), random.uniform()}; }
+};
+/// What each sample became in the given epoch, over all ranks.
+std::map<int64_t, double> noise(int64_t ranks, int64_t workers, int64_t batch_size, int64_t epoch, int64_t seed) {
+    std::map<int64_t, double> out;
+    for (int64_t r = 0; r < ranks; ++r) {
+        data::Prepared loader{data::Loader{Noisy(), {.batch_size = batch_size, .shuffle = true, .seed = seed, .even_batches = false, .num_workers = workers}}, data::Context{r, ranks}};
+        loader.set_epoch(epoch);
+        for (auto& [index, value] : loader)
+            for (int64_t j = 0; j < index.numel(); ++j) CHECK(out.emplace(index[j].item<int64_t>(), value[j].item<double>()).second);
+    }
+    return out;
+}
+}  // namespace
+
+TEST_CASE("random changes of samples depend on seed, epoch and position alone", "[random][fetch]") {
+    auto const one = noise(1, 0, 4, 0, 5);
+    CHECK(one.size() == 23);
+    CHECK(noise(1, 3, 4, 0, 5) == one);
+    CHECK(noise(3, 2, 2, 0, 5) == one);
+    CHECK(noise(2, 0, 7, 0, 5) == one);
+    CHECK(noise(1, 0, 4, 1, 5) != one);
+    CHECK(noise(1, 0, 4, 0, 6) != one);
+    data::Random a(1, 2, 3), b(1, 2, 3), c(1, 2, 4);
+    CHECK(a() == b());
+    CHECK(a() != c());
+    double sum = 0;
+    std::array<int, 5> faces{};
+    for (int i = 0; i < 20000; ++i) {
+        auto const u = a.uniform();
+        CHECK((u >= 0 && u < 1));
+        sum += u;
+        ++faces[static_cast<size_t>(a.below(5))];
+    }
+    CHECK(std::abs(sum / 20000 - 0.5) < 0.01);
+    for (auto f : faces) CHECK(std::abs(f - 4000) < 300);
+    data::Random d(1, 2, 3), e(1, 2, 3);
+    CHECK(torch::equal(torch::randn({4}, d.generator()), torch::randn({4}, e.generator())));
 }
 
 // ---- what the training loop knows ---------------------------------------------------------------------------------------------
@@ -783,8 +1080,9 @@ TEST_CASE("the innermost loop is known, and whether it is at its last batch", "[
     {
         data::Loops::Entry first(loops, 1);
         data::Loops::Entry second(std::move(first));
-        second.at_last_batch(true);
-        CHECK((loops->at_last_batch() && loops->remainder() == 1));
+        CHECK((!loops->at_last_batch() && loops->remainder() == 1));
+        second.at_batch(4, 3, true, 2);
+        CHECK((loops->at_last_batch() && loops->remainder() == 2 && loops->length() == 4 && loops->valid() == 3));
     }
     CHECK(!loops->active());
 }

@@ -6,6 +6,7 @@
 #include <accelerate/comm/pad.hpp>
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/units.hpp>
+#include <accelerate/data/gather_for_metrics.hpp>
 #include <accelerate/data/policy.hpp>
 #include <accelerate/device/policy.hpp>
 #include <accelerate/module/construct.hpp>
@@ -150,6 +151,14 @@ public:
     /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
     template <class Value>
     Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    /// What the ranks computed of the innermost loop's batch, on every rank, without the samples that only filled it up: over an epoch
+    /// each sample comes once. One value, or a tuple of several. See `data::GatherForMetrics` for what is gathered how.
+    template <class... Values>
+    auto gather_for_metrics(Values const&... values) {
+        data::GatherForMetrics const gather(training_->settled().comm, *training_->loops);
+        if constexpr (sizeof...(Values) == 1) return (gather(values), ...);
+        else return std::tuple<Values...>{gather(values)...};  // braces: in their order on every rank
+    }
     /// A reduced copy: "sum", "mean", "max" or "min".
     template <class Value>
     Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
@@ -230,6 +239,10 @@ public:
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
+    /// Python's `skip_first_batches`: the next range-for over the prepared loader begins behind its first n batches.
+    template <class AnyLoader>
+    AnyLoader& skip_first_batches(AnyLoader& loader, int64_t n) { return loader.skip_first_batches(n); }
+
     /// A recipe, or a torch::optim optimizer, for models that are prepared already.
     template <class Recipe, class... Modules>
     auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
@@ -240,7 +253,7 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), data::Context{this->process_index(), this->num_processes(), device(), training_->loops});
+        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), loader_context());
     }
 
 private:
@@ -249,6 +262,18 @@ private:
         static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
         if constexpr (is_prepared_model<Model>) return model.state();
         else return detail::recovered<model_state&>();
+    }
+
+    data::Context loader_context() {
+        data::Channel channel{
+            [comm = training_->comm](std::string_view said) { return comm.all_gather_bytes(said); },
+            [comm = training_->comm](at::Tensor const& t, int64_t to) { comm.send(t.to(Device::current()), to, 0); },
+            [comm = training_->comm](at::Tensor const& t, int64_t from) {
+                auto const there = t.to(Device::current());
+                comm.recv(there, from, 0);
+                if (!there.is_same(t)) t.copy_(there);
+            }};
+        return {this->process_index(), this->num_processes(), device(), training_->loops, std::move(channel)};
     }
 
     template <class Recipe>

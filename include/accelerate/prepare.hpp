@@ -55,8 +55,8 @@ inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = 
 
 template <class T>
 inline constexpr bool is_prepared_loader = false;
-template <class Loader>
-inline constexpr bool is_prepared_loader<data::Prepared<Loader>> = true;
+template <class Loader, class Source>
+inline constexpr bool is_prepared_loader<data::Prepared<Loader, Source>> = true;
 
 template <class T>
 inline constexpr bool is_prepared_schedule = false;

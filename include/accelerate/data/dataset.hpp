@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/core/for_each_tensor.hpp>
+#include <accelerate/data/random.hpp>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -19,13 +20,22 @@ namespace accelerate::data {
 ///     };
 ///
 /// A sample is a tensor, a number, a string, or a struct, tuple, pair, array, vector or map of samples (see `collate`). Any
-/// `std::vector` is a data set as it is. With `num_workers > 0` `operator[]` runs on other threads than the loop's, with several on
-/// several at once.
+/// `std::vector` is a data set as it is. In place of `operator[]` it may have `at(i)`, or `at(i, data::Random&)` for samples that are
+/// changed at random. With `num_workers > 0` samples are read on other threads than the loop's, with several on several at once.
+/// With a member `hash()` (a number or string) a saved position is only accepted by a data set of the same hash.
 template <class D>
-concept IndexedDataset = requires(std::remove_reference_t<D>& d, size_t i) {
+concept IndexedDataset = requires(std::remove_reference_t<D>& d, size_t i, Random& random) {
     { d.size() } -> std::convertible_to<size_t>;
-    d[i];
+    requires requires { d[i]; } || requires { d.at(i); } || requires { d.at(i, random); };
 };
+
+/// Sample i of an indexed data set.
+template <IndexedDataset D>
+decltype(auto) read_sample(D& dataset, size_t i, Random&& random) {
+    if constexpr (requires { dataset.at(i, random); }) return dataset.at(i, random);
+    else if constexpr (requires { dataset[i]; }) return dataset[i];
+    else return dataset.at(i);
+}
 
 /// A data set that can make a whole batch faster than sample by sample offers `batch(std::span<int64_t const> indices)` as well;
 /// it is used unless the loader was given a collate function.
@@ -64,7 +74,7 @@ concept Dataset = IndexedDataset<D> || OpaqueStream<D> || ShardableStream<D>;
 namespace detail {
 template <class D>
 auto sample_of(D& d) {
-    if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(d[size_t{}])>>();
+    if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(read_sample(d, 0, std::declval<Random>()))>>();
     else if constexpr (OpaqueStream<D>) return std::type_identity<typename std::remove_cvref_t<decltype(d.next())>::value_type>();
     else if constexpr (requires { d.open(int64_t{}, int64_t{}, int64_t{}); }) return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}, int64_t{}).next())>::value_type>();
     else return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}).next())>::value_type>();

@@ -5,6 +5,7 @@
 #include <accelerate/core/error.hpp>
 #include <accelerate/data/collate.hpp>
 #include <accelerate/data/dataset.hpp>
+#include <atomic>
 #include <exception>
 #include <vector>
 
@@ -36,27 +37,53 @@ inline std::string list(std::span<int64_t const> indices) {
 
 }  // namespace detail
 
-/// The batch of the samples with those indices: made by the data set where it can (`BatchingDataset`) and no other collation is
-/// asked for, else sample by sample. Error naming the sample that could not be read, or those that could not be collated.
-template <class Dataset, class Collation>
-auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indices) {
+/// Who reads, for messages and for the random numbers of samples.
+struct ReadBy {
+    int64_t seed = 0, epoch = 0, rank = 0;
+    int64_t worker = -1;                      ///< -1: the loop's thread
+    std::atomic<int64_t>* reading = nullptr;  ///< told which sample is being read
+
+    std::string who() const { return worker < 0 ? concat(" on rank ", rank) : concat(" on rank ", rank, ", worker ", worker); }
+};
+
+/// The batch of the samples with those indices, which stand at positions `position(j)` of the epoch: made by the data set where it can
+/// (`BatchingDataset`) and no other collation is asked for, else sample by sample. Error naming the sample that could not be read, or
+/// those that could not be collated, and who tried.
+template <class Dataset, class Collation, class Position>
+auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indices, Position const& position, ReadBy const& by) {
     auto const together = [&](char const* what) {
-        return [=] { return concat("data::Loader: ", what, " samples ", detail::list(indices)); };
+        return [&, what] { return concat("data::Loader: ", what, " samples ", detail::list(indices), by.who()); };
     };
-    if constexpr (BatchingDataset<Dataset> && std::is_same_v<Collation, Collate>)
+    auto const tell = [&](int64_t index) {
+        if (by.reading) by.reading->store(index, std::memory_order_relaxed);
+    };
+    if constexpr (BatchingDataset<Dataset> && std::is_same_v<Collation, Collate>) {
+        tell(indices.empty() ? -1 : indices[0]);
         return detail::with_context([&] { return dataset.batch(indices); }, together("reading"));
-    else {
+    } else {
         std::vector<sample_t<Dataset>> samples;
         samples.reserve(indices.size());
-        for (auto index : indices)
-            detail::with_context([&] { samples.push_back(dataset[static_cast<size_t>(index)]); },
-                                 [&] { return concat("data::Loader: reading sample ", index); });
+        for (size_t j = 0; j < indices.size(); ++j) {
+            tell(indices[j]);
+            detail::with_context([&] { samples.push_back(read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
+                                 [&] { return concat("data::Loader: reading sample ", indices[j], by.who()); });
+        }
         return detail::with_context([&] { return collate(std::move(samples)); }, together("collating"));
     }
 }
 
-/// What `fetch` gives for a Loader.
+namespace detail {
 template <class Loader>
-using batch_of = decltype(fetch(std::declval<typename Loader::dataset_type&>(), std::declval<typename Loader::collate_type&>(), {}));
+auto batch_of() {
+    using D = typename Loader::dataset_type;
+    using C = typename Loader::collate_type;
+    if constexpr (BatchingDataset<D> && std::is_same_v<C, Collate>) return std::type_identity<decltype(std::declval<D&>().batch({}))>();
+    else return std::type_identity<decltype(std::declval<C&>()(std::declval<std::vector<typename Loader::sample_type>>()))>();
+}
+}  // namespace detail
+
+/// The batches of a Loader.
+template <class Loader>
+using batch_of = typename decltype(detail::batch_of<Loader>())::type;
 
 }  // namespace accelerate::data

@@ -19,10 +19,13 @@ public:
     bool at_last_batch() const { return active() && running_.back().last; }
     /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
     int64_t remainder() const { return active() ? running_.back().remainder : 0; }
+    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
+    int64_t length() const { return active() ? running_.back().length : 0; }
+    int64_t valid() const { return active() ? running_.back().valid : 0; }
 
 private:
     struct Running {
-        int64_t id = 0, remainder = 0;
+        int64_t id = 0, remainder = 0, length = 0, valid = 0;
         bool last = false;
     };
 
@@ -36,7 +39,7 @@ private:
 class Loops::Entry {
 public:
     Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
-        loops_->running_.push_back({id_, remainder, false});
+        loops_->running_.push_back({.id = id_, .remainder = remainder});
     }
     Entry(Entry&&) = default;  // leaves the source without loops
     Entry& operator=(Entry&& other) noexcept {
@@ -48,7 +51,11 @@ public:
         if (loops_) loops_->running_.erase(loops_->find(id_));
     }
 
-    void at_last_batch(bool last) { loops_->find(id_)->last = last; }
+    /// The loop is at another batch: of so many samples, so many of which are real.
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder) {
+        auto& running = *loops_->find(id_);
+        running = {running.id, remainder, length, valid, last};
+    }
 
 private:
     std::shared_ptr<Loops> loops_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <accelerate/data/dispatched_source.hpp>
 #include <accelerate/data/prepared.hpp>
 #include <ranges>
 #include <vector>
@@ -26,12 +27,26 @@ namespace loader {
 struct stateful {};
 
 /// Every rank reads its own share of each global batch. The state is three numbers and counts what was consumed, never what was
-/// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can index; communicates nothing.
+/// prefetched; the order does not depend on the number of ranks. Needs a data set that every rank can read. With an indexed one nothing
+/// is communicated; with a stream a few numbers a batch.
 template <stateful Options = stateful{}>
 struct Stateful {
     static constexpr char const* name = "Stateful";
     template <class Loader>
     using prepared = data::Prepared<Loader>;
+};
+
+/// What `Dispatched` can be told; nothing so far.
+struct dispatched {};
+
+/// Rank 0 reads, and sends every rank its share of each global batch (Python's `dispatch_batches`): for data that only one rank can
+/// see. Costs the transfer of what the others get. An incomplete last round is cut into equal pieces, as Python does. A batch must be
+/// default-constructible. Preparing, and every step of the loop, are collective.
+template <dispatched Options = dispatched{}>
+struct Dispatched {
+    static constexpr char const* name = "Dispatched";
+    template <class Loader>
+    using prepared = data::Prepared<Loader, data::DispatchedSource<Loader>>;
 };
 
 }  // namespace loader

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/core/error.hpp>
+#include <accelerate/data/end_rule.hpp>
 #include <algorithm>
 #include <cstdint>
 
@@ -13,7 +14,7 @@ struct Shard {
     int64_t samples = 0;
     int64_t batch_size = 1;
     bool drop_last = false;
-    bool even_batches = true;
+    EvenBatches even_batches = true;
     bool split_batches = false;
     int64_t rank = 0, size = 1;
     int64_t begin = 0;
@@ -31,10 +32,10 @@ struct Shard {
     int64_t local_batch_size() const { return split_batches ? batch_size / size : batch_size; }
 
     /// Samples of the incomplete last round; 0 when there is none or it is left out.
-    int64_t remainder() const { return drop_last ? 0 : (samples - begin) % total_batch_size(); }
+    int64_t remainder() const { return drop_last || even_batches.rule == Drop ? 0 : (samples - begin) % total_batch_size(); }
 
-    /// The last round is completed with repetitions; one rank alone has no reason to.
-    bool fills_up() const { return even_batches && size > 1; }
+    /// The last round is completed with repetitions; for `Pad` one rank alone has no reason to.
+    bool fills_up() const { return even_batches.rule == Mask || (even_batches.rule == Pad && size > 1); }
 
     /// Batches of this rank.
     int64_t batches() const {
@@ -43,15 +44,16 @@ struct Shard {
     }
 
     /// Samples in this rank's batch k.
-    int64_t batch_length(int64_t k) const {
-        auto const left = samples - begin - k * total_batch_size();
-        return fills_up() ? local_batch_size() : std::clamp<int64_t>(left - rank * local_batch_size(), 0, local_batch_size());
-    }
+    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : valid(k); }
+    /// Those of them that are no repetitions; they come first.
+    int64_t valid(int64_t k) const { return std::clamp<int64_t>(samples - begin - k * total_batch_size() - rank * local_batch_size(), 0, local_batch_size()); }
 
-    /// Position in the epoch's order of item j of this rank's batch k. Past the end the epoch's first round is repeated.
+    /// Position in the epoch's order of item j of this rank's batch k. Past the end the epoch's first round is repeated; under `Mask`
+    /// its last sample, which costs no further reading.
     int64_t position(int64_t k, int64_t j) const {
         auto const p = begin + k * total_batch_size() + rank * local_batch_size() + j;
-        return p < samples ? p : (p - samples) % std::min(samples, total_batch_size());
+        if (p < samples) return p;
+        return even_batches.rule == Mask ? samples - 1 : (p - samples) % std::min(samples, total_batch_size());
     }
 
     /// Positions of the epoch that all ranks have consumed when each has had batch k.

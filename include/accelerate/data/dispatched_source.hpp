@@ -1,0 +1,170 @@
+#pragma once
+
+#include <ATen/ops/from_blob.h>
+
+#include <accelerate/data/dispatch_rounds.hpp>
+#include <accelerate/data/pack.hpp>
+#include <accelerate/data/source.hpp>
+
+namespace accelerate::data {
+
+/// Batches that rank 0 reads for all ranks and sends, each rank getting its own: one message with the structure, then one a tensor.
+/// Rank 0 makes batches ahead of the loop, on a thread of its own at least; an error there is thrown on every rank.
+template <class Loader>
+class DispatchedSource {
+    using Dataset = typename Loader::dataset_type;
+    using Collation = typename Loader::collate_type;
+    static constexpr bool indexed = IndexedDataset<Dataset>;
+
+public:
+    using batch_type = batch_of<Loader>;
+    static_assert(std::default_initializable<batch_type>, "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
+    class Run;
+
+    DispatchedSource(Loader loader, Context const& context) : rank_(context.rank), size_(context.size), pins_(loader.options().pin_memory && !context.device.is_cpu()), channel_(context.channel), each_(loader.options()), whole_(for_all(std::move(loader)), Context{0, 1, context.device}) {
+        check(size_ == 1 || channel_, code::config, "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
+        Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
+    }
+
+    Loader& loader() { return whole_.loader(); }
+    int64_t batches(int64_t epoch) const
+        requires indexed
+    {
+        return whole_.batches(epoch);
+    }
+    int64_t total_batch_size() const { return whole_.total_batch_size(); }
+    int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
+    void save(nlohmann::json& values) const { whole_.save(values); }
+    void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
+
+private:
+    /// The loader as rank 0 sees it: its batches are those of all ranks together.
+    Loader for_all(Loader loader) const {
+        auto o = loader.options();
+        if (!o.split_batches) o.batch_size *= size_;
+        o.split_batches = false;
+        o.even_batches = o.even_batches.rule == Drop ? Drop : Ragged;
+        loader.set_options(o);
+        return loader;
+    }
+    EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
+
+    int64_t rank_, size_;
+    bool pins_;
+    Channel channel_;
+    options each_;  ///< as they were given, for one rank
+    source_of<Loader> whole_;
+};
+
+/// One epoch from `begin` on. Rank 0 makes a round and sends it, the others receive it, where their loops ask for it.
+template <class Loader>
+class DispatchedSource<Loader>::Run {
+    using Round = DispatchedRound<batch_type>;
+
+public:
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)) {
+        if (source_->rank_ != 0) return;
+        auto& loader = source_->loader();
+        auto const& o = source_->each_;
+        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
+        if constexpr (indexed) {
+            auto const samples = static_cast<int64_t>(loader.dataset().size()), threads = std::max<int64_t>(1, o.num_workers);
+            each.samples = source_->whole_.positions();
+            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
+        } else if constexpr (ShardableStream<Dataset>) {
+            using Stream = MergedParts<Dataset>;
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, Stream(loader.dataset(), source_->whole_.offsets(begin), epoch), epoch, each, source_->rule(), false), 1);
+        } else {
+            source_->whole_.restart(epoch);
+            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
+        }
+    }
+
+    int64_t remainder() const { return remainder_; }
+
+    std::optional<Delivery<batch_type>> next() {
+        for (;;) {
+            if (last_) return std::nullopt;
+            auto round = source_->rank_ == 0 ? lead() : follow();
+            if (!round) return std::nullopt;
+            last_ = round->last, remainder_ = round->remainder;
+            if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
+            auto& mine = round->shares.front();
+            if (mine.batch && source_->pins_) pin(*mine.batch);
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
+        }
+    }
+
+private:
+    /// Rank 0: makes a round and sends each rank its share. Its own comes back.
+    std::optional<Round> lead() {
+        std::optional<Round> round;
+        try {
+            round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
+        } catch (Error const& e) {
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            throw;
+        }
+        for (int64_t r = 1; r < source_->size_; ++r) {
+            Packer pack;
+            pack(std::string())(round.has_value());
+            if (round) {
+                auto const& share = round->shares[static_cast<size_t>(r)];
+                pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+            }
+            send_packed(pack.packed, r);
+        }
+        return round;
+    }
+
+    std::optional<Round> follow() {
+        auto const bytes = receive_bytes();
+        Unpacker unpack(bytes);
+        if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
+            auto const exit = unpack.template get<int64_t>();
+            throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+        }
+        if (!unpack.template get<bool>()) return std::nullopt;
+        Round round;
+        auto& share = round.shares.emplace_back();
+        unpack(share.length)(share.valid)(round.consumed)(round.remainder)(round.last)(round.offsets)(share.batch);
+        for (auto const& t : unpack.tensors) source_->channel_.receive(as_bytes(t), 0);
+        return round;
+    }
+
+    /// The same code with a name that lives as long as the program.
+    static Code code_named(std::string const& name, int exit) {
+        for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
+            if (known.name == name) return known;
+        return {code::data.name, exit};
+    }
+
+    static at::Tensor as_bytes(at::Tensor const& t) { return at::from_blob(t.data_ptr(), {static_cast<int64_t>(t.nbytes())}, at::TensorOptions(at::kByte)); }
+    void send_packed(Packed const& packed, int64_t to) const {
+        auto size = static_cast<int64_t>(packed.bytes.size());
+        source_->channel_.send(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), to);
+        source_->channel_.send(at::from_blob(const_cast<char*>(packed.bytes.data()), {size}, at::TensorOptions(at::kByte)), to);
+        for (auto const& t : packed.tensors) source_->channel_.send(as_bytes(t), to);
+    }
+    std::string receive_bytes() const {
+        int64_t size = 0;
+        source_->channel_.receive(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), 0);
+        std::string bytes(static_cast<size_t>(size), '\0');
+        source_->channel_.receive(at::from_blob(bytes.data(), {size}, at::TensorOptions(at::kByte)), 0);
+        return bytes;
+    }
+
+    template <class Rounds>
+    void start(std::shared_ptr<Rounds> rounds, int64_t threads) {
+        remainder_ = rounds->remainder();
+        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); }, [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
+                                                    threads * source_->each_.prefetch_factor);
+    }
+
+    std::shared_ptr<DispatchedSource> source_;
+    std::unique_ptr<Workers<Round>> workers_;
+    int64_t remainder_ = 0;
+    bool last_ = false;
+};
+
+}  // namespace accelerate::data

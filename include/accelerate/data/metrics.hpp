@@ -1,0 +1,6 @@
+#pragma once
+
+#include <accelerate/data/metric_accuracy.hpp>
+#include <accelerate/data/metric_confusion.hpp>
+#include <accelerate/data/metric_mean.hpp>
+#include <accelerate/data/metric_perplexity.hpp>
