@@ -34,7 +34,8 @@ class Batched(Dataset):
 
 
 def source(kind):
-    rows = torch.full((2**30 // 12288, 3, 32, 32), 0.5) if kind == "images" else torch.full((2**30 // 2048, 1024), 7, dtype=torch.int32).to(torch.uint16)
+    integers = torch.uint16 if int(os.environ.get("WORLD_SIZE", 1)) == 1 else torch.int16  # Gloo cannot send uint16
+    rows = torch.full((2**30 // 12288, 3, 32, 32), 0.5) if kind == "images" else torch.full((2**30 // 2048, 1024), 7, dtype=torch.int32).to(integers)
     return rows, torch.arange(len(rows))
 
 

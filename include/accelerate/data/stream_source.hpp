@@ -164,21 +164,26 @@ private:
             return value;
         };
         Agreed all;
-        int64_t shortest = given, shortest_next = next, longest = 0, longest_next = 0;
+        int64_t least = given, least_next = next, most = 0, most_next = 0;
+        size_t shortest = rank, longest = rank;
         for (size_t r = 0; r < heard.size(); ++r) {
-            if (!own_part_)
-                check(word(r, 0) == given && word(r, 1) == next, code::data, "data::Loader: the stream ended for one rank only: after sample ", consumed_ + word(r, 0) + word(r, 1), " on rank ", r,
-                      ", after ", consumed_ + given + next, " or later on rank ", rank, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
+            auto const read = [&](size_t of) { return word(of, 0) + word(of, 1); };
+            if (read(r) < read(shortest)) shortest = r;
+            if (read(r) > read(longest)) longest = r;
             check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r, " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
             all.given += word(r, 0);
             all.offsets.push_back(word(r, 2));
-            shortest = std::min(shortest, word(r, 0)), longest = std::max(longest, word(r, 0));
-            shortest_next = std::min(shortest_next, word(r, 1)), longest_next = std::max(longest_next, word(r, 1));
+            least = std::min(least, word(r, 0)), most = std::max(most, word(r, 0));
+            least_next = std::min(least_next, word(r, 1)), most_next = std::max(most_next, word(r, 1));
         }
-        if (!own_part_) return {given, !now, !ahead, {}};
+        if (!own_part_) {
+            check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ", consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
+                  ", later on rank ", longest, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
+            return {given, !now, !ahead, {}};
+        }
         auto const drops = source_->rule() == Drop;  // then a part's incomplete rounds were left out already
-        all.ended = drops ? shortest == 0 : longest == 0;
-        all.finished = drops ? shortest_next == 0 : longest_next == 0;
+        all.ended = drops ? least == 0 : most == 0;
+        all.finished = drops ? least_next == 0 : most_next == 0;
         return all;
     }
     bool rule_fills() const { return source_->rule() == Pad || source_->rule() == Mask; }
