@@ -12,6 +12,7 @@
 #include <accelerate/data/metrics.hpp>
 #include <accelerate/data/mixture.hpp>
 #include <accelerate/data/orders.hpp>
+#include <accelerate/data/ragged.hpp>
 #include <accelerate/data/record_file.hpp>
 #include <accelerate/data/subset.hpp>
 #include <accelerate/data/tensors.hpp>

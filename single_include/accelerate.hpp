@@ -114,6 +114,7 @@
 #include <c10/core/GradMode.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/index_select.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -608,6 +609,7 @@ struct accelerator_options {
     ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
+    std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -2044,6 +2046,10 @@ at::Tensor fill(std::vector<int64_t> const& sizes, size_t rows, F const& copy_ro
     return out;
 }
 
+/// A type that says itself what its batch is.
+template <class T>
+concept collates_itself = requires(std::vector<T> items) { T::collate(std::move(items)); };
+
 template <class T>
 auto collate(std::vector<T>&& items);
 
@@ -2124,7 +2130,8 @@ auto collate_map(std::vector<T>& items) {
 
 template <class T>
 auto collate(std::vector<T>&& items) {
-    if constexpr (std::is_same_v<T, at::Tensor>) return stack(items);
+    if constexpr (collates_itself<T>) return T::collate(std::move(items));
+    else if constexpr (std::is_same_v<T, at::Tensor>) return stack(items);
     else if constexpr (std::is_arithmetic_v<T>)
         return fill<T>({static_cast<int64_t>(items.size())}, items.size(), [&](size_t i, auto* to) {
             *to = static_cast<element_t<T>>(items[i]);
@@ -2153,7 +2160,7 @@ consteval Fit worst(std::type_identity<std::tuple<Part...>>) {
 
 template <class T>
 consteval Fit fit() {
-    if constexpr (std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
+    if constexpr (collates_itself<T> || std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
     else if constexpr (is_tuple<T>) return worst(std::type_identity<decltype(std::tuple_cat(std::declval<T>()))>());
     else if constexpr (is_array<T> || is_vector<T>) return fit<typename T::value_type>();
     else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return fit<typename T::mapped_type>();
@@ -2188,6 +2195,8 @@ consteval bool require_collatable() {
 ///     struct of tensors           the same struct, stacked; nothing has to be registered
 ///     other struct S              `S::batch`, a struct of the batches of its members in their order, if it has one; else a
 ///                                 compile error that says so
+///     type with a static `collate(std::vector<T>&&)`    what that gives: `PaddedSequence` and `PackedSequence` for tensors
+///                                 [length, ...] of different length (data/ragged.hpp), or a type of yours
 ///
 /// Error E_DATA naming the item that does not fit.
 struct Collate {
@@ -11743,7 +11752,11 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), loader_context());
+        else {
+            Given given(std::forward<AnyLoader>(loader));
+            if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
+            return typename Loader::template prepared<Given>(std::move(given), loader_context());
+        }
     }
 
 private:
@@ -12867,6 +12880,86 @@ struct LengthGrouped {
 };
 
 }  // namespace accelerate::data::order
+
+// ---- accelerate/data/ragged.hpp
+
+namespace accelerate::data {
+
+namespace detail {
+
+/// Lengths in dimension 0. Error E_DATA when the other dimensions or dtypes differ.
+inline std::vector<int64_t> ragged_lengths(std::vector<at::Tensor> const& items, char const* who) {
+    std::vector<int64_t> lengths;
+    for (size_t i = 0; i < items.size(); ++i) {
+        auto const& t = items[i];
+        check(t.defined() && t.dim() > 0, code::data, who, ": item ", i, " of the batch is no sequence; it needs a dimension 0");
+        check(t.sizes().slice(1) == items[0].sizes().slice(1) && t.scalar_type() == items[0].scalar_type(), code::data, who, ": item ", i, " of the batch has shape ", t.sizes(), " and dtype ", t.scalar_type(),
+              ", item 0 has ", items[0].sizes(), " and ", items[0].scalar_type(), "; all but dimension 0 must agree");
+        lengths.push_back(t.size(0));
+    }
+    return lengths;
+}
+
+}  // namespace detail
+
+/// Sequences of different length side by side, filled up to the longest.
+struct PaddedBatch {
+    at::Tensor values;   ///< [n, longest, ...]
+    at::Tensor mask;     ///< bool [n, longest]: true where a value is real
+    at::Tensor lengths;  ///< int64 [n]
+};
+
+/// Sequences one behind the other, as attention kernels for sequences of different length take them.
+struct PackedBatch {
+    at::Tensor values;       ///< [sum of lengths, ...]
+    at::Tensor cu_seqlens;   ///< int32 [n + 1]: where each begins, and the end
+    int64_t max_length = 0;  ///< of the longest
+};
+
+/// Pads tensors [length, ...] at their end with `value` (Python's `pad_sequence` with batch_first), to a multiple of `multiple_of`.
+/// Error E_DATA when they differ in more than their length.
+inline PaddedBatch pad(std::vector<at::Tensor> const& items, double value = 0, int64_t multiple_of = 1) {
+    auto const lengths = detail::ragged_lengths(items, "data::pad");
+    auto longest = *std::max_element(lengths.begin(), lengths.end());
+    longest = (longest + multiple_of - 1) / multiple_of * multiple_of;
+    auto sizes = items[0].sizes().vec();
+    sizes[0] = longest;
+    sizes.insert(sizes.begin(), static_cast<int64_t>(items.size()));
+    auto const values = at::full(sizes, value, items[0].options());
+    for (size_t i = 0; i < items.size(); ++i) values.select(0, static_cast<int64_t>(i)).narrow(0, 0, lengths[i]).copy_(items[i]);
+    auto const counts = at::tensor(lengths, at::TensorOptions(at::kLong));
+    return {values, at::arange(longest, at::TensorOptions(at::kLong)).lt(counts.unsqueeze(1)), counts};
+}
+
+/// Packs tensors [length, ...] without padding. Error E_DATA when they differ in more than their length.
+inline PackedBatch pack(std::vector<at::Tensor> const& items) {
+    auto const lengths = detail::ragged_lengths(items, "data::pack");
+    std::vector<int> starts{0};
+    for (auto n : lengths) starts.push_back(starts.back() + static_cast<int>(n));
+    return {at::cat(items), at::tensor(starts, at::TensorOptions(at::kInt)), *std::max_element(lengths.begin(), lengths.end())};
+}
+
+/// A member of a sample, or a whole sample, whose batch is a `PaddedBatch`: [length, ...].
+struct PaddedSequence {
+    at::Tensor values;
+
+    static PaddedBatch collate(std::vector<PaddedSequence>&& items) { return pad(values_of(items)); }
+    template <class Sequence>
+    static std::vector<at::Tensor> values_of(std::vector<Sequence> const& items) {
+        std::vector<at::Tensor> out;
+        for (auto const& item : items) out.push_back(item.values);
+        return out;
+    }
+};
+
+/// The same with a `PackedBatch`.
+struct PackedSequence {
+    at::Tensor values;
+
+    static PackedBatch collate(std::vector<PackedSequence>&& items) { return pack(PaddedSequence::values_of(items)); }
+};
+
+}  // namespace accelerate::data
 
 // ---- accelerate/data/mapped_file.hpp
 

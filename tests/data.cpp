@@ -7,6 +7,7 @@
 #include <accelerate/data/corpus.hpp>
 #include <accelerate/data/orders.hpp>
 #include <accelerate/data/policy.hpp>
+#include <accelerate/data/ragged.hpp>
 #include <accelerate/data/tensors.hpp>
 #include <accelerate/data/text.hpp>
 #include <atomic>
@@ -392,6 +393,38 @@ TEST_CASE("collation keeps the shape of a sample and adds dimension 0", "[collat
         CHECK(has(error_of([&] { collate(std::vector<std::vector<int>>{{1}, {1, 2}}); }), "item 1 of the batch has 2 elements"));
         CHECK(has(error_of([&] { collate(std::vector<std::map<std::string, int>>{{{"x", 1}}, {{"y", 1}}}); }), "item 1 of the batch has no \"x\""));
     }
+}
+
+namespace {
+struct Sentence {
+    data::PaddedSequence words;
+    data::PackedSequence letters;
+    int64_t label = 0;
+    struct batch {
+        data::PaddedBatch words;
+        data::PackedBatch letters;
+        torch::Tensor label;
+    };
+};
+}  // namespace
+
+TEST_CASE("sequences of different length are padded or packed", "[ragged][collate]") {
+    auto const batch = data::Collate()(std::vector<Sentence>{{{torch::tensor({1, 2, 3})}, {torch::ones({2, 5})}, 7}, {{torch::tensor({4})}, {torch::zeros({0, 5})}, 8}, {{torch::tensor({5, 6})}, {torch::full({1, 5}, 2.0)}, 9}});
+    CHECK(torch::equal(batch.words.values, torch::tensor({{1, 2, 3}, {4, 0, 0}, {5, 6, 0}})));
+    CHECK(torch::equal(batch.words.mask, torch::tensor({{true, true, true}, {true, false, false}, {true, true, false}})));
+    CHECK(torch::equal(batch.words.lengths, torch::tensor({3, 1, 2})));
+    CHECK(torch::equal(batch.letters.values, torch::cat({torch::ones({2, 5}), torch::full({1, 5}, 2.0)})));
+    CHECK(torch::equal(batch.letters.cu_seqlens, torch::tensor({0, 2, 2, 3}, torch::kInt)));
+    CHECK(batch.letters.max_length == 2);
+    CHECK(torch::equal(batch.label, torch::tensor({7, 8, 9})));
+    auto const wide = data::pad({torch::ones({3, 2}), torch::ones({1, 2})}, -1, 4);
+    CHECK(wide.values.sizes() == at::IntArrayRef({2, 4, 2}));
+    CHECK(wide.values.eq(-1).sum().item<int64_t>() == 2 * (1 + 3));
+    CHECK(torch::equal(wide.mask.sum(1), wide.lengths));
+    CHECK(has(error_of([&] { data::pad({torch::ones({3, 2}), torch::ones({1, 3})}); }), "E_DATA: data::pad: item 1 of the batch has shape [1, 3]"));
+    CHECK(has(error_of([&] { data::pack({torch::ones({3}), torch::ones({})}); }), "E_DATA: data::pack: item 1 of the batch is no sequence"));
+    data::Prepared loader{data::Loader{std::vector<Sentence>(5, {{torch::tensor({1, 2})}, {torch::ones({2, 5})}, 1}), {.batch_size = 2}}};
+    CHECK(loader.begin()->letters.values.sizes() == at::IntArrayRef({4, 5}));
 }
 
 TEST_CASE("tensors in memory: rows are samples, batches are gathered", "[tensors][dataset]") {

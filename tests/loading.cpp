@@ -223,6 +223,14 @@ TEST_CASE("an epoch that is broken off and goes on, perhaps on other ranks, hand
     CHECK(resumed_elsewhere > 200);
 }
 
+TEST_CASE("the accelerator's data_seed is every loader's", "[prepared]") {
+    Run<Stateful> accelerator{{.data_seed = 9}};
+    auto loader = accelerator.prepare(data::Loader{Indexed{50}, {.batch_size = 50, .shuffle = true, .seed = 1}});
+    auto const order = data::order::Shuffled{9}.epoch(0, 50);
+    for (auto& batch : accelerator.skip_first_batches(loader, 0))
+        for (int64_t i = 0; i < 50; ++i) CHECK(batch[i].item<int64_t>() == order[i]);
+}
+
 // ---- evaluation ---------------------------------------------------------------------------------------------------------------
 
 namespace {

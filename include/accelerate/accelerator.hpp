@@ -253,7 +253,11 @@ public:
     auto prepare_loader(AnyLoader&& loader) {
         using Given = std::remove_cvref_t<AnyLoader>;
         if constexpr (!detail::is_loadable<Given>) return detail::recovered<std::vector<typename Given::sample_type>>();  // its type has said why not
-        else return typename Loader::template prepared<Given>(std::forward<AnyLoader>(loader), loader_context());
+        else {
+            Given given(std::forward<AnyLoader>(loader));
+            if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
+            return typename Loader::template prepared<Given>(std::move(given), loader_context());
+        }
     }
 
 private:

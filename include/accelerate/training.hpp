@@ -22,6 +22,7 @@ struct accelerator_options {
     ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
+    std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 

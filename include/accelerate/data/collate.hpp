@@ -74,6 +74,10 @@ at::Tensor fill(std::vector<int64_t> const& sizes, size_t rows, F const& copy_ro
     return out;
 }
 
+/// A type that says itself what its batch is.
+template <class T>
+concept collates_itself = requires(std::vector<T> items) { T::collate(std::move(items)); };
+
 template <class T>
 auto collate(std::vector<T>&& items);
 
@@ -154,7 +158,8 @@ auto collate_map(std::vector<T>& items) {
 
 template <class T>
 auto collate(std::vector<T>&& items) {
-    if constexpr (std::is_same_v<T, at::Tensor>) return stack(items);
+    if constexpr (collates_itself<T>) return T::collate(std::move(items));
+    else if constexpr (std::is_same_v<T, at::Tensor>) return stack(items);
     else if constexpr (std::is_arithmetic_v<T>)
         return fill<T>({static_cast<int64_t>(items.size())}, items.size(), [&](size_t i, auto* to) {
             *to = static_cast<element_t<T>>(items[i]);
@@ -183,7 +188,7 @@ consteval Fit worst(std::type_identity<std::tuple<Part...>>) {
 
 template <class T>
 consteval Fit fit() {
-    if constexpr (std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
+    if constexpr (collates_itself<T> || std::is_same_v<T, at::Tensor> || std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return Fit::Yes;
     else if constexpr (is_tuple<T>) return worst(std::type_identity<decltype(std::tuple_cat(std::declval<T>()))>());
     else if constexpr (is_array<T> || is_vector<T>) return fit<typename T::value_type>();
     else if constexpr (is_map<T> || std::is_same_v<T, TensorMap>) return fit<typename T::mapped_type>();
@@ -218,6 +223,8 @@ consteval bool require_collatable() {
 ///     struct of tensors           the same struct, stacked; nothing has to be registered
 ///     other struct S              `S::batch`, a struct of the batches of its members in their order, if it has one; else a
 ///                                 compile error that says so
+///     type with a static `collate(std::vector<T>&&)`    what that gives: `PaddedSequence` and `PackedSequence` for tensors
+///                                 [length, ...] of different length (data/ragged.hpp), or a type of yours
 ///
 /// Error E_DATA naming the item that does not fit.
 struct Collate {
