@@ -8,6 +8,7 @@
 #include <accelerate/core/version.hpp>
 #include <accelerate/data/concat.hpp>
 #include <accelerate/data/corpus.hpp>
+#include <accelerate/data/coupling.hpp>
 #include <accelerate/data/lines.hpp>
 #include <accelerate/data/metrics.hpp>
 #include <accelerate/data/mixture.hpp>

@@ -36,7 +36,6 @@
 #include <compare>
 #include <unordered_map>
 #include <cstring>
-#include <ATen/ops/from_blob.h>
 #include <array>
 #include <cmath>
 #include <functional>
@@ -47,6 +46,7 @@
 #include <atomic>
 #include <exception>
 #include <nlohmann/json.hpp>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ThreadLocalState.h>
 #include <cstdlib>
 #include <mutex>
@@ -1375,6 +1375,12 @@ namespace accelerate::data {
 struct Packed {
     std::string bytes;                ///< everything that is no tensor's content
     std::vector<at::Tensor> tensors;  ///< contiguous, in main memory
+
+    int64_t size() const {
+        auto sum = bytes.size();
+        for (auto const& t : tensors) sum += t.nbytes();
+        return static_cast<int64_t>(sum);
+    }
 };
 
 template <class T>
@@ -1421,7 +1427,14 @@ private:
 /// Reads what a Packer wrote. A tensor comes out empty, of its dtype and shape, and is listed in `tensors`: its content is received there.
 class Unpacker {
 public:
-    explicit Unpacker(std::string_view bytes) : left_(bytes) {}
+    explicit Unpacker(std::string_view bytes) : size_(bytes.size()), left_(bytes) {}
+
+    /// Bytes of the whole value as it was packed, with those of the tensors that have been unpacked.
+    int64_t bytes() const {
+        auto sum = size_;
+        for (auto const& t : tensors) sum += t.nbytes();
+        return static_cast<int64_t>(sum);
+    }
 
     template <class T>
     Unpacker& operator()(T& value) {
@@ -1468,6 +1481,7 @@ private:
         tensors.push_back(t);
     }
 
+    size_t size_;
     std::string_view left_;
 };
 
@@ -2855,11 +2869,11 @@ concept stateful = requires(T& t, T const& c, StateDict const& s) {
 
 }  // namespace accelerate
 
-// ---- accelerate/data/context.hpp
+// ---- accelerate/data/channel.hpp
 
 namespace accelerate::data {
 
-/// How a loader speaks to the same loader on other ranks: what streams and `loader::Dispatched` need of a communicator.
+/// How a loader speaks to other ranks, whatever the communicator: what streams, `loader::Dispatched` and couplings need of one.
 struct Channel {
     std::function<std::vector<std::string>(std::string_view)> exchange;  ///< what every rank says, on every rank; collective
     std::function<void(at::Tensor const&, int64_t to)> send;             ///< a 1-D byte tensor in main memory
@@ -2867,6 +2881,47 @@ struct Channel {
 
     explicit operator bool() const { return static_cast<bool>(exchange); }
 };
+
+/// The channel over a communicator of tensors on `device`; what it sends has that tag.
+template <comm::communicator Comm>
+Channel channel_over(Comm const& comm, at::Device device = at::kCPU, int64_t tag = 0) {
+    return {[comm](std::string_view said) { return comm.all_gather_bytes(said); }, [comm, device, tag](at::Tensor const& t, int64_t to) { comm.send(t.to(device), to, tag); },
+            [comm, device, tag](at::Tensor const& t, int64_t from) {
+                auto const there = t.to(device);
+                comm.recv(there, from, tag);
+                if (!there.is_same(t)) t.copy_(there);
+            }};
+}
+
+namespace detail {
+inline at::Tensor bytes_at(void const* data, int64_t size) { return at::from_blob(const_cast<void*>(data), {size}, at::TensorOptions(at::kByte)); }
+}  // namespace detail
+
+/// Sends what was packed: its size, its bytes, then its tensors.
+inline void send_packed(Channel const& channel, Packed const& packed, int64_t to) {
+    auto const size = static_cast<int64_t>(packed.bytes.size());
+    channel.send(detail::bytes_at(&size, sizeof size), to);
+    channel.send(detail::bytes_at(packed.bytes.data(), size), to);
+    for (auto const& t : packed.tensors) channel.send(detail::bytes_at(t.const_data_ptr(), static_cast<int64_t>(t.nbytes())), to);
+}
+
+/// Receives what was packed. `read(unpacker)` takes it apart; the contents of its tensors are there when this returns.
+template <class Read>
+void receive_packed(Channel const& channel, int64_t from, Read&& read) {
+    int64_t size = 0;
+    channel.receive(detail::bytes_at(&size, sizeof size), from);
+    std::string bytes(static_cast<size_t>(size), '\0');
+    channel.receive(detail::bytes_at(bytes.data(), size), from);
+    Unpacker unpack(bytes);
+    read(unpack);
+    for (auto const& t : unpack.tensors) channel.receive(detail::bytes_at(t.mutable_data_ptr(), static_cast<int64_t>(t.nbytes())), from);
+}
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/context.hpp
+
+namespace accelerate::data {
 
 /// Where a loader is used: whose share of the batches it hands out, where they go, and who is told about the last one. The
 /// default is one process without an accelerator.
@@ -3572,7 +3627,7 @@ private:
         try {
             round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
         } catch (Error const& e) {
-            for (int64_t r = 1; r < source_->size_; ++r) send_packed(Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
             throw;
         }
         for (int64_t r = 1; r < source_->size_; ++r) {
@@ -3582,23 +3637,22 @@ private:
                 auto const& share = round->shares[static_cast<size_t>(r)];
                 pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
             }
-            send_packed(pack.packed, r);
+            send_packed(source_->channel_, pack.packed, r);
         }
         return round;
     }
 
     std::optional<Round> follow() {
-        auto const bytes = receive_bytes();
-        Unpacker unpack(bytes);
-        if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
-            auto const exit = unpack.template get<int64_t>();
-            throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
-        }
-        if (!unpack.template get<bool>()) return std::nullopt;
-        Round round;
-        auto& share = round.shares.emplace_back();
-        unpack(share.length)(share.valid)(round.consumed)(round.remainder)(round.last)(round.offsets)(share.batch);
-        for (auto const& t : unpack.tensors) source_->channel_.receive(as_bytes(t), 0);
+        std::optional<Round> round;
+        receive_packed(source_->channel_, 0, [&](Unpacker& unpack) {
+            if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
+                auto const exit = unpack.template get<int64_t>();
+                throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+            }
+            if (!unpack.template get<bool>()) return;
+            auto& share = round.emplace().shares.emplace_back();
+            unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+        });
         return round;
     }
 
@@ -3607,21 +3661,6 @@ private:
         for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
             if (known.name == name) return known;
         return {code::data.name, exit};
-    }
-
-    static at::Tensor as_bytes(at::Tensor const& t) { return at::from_blob(t.data_ptr(), {static_cast<int64_t>(t.nbytes())}, at::TensorOptions(at::kByte)); }
-    void send_packed(Packed const& packed, int64_t to) const {
-        auto size = static_cast<int64_t>(packed.bytes.size());
-        source_->channel_.send(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), to);
-        source_->channel_.send(at::from_blob(const_cast<char*>(packed.bytes.data()), {size}, at::TensorOptions(at::kByte)), to);
-        for (auto const& t : packed.tensors) source_->channel_.send(as_bytes(t), to);
-    }
-    std::string receive_bytes() const {
-        int64_t size = 0;
-        source_->channel_.receive(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), 0);
-        std::string bytes(static_cast<size_t>(size), '\0');
-        source_->channel_.receive(at::from_blob(bytes.data(), {size}, at::TensorOptions(at::kByte)), 0);
-        return bytes;
     }
 
     template <class Rounds>
@@ -3863,6 +3902,23 @@ struct Dispatched {
     static constexpr char const* name = "Dispatched";
     template <class Loader>
     using prepared = data::Prepared<Loader, data::DispatchedSource<Loader>>;
+};
+
+/// What `Coupled` can be told; nothing so far.
+struct coupled {};
+
+/// Samples come from a running simulation on other ranks (`data::Coupling`): each trainer reads those of its producers as they arrive.
+/// One loop over the loader is all there is; its position cannot be taken up again.
+template <coupled Options = coupled{}>
+struct Coupled {
+    static constexpr char const* name = "Coupled";
+    template <class Loader>
+    struct prepared : data::Prepared<Loader> {
+        explicit prepared(Loader loader, data::Context context = {}) : data::Prepared<Loader>(std::move(loader), std::move(context)) {
+            constexpr bool coupled_data = requires { Loader::dataset_type::coupled; };
+            static_assert(coupled_data, "loader::Coupled: the data set must be a coupling's, as in data::Loader{coupling.stream(), {...}}; for other data use loader::Stateful");
+        }
+    };
 };
 
 }  // namespace loader
@@ -10197,10 +10253,10 @@ inline constexpr bool is_prepared_optimizer<optim::Optimizer<Recipe, Model>> = t
 template <class Held, class Model>
 inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = true;
 
-template <class T>
-inline constexpr bool is_prepared_loader = false;
 template <class Loader, class Source>
-inline constexpr bool is_prepared_loader<data::Prepared<Loader, Source>> = true;
+void prepared_loader(data::Prepared<Loader, Source> const&);
+template <class T>
+inline constexpr bool is_prepared_loader = requires(T const& t) { prepared_loader(t); };  // also of a policy's type derived from it
 
 template <class T>
 inline constexpr bool is_prepared_schedule = false;
@@ -11768,15 +11824,7 @@ private:
     }
 
     data::Context loader_context() {
-        data::Channel channel{
-            [comm = training_->comm](std::string_view said) { return comm.all_gather_bytes(said); },
-            [comm = training_->comm](at::Tensor const& t, int64_t to) { comm.send(t.to(Device::current()), to, 0); },
-            [comm = training_->comm](at::Tensor const& t, int64_t from) {
-                auto const there = t.to(Device::current());
-                comm.recv(there, from, 0);
-                if (!there.is_same(t)) t.copy_(there);
-            }};
-        return {this->process_index(), this->num_processes(), device(), training_->loops, std::move(channel)};
+        return {this->process_index(), this->num_processes(), device(), training_->loops, data::channel_over(training_->comm, device())};
     }
 
     template <class Recipe>
@@ -12059,6 +12107,215 @@ inline Corpus read_corpus(std::filesystem::path const& path, corpus_options cons
     }
     return corpus;
 }
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/coupling.hpp
+
+namespace accelerate::data {
+
+/// How a `Coupling` is set up; the same on every rank.
+struct coupling_options {
+    int64_t producers = 1;                  ///< ranks [0, producers) publish samples, the others train
+    int64_t max_bytes = int64_t{64} << 20;  ///< of one producer's samples that may be under way or waiting for training; a sample may have a quarter
+    int64_t window = 1024;                  ///< samples that a trainer draws the next one from, at random; 1: in their order
+    int64_t seed = 0;                       ///< of that drawing
+};
+
+/// Training inside a running simulation: some ranks of an application's communicator publish samples, the others train on them
+/// (`loader::Coupled`), and predictions go back. Producer p feeds trainer p modulo their number. Publishing waits while `max_bytes` are
+/// under way, so that memory stays bounded however fast the simulation is. Every sample arrives once: they are counted and numbered.
+///
+///     data::Coupling<State> coupling(comm::Mpi(simulation_comm), {.producers = 2});
+///     if (coupling.is_producer()) { while (simulate()) coupling.publish(state); coupling.finish(); }
+///     else { Run accelerator{{}, coupling.trainers()}; auto train = accelerator.prepare(data::Loader{coupling.stream(), {...}}); ... }
+///
+/// `Sample` is default-constructible; see `Packer` for what it may hold. Errors: E_PEER_LOST, naming the rank, when one dies.
+template <class Sample, comm::communicator Comm>
+class Coupling {
+    enum class Kind : uint8_t { One, End };  // sample, or there are no more
+
+public:
+    class Reader;
+    class Stream;
+
+    /// Collective over `world`. Error E_CONFIG unless there are producers, and no fewer of them than trainers.
+    Coupling(Comm world, coupling_options o)
+        : o_(check_options(world, o)), rank_(world.rank()), trainers_here_(world.size() - o.producers), own_(world.split(is_producer() ? 0 : 1, rank_)) {
+        auto const stream = world.duplicate();  // read by a loader's worker, perhaps, while predictions are sent
+        samples_ = channel_over(stream, at::kCPU, 0), credits_ = channel_over(stream, at::kCPU, 1), answers_ = channel_over(world.duplicate());
+    }
+
+    bool is_producer() const { return rank_ < o_.producers; }
+    /// The communicator of this rank's own kind: what an Accelerator is made with on trainers, and a simulation goes on with on producers.
+    Comm const& trainers() const { return own_of(false); }
+    Comm const& producers() const { return own_of(true); }
+
+    // ---- on producers -----------------------------------------------------------------------------------------------------
+
+    /// The rank that trains on this producer's samples.
+    int64_t trainer() const { return o_.producers + rank_ % trainers_here_; }
+
+    /// Sends a sample; its memory may be used again when this returns. Waits while too much is under way. Error E_CONFIG for a sample
+    /// larger than a quarter of `max_bytes`.
+    void publish(Sample const& sample) {
+        check(is_producer(), code::call_order, "data::Coupling.publish on rank ", rank_, ", which trains; ranks 0 to ", o_.producers - 1, " publish");
+        Packer pack;
+        pack(Kind::One)(published_++)(sample);
+        auto const size = pack.packed.size();
+        check(size <= o_.max_bytes / 4, code::config, "data::Coupling.publish: a sample has ", size, " bytes; max_bytes is ", o_.max_bytes, " and must be at least four times that");
+        while (under_way_ + size > o_.max_bytes) under_way_ -= next_credit();
+        under_way_ += size;
+        send_packed(samples_, pack.packed, trainer());
+    }
+    /// There will be no more samples of this producer. Returns when its trainer has received all of them.
+    void finish() {
+        check(is_producer(), code::call_order, "data::Coupling.finish on rank ", rank_, ", which trains; producers finish");
+        send_packed(samples_, Packer()(Kind::End)(published_).packed, trainer());
+        while (next_credit() != all_arrived) {}
+    }
+    /// Samples published so far.
+    int64_t published() const { return published_; }
+
+    // ---- on trainers ------------------------------------------------------------------------------------------------------
+
+    /// The samples of all producers, as what a Loader loads. It can be read once.
+    Stream stream() { return Stream(*this); }
+
+    // ---- the way back, between any two of them ----------------------------------------------------------------------------
+
+    /// Sends a value (a prediction) to a rank, which must receive it.
+    template <class Value>
+    void send(Value const& value, int64_t to) { send_packed(answers_, Packer()(value).packed, to); }
+    template <class Value>
+    Value receive(int64_t from) {
+        Value value{};
+        receive_packed(answers_, from, [&](Unpacker& unpack) { unpack(value); });
+        return value;
+    }
+
+private:
+    static constexpr int64_t all_arrived = -1;  // in a credit's place
+
+    int64_t next_credit() {
+        int64_t credit = 0;
+        credits_.receive(detail::bytes_at(&credit, sizeof credit), trainer());
+        return credit;
+    }
+    static coupling_options check_options(Comm const& world, coupling_options const& o) {
+        check(o.producers >= 1 && o.producers < world.size() && o.producers >= world.size() - o.producers, code::config, "data::Coupling: ", o.producers, " of ", world.size(),
+              " ranks produce; there must be a trainer at least, and a producer at least for each trainer");
+        check(o.window >= 1 && o.max_bytes >= 4, code::config, "data::Coupling: window is ", o.window, " and max_bytes ", o.max_bytes, "; both must be positive");
+        return o;
+    }
+    Comm const& own_of(bool producer) const {
+        check(is_producer() == producer, code::call_order, "data::Coupling: rank ", rank_, is_producer() ? " produces" : " trains", "; it has no communicator of the others");
+        return own_;
+    }
+
+    coupling_options o_;
+    int64_t rank_, trainers_here_;
+    Comm own_;
+    Channel samples_, credits_, answers_;
+    int64_t published_ = 0, under_way_ = 0;
+};
+
+/// What a trainer reads: the samples of its producers, one of each in turn, drawn from a window.
+template <class Sample, comm::communicator Comm>
+class Coupling<Sample, Comm>::Reader {
+public:
+    Reader(Coupling& coupling, int64_t k, int64_t n) : coupling_(&coupling), random_(coupling.o_.seed, 0, k) {
+        for (auto p = k; p < coupling.o_.producers; p += n) producers_.push_back({p});
+    }
+
+    /// Error E_DATA when a producer's samples did not arrive once each.
+    std::optional<Sample> next() {
+        while (static_cast<int64_t>(window_.size()) < coupling_->o_.window && receive_one()) {}
+        if (window_.empty()) return std::nullopt;
+        std::swap(window_[static_cast<size_t>(random_.below(static_cast<int64_t>(window_.size())))], window_.back());
+        auto held = std::move(window_.back());
+        window_.pop_back();
+        give_credit(producers_[held.producer], held.bytes);
+        return std::move(held.sample);
+    }
+
+private:
+    struct Producer {
+        int64_t rank = 0, received = 0;
+        int64_t held = 0, to_credit = 0;  ///< bytes in the window, and gone from it but not said so
+        bool ended = false;
+    };
+    struct Held {
+        Sample sample = {};
+        int64_t bytes = 0;
+        size_t producer = 0;
+    };
+
+    /// A sample of the next producer whose turn it is. False when there is none to wait for. A producer that has much in the window is
+    /// not waited for: it may itself be waiting for credit.
+    bool receive_one() {
+        for (size_t tried = 0; tried < producers_.size(); ++tried) {
+            auto const which = turn_++ % producers_.size();
+            auto& from = producers_[which];
+            if (from.ended || from.held > coupling_->o_.max_bytes / 4) continue;
+            Held held{.producer = which};
+            auto kind = Kind::One;
+            int64_t number = 0;
+            receive_packed(coupling_->samples_, from.rank, [&](Unpacker& unpack) {
+                unpack(kind)(number);
+                check(number == from.received, code::data, "data::Coupling: rank ", from.rank, kind == Kind::End ? " has published " : " sends sample ", number, "; ", from.received, " have arrived");
+                if (kind == Kind::End) return;
+                unpack(held.sample);
+                held.bytes = unpack.bytes();
+            });
+            if (kind == Kind::End) {
+                from.ended = true;
+                say_credit(from, all_arrived);
+                --tried;  // the others still have their turns
+                if (std::all_of(producers_.begin(), producers_.end(), [](Producer const& p) { return p.ended; })) return false;
+                continue;
+            }
+            ++from.received;
+            from.held += held.bytes;
+            window_.push_back(std::move(held));
+            return true;
+        }
+        return false;
+    }
+
+    /// Few messages: at most four are on their way that the producer has not read, so that neither waits for the other.
+    void give_credit(Producer& to, int64_t bytes) {
+        to.held -= bytes;
+        to.to_credit += bytes;
+        if (!to.ended && to.to_credit >= coupling_->o_.max_bytes / 4) say_credit(to, std::exchange(to.to_credit, 0));
+    }
+    void say_credit(Producer& to, int64_t credit) { coupling_->credits_.send(detail::bytes_at(&credit, sizeof credit), to.rank); }
+
+    Coupling* coupling_;
+    Random random_;
+    std::vector<Producer> producers_;
+    std::vector<Held> window_;
+    size_t turn_ = 0;
+};
+
+/// The samples of a coupling as a `ShardableStream`, whose part k of n is those of producers k, k + n, .... The coupling must outlive it.
+template <class Sample, comm::communicator Comm>
+class Coupling<Sample, Comm>::Stream {
+public:
+    static constexpr bool coupled = true;
+
+    explicit Stream(Coupling& coupling) : coupling_(&coupling) {}
+
+    /// Error E_DATA the second time.
+    Reader open(int64_t k, int64_t n) {
+        check(!std::exchange(opened_, true), code::data, "data::Coupling: the samples of a simulation can be read once; make one loop over the loader");
+        return Reader(*coupling_, k, n);
+    }
+
+private:
+    Coupling* coupling_;
+    bool opened_ = false;
+};
 
 }  // namespace accelerate::data
 

@@ -366,3 +366,103 @@ TEST_CASE("a stream without a beginning to go back to is read once", "[stream_so
     CHECK(has(error_of([&] { data::Prepared(data::Loader{stream, {.shuffle = true}}); }), "E_CONFIG: data::Loader: a stream cannot be shuffled"));
     CHECK(has(error_of([&] { data::Prepared(data::Loader{stream}, data::Context{0, 2}); }), "E_CONFIG"));
 }
+
+// ---- training inside a simulation ---------------------------------------------------------------------------------------------
+
+namespace {
+
+struct State {
+    torch::Tensor field;
+    int64_t id = 0;
+    struct batch {
+        torch::Tensor field, id;
+    };
+};
+using Coupling = data::Coupling<State, Threads>;
+using CoupledRun = Run<acc::loader::Coupled<>>;
+
+/// `ranks` of which `producers` publish `count(p)` samples each; gives what each trainer saw. `slow`: milliseconds before a trainer begins.
+std::vector<std::vector<int64_t>> couple(int64_t ranks, data::coupling_options o, std::function<int64_t(int64_t)> const& count, data::options loading, int64_t slow = 0,
+                                         std::atomic<int64_t>* published = nullptr) {
+    std::vector<std::vector<int64_t>> seen(static_cast<size_t>(ranks - o.producers));
+    Threads::run(ranks, [&](Threads const& world) {
+        Coupling coupling(world, o);
+        if (coupling.is_producer()) {
+            CHECK(coupling.producers().size() == o.producers);
+            for (int64_t i = 0; i < count(world.rank()); ++i) {
+                auto const id = world.rank() * 1000 + i;
+                coupling.publish({torch::full({16}, static_cast<double>(id)), id});
+                if (published) ++*published;
+            }
+            coupling.finish();
+            CHECK(coupling.receive<double>(coupling.trainer()) == static_cast<double>(world.rank()) / 2);  // a prediction
+            return;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(slow));
+        if (published) CHECK(*published * (16 * 4) <= o.max_bytes * o.producers);  // it was bounded while nobody read
+        CoupledRun accelerator{{}, coupling.trainers()};
+        auto loader = accelerator.prepare(data::Loader{coupling.stream(), loading});
+        auto& mine = seen[static_cast<size_t>(world.rank() - o.producers)];
+        for (auto& batch : loader)
+            for (int64_t j = 0; j < loader.valid(); ++j) {
+                auto const id = batch.id[j].item<int64_t>();
+                CHECK(torch::equal(batch.field[j], torch::full({16}, static_cast<double>(id))));
+                mine.push_back(id);
+            }
+        for (auto p = world.rank() - o.producers; p < o.producers; p += ranks - o.producers) coupling.send(static_cast<double>(p) / 2, p);
+    });
+    return seen;
+}
+
+}  // namespace
+
+TEST_CASE("a simulation's samples arrive once each, however fast it is", "[coupling][channel]") {
+    for (int64_t workers : {0, 1})
+        for (int64_t window : {1, 8, 1000}) {
+            auto const count = [](int64_t p) { return 50 + 13 * p; };
+            auto const seen = couple(5, {.producers = 3, .max_bytes = 4096, .window = window}, count, {.batch_size = 4, .num_workers = workers});
+            std::set<int64_t> all;
+            for (auto const& trainer : seen)
+                for (auto id : trainer) CHECK(all.insert(id).second);
+            CHECK(all.size() == 50 + 63 + 76);
+            for (auto id : seen[0]) CHECK((id / 1000) % 2 == 0);  // of producers 0 and 2
+            if (window == 1) CHECK(std::is_sorted(seen[1].begin(), seen[1].end()));
+            else CHECK(!std::is_sorted(seen[1].begin(), seen[1].end()));
+        }
+    std::atomic<int64_t> published = 0;
+    couple(2, {.producers = 1, .max_bytes = 4096}, [](int64_t) { return 500; }, {.batch_size = 8}, 200, &published);
+    CHECK(published == 500);
+}
+
+TEST_CASE("a coupling that cannot work says why", "[coupling]") {
+    CHECK(has(error_of([] { Coupling(Threads::world(), {.producers = 1}); }), "E_CONFIG: data::Coupling: 1 of 1 ranks produce"));
+    CHECK(has(error_of([] { couple(2, {.producers = 1, .max_bytes = 100}, [](int64_t) { return 1; }, {}); }), "E_CONFIG: data::Coupling.publish: a sample has "));
+    Threads::run(2, [](Threads const& world) {
+        Coupling coupling(world, {});
+        auto const text = error_of([&] { coupling.is_producer() ? static_cast<void>(coupling.trainers()) : coupling.publish({}); });
+        CHECK(has(text, "E_CALL_ORDER: data::Coupling"));
+    });
+}
+
+TEST_CASE("a producer that dies is named to the trainers", "[coupling]") {
+    std::mutex mutex;
+    std::vector<std::string> texts;
+    CHECK_THROWS_AS(Threads::run(4, [&](Threads const& world) {
+        Coupling coupling(world, {.producers = 2});
+        if (coupling.is_producer()) {
+            for (int64_t i = 0; i < 10; ++i) coupling.publish({torch::ones({4}), i});
+            if (world.rank() == 1) throw std::runtime_error("the simulation blew up");
+            coupling.finish();
+            return;
+        }
+        auto const text = error_of([&] {
+            CoupledRun accelerator{{}, coupling.trainers()};
+            auto loader = accelerator.prepare(data::Loader{coupling.stream(), {.batch_size = 4}});
+            for ([[maybe_unused]] auto& batch : loader) {}
+        });
+        std::lock_guard lock(mutex);
+        texts.push_back(text);
+    }), std::runtime_error);
+    REQUIRE(texts.size() == 2);
+    for (auto const& text : texts) CHECK(has(text, "E_PEER_LOST"));
+}

@@ -269,15 +269,7 @@ private:
     }
 
     data::Context loader_context() {
-        data::Channel channel{
-            [comm = training_->comm](std::string_view said) { return comm.all_gather_bytes(said); },
-            [comm = training_->comm](at::Tensor const& t, int64_t to) { comm.send(t.to(Device::current()), to, 0); },
-            [comm = training_->comm](at::Tensor const& t, int64_t from) {
-                auto const there = t.to(Device::current());
-                comm.recv(there, from, 0);
-                if (!there.is_same(t)) t.copy_(there);
-            }};
-        return {this->process_index(), this->num_processes(), device(), training_->loops, std::move(channel)};
+        return {this->process_index(), this->num_processes(), device(), training_->loops, data::channel_over(training_->comm, device())};
     }
 
     template <class Recipe>

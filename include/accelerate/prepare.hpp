@@ -53,10 +53,10 @@ inline constexpr bool is_prepared_optimizer<optim::Optimizer<Recipe, Model>> = t
 template <class Held, class Model>
 inline constexpr bool is_prepared_optimizer<optim::TorchAdapter<Held, Model>> = true;
 
-template <class T>
-inline constexpr bool is_prepared_loader = false;
 template <class Loader, class Source>
-inline constexpr bool is_prepared_loader<data::Prepared<Loader, Source>> = true;
+void prepared_loader(data::Prepared<Loader, Source> const&);
+template <class T>
+inline constexpr bool is_prepared_loader = requires(T const& t) { prepared_loader(t); };  // also of a policy's type derived from it
 
 template <class T>
 inline constexpr bool is_prepared_schedule = false;

@@ -44,6 +44,15 @@ void loaders() {
     static_cast<void>(loader);
 }
 
+void coupled() {
+#ifdef WRONG_coupled_without_coupling  // loader::Coupled: the data set must be a coupling's, as in data::Loader{coupling.stream(), {...}}
+    acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Coupled<>> accelerator;
+#else
+    acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>> accelerator;
+#endif
+    auto loader = accelerator.prepare(data::Loader{Numbers()});
+}
+
 void transformed() {
 #ifdef WRONG_filter_of_indexed  // data::filter: an indexed data set must know its size; collect the indices that pass and use data::Subset
     auto even = data::filter(std::vector<int64_t>{1, 2, 3}, [](int64_t i) { return i % 2 == 0; });

@@ -23,7 +23,7 @@ constexpr std::tuple devices{named<acc::device::Cpu>("Cpu"), named<acc::device::
 constexpr std::tuple precisions{named<acc::precision::Fp32>("Fp32"), named<acc::precision::Tf32>("Tf32"), named<acc::precision::Bf16<>>("Bf16<>")};
 constexpr std::tuple shardings{named<acc::sharding::None>("None"), named<acc::sharding::Ddp<>>("Ddp<>"), named<acc::sharding::Ddp<acc::ddp{.gather_gradients = false}>>("Ddp<>, sliced"),
                                named<acc::sharding::Fsdp<>>("Fsdp<>")};
-constexpr std::tuple loaders{named<acc::loader::Stateful<>>("Stateful<>"), named<acc::loader::Dispatched<>>("Dispatched<>")};
+constexpr std::tuple loaders{named<acc::loader::Stateful<>>("Stateful<>"), named<acc::loader::Dispatched<>>("Dispatched<>"), named<acc::loader::Coupled<>>("Coupled<>")};
 
 template <class Tuple, class F>
 void each(Tuple const& tuple, F&& f) {

@@ -1,9 +1,6 @@
 #pragma once
 
-#include <ATen/ops/from_blob.h>
-
 #include <accelerate/data/dispatch_rounds.hpp>
-#include <accelerate/data/pack.hpp>
 #include <accelerate/data/source.hpp>
 
 namespace accelerate::data {
@@ -102,7 +99,7 @@ private:
         try {
             round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
         } catch (Error const& e) {
-            for (int64_t r = 1; r < source_->size_; ++r) send_packed(Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
             throw;
         }
         for (int64_t r = 1; r < source_->size_; ++r) {
@@ -112,23 +109,22 @@ private:
                 auto const& share = round->shares[static_cast<size_t>(r)];
                 pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
             }
-            send_packed(pack.packed, r);
+            send_packed(source_->channel_, pack.packed, r);
         }
         return round;
     }
 
     std::optional<Round> follow() {
-        auto const bytes = receive_bytes();
-        Unpacker unpack(bytes);
-        if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
-            auto const exit = unpack.template get<int64_t>();
-            throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
-        }
-        if (!unpack.template get<bool>()) return std::nullopt;
-        Round round;
-        auto& share = round.shares.emplace_back();
-        unpack(share.length)(share.valid)(round.consumed)(round.remainder)(round.last)(round.offsets)(share.batch);
-        for (auto const& t : unpack.tensors) source_->channel_.receive(as_bytes(t), 0);
+        std::optional<Round> round;
+        receive_packed(source_->channel_, 0, [&](Unpacker& unpack) {
+            if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
+                auto const exit = unpack.template get<int64_t>();
+                throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+            }
+            if (!unpack.template get<bool>()) return;
+            auto& share = round.emplace().shares.emplace_back();
+            unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+        });
         return round;
     }
 
@@ -137,21 +133,6 @@ private:
         for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
             if (known.name == name) return known;
         return {code::data.name, exit};
-    }
-
-    static at::Tensor as_bytes(at::Tensor const& t) { return at::from_blob(t.data_ptr(), {static_cast<int64_t>(t.nbytes())}, at::TensorOptions(at::kByte)); }
-    void send_packed(Packed const& packed, int64_t to) const {
-        auto size = static_cast<int64_t>(packed.bytes.size());
-        source_->channel_.send(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), to);
-        source_->channel_.send(at::from_blob(const_cast<char*>(packed.bytes.data()), {size}, at::TensorOptions(at::kByte)), to);
-        for (auto const& t : packed.tensors) source_->channel_.send(as_bytes(t), to);
-    }
-    std::string receive_bytes() const {
-        int64_t size = 0;
-        source_->channel_.receive(at::from_blob(&size, {8}, at::TensorOptions(at::kByte)), 0);
-        std::string bytes(static_cast<size_t>(size), '\0');
-        source_->channel_.receive(at::from_blob(bytes.data(), {size}, at::TensorOptions(at::kByte)), 0);
-        return bytes;
     }
 
     template <class Rounds>

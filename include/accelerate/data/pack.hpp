@@ -17,6 +17,12 @@ namespace accelerate::data {
 struct Packed {
     std::string bytes;                ///< everything that is no tensor's content
     std::vector<at::Tensor> tensors;  ///< contiguous, in main memory
+
+    int64_t size() const {
+        auto sum = bytes.size();
+        for (auto const& t : tensors) sum += t.nbytes();
+        return static_cast<int64_t>(sum);
+    }
 };
 
 template <class T>
@@ -63,7 +69,14 @@ private:
 /// Reads what a Packer wrote. A tensor comes out empty, of its dtype and shape, and is listed in `tensors`: its content is received there.
 class Unpacker {
 public:
-    explicit Unpacker(std::string_view bytes) : left_(bytes) {}
+    explicit Unpacker(std::string_view bytes) : size_(bytes.size()), left_(bytes) {}
+
+    /// Bytes of the whole value as it was packed, with those of the tensors that have been unpacked.
+    int64_t bytes() const {
+        auto sum = size_;
+        for (auto const& t : tensors) sum += t.nbytes();
+        return static_cast<int64_t>(sum);
+    }
 
     template <class T>
     Unpacker& operator()(T& value) {
@@ -110,6 +123,7 @@ private:
         tensors.push_back(t);
     }
 
+    size_t size_;
     std::string_view left_;
 };
 

@@ -49,5 +49,22 @@ struct Dispatched {
     using prepared = data::Prepared<Loader, data::DispatchedSource<Loader>>;
 };
 
+/// What `Coupled` can be told; nothing so far.
+struct coupled {};
+
+/// Samples come from a running simulation on other ranks (`data::Coupling`): each trainer reads those of its producers as they arrive.
+/// One loop over the loader is all there is; its position cannot be taken up again.
+template <coupled Options = coupled{}>
+struct Coupled {
+    static constexpr char const* name = "Coupled";
+    template <class Loader>
+    struct prepared : data::Prepared<Loader> {
+        explicit prepared(Loader loader, data::Context context = {}) : data::Prepared<Loader>(std::move(loader), std::move(context)) {
+            constexpr bool coupled_data = requires { Loader::dataset_type::coupled; };
+            static_assert(coupled_data, "loader::Coupled: the data set must be a coupling's, as in data::Loader{coupling.stream(), {...}}; for other data use loader::Stateful");
+        }
+    };
+};
+
 }  // namespace loader
 }  // namespace accelerate
