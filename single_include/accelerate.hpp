@@ -147,16 +147,23 @@ public:
     int64_t length() const { return active() ? running_.back().length : 0; }
     int64_t valid() const { return active() ? running_.back().valid : 0; }
 
+    /// Loops that begin now run equally many bodies on every rank (see `Join`).
+    bool joined() const { return joined_; }
+    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// The innermost loop's batch on this rank only keeps it in step with the others.
+    bool at_stand_in() const { return active() && running_.back().stand_in; }
+
 private:
     struct Running {
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false;
+        bool last = false, stand_in = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
+    bool joined_ = false;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -176,9 +183,9 @@ public:
     }
 
     /// The loop is at another batch: of so many samples, so many of which are real.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder) {
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false) {
         auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last};
+        running = {running.id, remainder, length, valid, last, stand_in};
     }
 
 private:
@@ -884,6 +891,10 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
+    if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
+        loss = loss * 0;
+        if (weight) weight = 0;
+    }
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
@@ -1572,6 +1583,27 @@ private:
 
 }  // namespace accelerate::data
 
+// ---- accelerate/data/join.hpp
+
+namespace accelerate::data {
+
+/// While alive, loops that begin run equally many bodies on every rank although the ranks have different numbers of batches (Python's
+/// `join_uneven_inputs`): a rank that has run out goes on with a batch it has had, of which no sample is `valid()`, and whose losses
+/// count nothing in `accelerator.backward`. So every collective of the body, of whatever sharding, finds all ranks.
+class [[nodiscard("the scope is this object: write auto joined = accelerator.join_uneven_inputs(model);")]] Join {
+public:
+    explicit Join(std::shared_ptr<Loops> loops) : loops_(std::move(loops)), before_(loops_->set_joined(true)) {}
+    ~Join() { loops_->set_joined(before_); }
+    Join(Join const&) = delete;
+    Join& operator=(Join const&) = delete;
+
+private:
+    std::shared_ptr<Loops> loops_;
+    bool before_;
+};
+
+}  // namespace accelerate::data
+
 // ---- accelerate/data/permutation.hpp
 
 namespace accelerate::data {
@@ -1799,6 +1831,7 @@ struct Shard {
     bool split_batches = false;
     int64_t rank = 0, size = 1;
     int64_t begin = 0;
+    bool joined = false;  ///< `Ragged` ranks that have run out go on with stand-ins: their first batch, of which nothing is valid
 
     /// Error E_CONFIG when the batch size is not positive or cannot be split.
     void validate() const {
@@ -1821,11 +1854,12 @@ struct Shard {
     /// Batches of this rank.
     int64_t batches() const {
         auto const rest = remainder();
-        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || rank * local_batch_size() < rest));
+        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || joined || rank * local_batch_size() < rest));
     }
 
     /// Samples in this rank's batch k.
-    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : valid(k); }
+    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : stands_in(k) ? std::min(samples, local_batch_size()) : valid(k); }
+    bool stands_in(int64_t k) const { return joined && !fills_up() && valid(k) == 0; }
     /// Those of them that are no repetitions; they come first.
     int64_t valid(int64_t k) const { return std::clamp<int64_t>(samples - begin - k * total_batch_size() - rank * local_batch_size(), 0, local_batch_size()); }
 
@@ -1834,6 +1868,7 @@ struct Shard {
     int64_t position(int64_t k, int64_t j) const {
         auto const p = begin + k * total_batch_size() + rank * local_batch_size() + j;
         if (p < samples) return p;
+        if (stands_in(k)) return j;
         return even_batches.rule == Mask ? samples - 1 : (p - samples) % std::min(samples, total_batch_size());
     }
 
@@ -1890,7 +1925,7 @@ public:
 
     int64_t batches() const {
         auto const rest = left() % shard_.size;
-        return left() / shard_.size + (rest > 0 && !drops() && (shard_.even_batches.rule != Ragged || shard_.rank < rest));
+        return left() / shard_.size + (rest > 0 && !drops() && (shard_.even_batches.rule != Ragged || shard_.joined || shard_.rank < rest));
     }
     int64_t length(int64_t k) const { return starts_[at(reused(k) + 1)] - starts_[at(reused(k))]; }
     int64_t valid(int64_t k) const { return global(k) < count() ? length(k) : 0; }
@@ -3251,11 +3286,13 @@ private:
         else return std::type_identity<int64_t>();
     }())::type;
 
-    Shard shard(int64_t begin) const {
+    /// `joined`: as `Join` wants it, which does not repeat samples to fill up batches.
+    Shard shard(int64_t begin, bool joined = false) const {
         auto const& o = loader_.options();
-        return {positions(), o.batch_size, o.drop_last, o.even_batches, o.split_batches, rank_, size_, begin};
+        auto const even = joined && o.even_batches.rule == Pad ? EvenBatches(Ragged) : o.even_batches;
+        return {positions(), o.batch_size, o.drop_last, even, o.split_batches, rank_, size_, begin, joined && even.rule == Ragged && size_ > 1};
     }
-    auto plan(int64_t epoch, int64_t begin) const { return data::plan(loader_.order(), epoch, samples_, shard(begin)); }
+    auto plan(int64_t epoch, int64_t begin, bool joined = false) const { return data::plan(loader_.order(), epoch, samples_, shard(begin, joined)); }
 
     Loader loader_;
     int64_t rank_, size_;
@@ -3267,7 +3304,7 @@ private:
 template <class Loader>
 class IndexedSource<Loader>::Run {
 public:
-    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin) : job_(std::make_shared<Job>(std::move(source), epoch, begin)) {
+    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin, joined)) {
         auto const& o = job_->source->loader_.options();
         if (o.num_workers > 0)
             workers_ = std::make_unique<Workers<batch_type>>(
@@ -3289,8 +3326,8 @@ public:
 private:
     /// What the workers use; shared with them.
     struct Job {
-        Job(std::shared_ptr<IndexedSource> s, int64_t e, int64_t begin)
-            : source(std::move(s)), plan(source->plan(e, begin)), batches(plan.batches()), epoch(e), seed(source->loader_.seed()),
+        Job(std::shared_ptr<IndexedSource> s, int64_t e, int64_t begin, bool joined)
+            : source(std::move(s)), plan(source->plan(e, begin, joined)), batches(plan.batches()), epoch(e), seed(source->loader_.seed()),
               reading(static_cast<size_t>(source->loader_.options().num_workers)) {}
 
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
@@ -3391,7 +3428,8 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
         auto const local = source_->local_batch_size(), rank = source_->rank_;
         auto const alone = source_->size_ == 1;
@@ -3523,7 +3561,7 @@ struct SourceOf<Loader> {
 }  // namespace detail
 
 /// Where a prepared loader's batches come from when every rank reads for itself. A source knows the data set, the share of its rank and
-/// what stands in the state beside the position; its `Run(source, epoch, begin)` makes the batches of one epoch, one `next()` each.
+/// what stands in the state beside the position; its `Run(source, epoch, begin, joined)` makes the batches of one epoch, one `next()` each.
 template <class Loader>
 using source_of = typename detail::SourceOf<Loader>::type;
 
@@ -3587,7 +3625,8 @@ class DispatchedSource<Loader>::Run {
     using Round = DispatchedRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)) {
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;
@@ -3793,10 +3832,10 @@ private:
         using difference_type = std::ptrdiff_t;
         using iterator_concept = std::input_iterator_tag;
 
-        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps) {
+        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps), joined_(core_->context.loops->joined()) {
             if (!std::exchange(core_->resume, false)) core_->consumed = 0;
             core_->statistics = {};
-            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed);
+            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
             next();
@@ -3826,7 +3865,7 @@ private:
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
             core_->consumed = delivery->consumed;
             core_->length = delivery->length, core_->valid = delivery->valid, core_->last = delivery->last, core_->remainder = run_->remainder();
-            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder);
+            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder, joined_ && core_->valid == 0);
             ++core_->statistics.batches;
             core_->statistics.samples += core_->valid;
         }
@@ -3837,6 +3876,7 @@ private:
 
         std::shared_ptr<Core> core_;
         int64_t epoch_, jumps_;
+        bool joined_;
         std::unique_ptr<typename Source::Run> run_;  // stays where it is when the iterator moves
         mutable std::optional<batch_type> batch_;
         std::optional<Loops::Entry> entry_;
@@ -11670,6 +11710,15 @@ public:
     template <class... Models>
     void trigger_sync_in_backward(Models const&... models) {
         (state_of(models).window().set_closed(true), ...);
+    }
+
+    /// While the returned scope is alive, ranks may have different numbers of batches (Python's `join_uneven_inputs` with
+    /// `even_batches=False`): loops that begin in it repeat no samples, and a rank that runs out goes on with stand-ins whose losses
+    /// count nothing, so that gradients are divided by all ranks and no collective misses one. For indexed data sets; see `data::Join`.
+    template <class... Models>
+    data::Join join_uneven_inputs(Models const&... models) {
+        (static_cast<void>(state_of(models)), ...);
+        return data::Join(training_->loops);
     }
 
     /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or

@@ -297,6 +297,90 @@ TEST_CASE("gather_for_metrics gives each sample once", "[gather_for_metrics]") {
     evaluate<Dispatched>(3, 22, {.batch_size = 4, .even_batches = data::Mask});
 }
 
+namespace {
+struct Line {
+    torch::Tensor x, y;
+};
+struct Lines {
+    int64_t n;
+    size_t size() const { return static_cast<size_t>(n); }
+    Line operator[](size_t i) const { return {torch::tensor({static_cast<float>(i), 1.f}), torch::tensor({static_cast<float>(i * i)})}; }
+};
+
+/// Weights after one epoch of SGD on ranks that have different numbers of batches.
+template <class Sharding>
+torch::Tensor joined_weights(int64_t ranks, Lines const& lines, data::options o, int64_t accumulation) {
+    torch::Tensor weights;
+    std::mutex mutex;
+    Threads::run(ranks, [&](Threads const&) {
+        acc::Accelerator<Device, acc::precision::Fp32, Sharding, Stateful> accelerator{{.gradient_accumulation_steps = accumulation}};
+        auto const net = std::make_shared<torch::nn::LinearImpl>(2, 1);
+        {
+            torch::NoGradGuard no_grad;
+            net->weight.fill_(0.5), net->bias.zero_();
+        }
+        auto [model, optimizer, train] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.01}, data::Loader{lines, o});
+        int64_t bodies = 0, samples = 0;
+        {
+            auto const joined = accelerator.join_uneven_inputs(model);
+            for (auto& batch : train) {
+                auto window = accelerator.accumulate(model);
+                accelerator.backward(torch::mse_loss(model(batch.x), batch.y));
+                optimizer.step();
+                optimizer.zero_grad();
+                ++bodies;
+                samples += accelerator.gather_for_metrics(batch.x).size(0);
+            }
+        }
+        auto const all = accelerator.gather(torch::tensor({bodies}));
+        auto const state = accelerator.get_state_dict(model);
+        std::lock_guard lock(mutex);
+        CHECK(all.min().template item<int64_t>() == all.max().template item<int64_t>());
+        CHECK(samples == lines.n);  // and none twice
+        weights = state.at("weight");
+    });
+    return weights;
+}
+
+/// The same by hand, in one process: in each step the ranks' gradients are averaged, and one that has no batch gives zero.
+torch::Tensor by_hand(int64_t ranks, Lines const& lines, int64_t batch_size, int64_t accumulation) {
+    auto weight = torch::full({1, 2}, 0.5), bias = torch::zeros({1});
+    weight.requires_grad_(), bias.requires_grad_();
+    auto const rounds = (lines.n + ranks * batch_size - 1) / (ranks * batch_size);
+    for (int64_t k = 0; k < rounds; ++k) {
+        for (int64_t r = 0; r < ranks; ++r) {
+            std::vector<torch::Tensor> xs, ys;
+            for (int64_t j = 0; j < batch_size; ++j)
+                if (auto const i = (k * ranks + r) * batch_size + j; i < lines.n) xs.push_back(lines[static_cast<size_t>(i)].x), ys.push_back(lines[static_cast<size_t>(i)].y);
+            if (xs.empty()) continue;
+            (torch::mse_loss(torch::nn::functional::linear(torch::stack(xs), weight, bias), torch::stack(ys)) / ranks / accumulation).backward();
+        }
+        if ((k + 1) % accumulation != 0 && k + 1 != rounds) continue;
+        torch::NoGradGuard no_grad;
+        for (auto& p : {weight, bias}) p.sub_(p.grad() * 0.01), p.grad().zero_();
+    }
+    return weight.detach();
+}
+}  // namespace
+
+TEST_CASE("ranks with different numbers of batches train together", "[join][shard][loops]") {
+    for (auto [ranks, n, batch_size, accumulation] : {std::array<int64_t, 4>{2, 5, 1, 1}, {2, 7, 2, 1}, {3, 7, 2, 1}, {3, 2, 1, 1}, {2, 9, 2, 2}}) {
+        INFO("ranks " << ranks << " n " << n << " batch_size " << batch_size << " accumulation " << accumulation);
+        auto const expected = by_hand(ranks, Lines{n}, batch_size, accumulation);
+        for (data::EvenBatches even : {data::EvenBatches(true), data::EvenBatches(false)}) {
+            data::options const o{.batch_size = batch_size, .even_batches = even};
+            CHECK(torch::allclose(joined_weights<acc::sharding::Ddp<>>(ranks, Lines{n}, o, accumulation), expected, 1e-5, 1e-5));
+            CHECK(torch::allclose(joined_weights<acc::sharding::Fsdp<>>(ranks, Lines{n}, o, accumulation), expected, 1e-5, 1e-5));
+        }
+    }
+    Threads::run(2, [](Threads const&) {
+        Run<Stateful> accelerator;
+        auto stream = accelerator.prepare(data::Loader{Opaque{4}, {.even_batches = false}});
+        auto const joined = accelerator.join_uneven_inputs();
+        CHECK(has(error_of([&] { stream.begin(); }), "E_CONFIG: accelerator.join_uneven_inputs: a stream's ranks cannot be joined"));
+    });
+}
+
 // ---- what goes wrong ------------------------------------------------------------------------------------------------------------
 
 namespace {

@@ -7,6 +7,7 @@
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/units.hpp>
 #include <accelerate/data/gather_for_metrics.hpp>
+#include <accelerate/data/join.hpp>
 #include <accelerate/data/policy.hpp>
 #include <accelerate/device/policy.hpp>
 #include <accelerate/module/construct.hpp>
@@ -115,6 +116,15 @@ public:
     template <class... Models>
     void trigger_sync_in_backward(Models const&... models) {
         (state_of(models).window().set_closed(true), ...);
+    }
+
+    /// While the returned scope is alive, ranks may have different numbers of batches (Python's `join_uneven_inputs` with
+    /// `even_batches=False`): loops that begin in it repeat no samples, and a rank that runs out goes on with stand-ins whose losses
+    /// count nothing, so that gradients are divided by all ranks and no collective misses one. For indexed data sets; see `data::Join`.
+    template <class... Models>
+    data::Join join_uneven_inputs(Models const&... models) {
+        (static_cast<void>(state_of(models)), ...);
+        return data::Join(training_->loops);
     }
 
     /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or

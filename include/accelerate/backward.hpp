@@ -59,6 +59,10 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
+    if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
+        loss = loss * 0;
+        if (weight) weight = 0;
+    }
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;

@@ -59,7 +59,8 @@ class DispatchedSource<Loader>::Run {
     using Round = DispatchedRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)) {
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;

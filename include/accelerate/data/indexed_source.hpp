@@ -68,11 +68,13 @@ private:
         else return std::type_identity<int64_t>();
     }())::type;
 
-    Shard shard(int64_t begin) const {
+    /// `joined`: as `Join` wants it, which does not repeat samples to fill up batches.
+    Shard shard(int64_t begin, bool joined = false) const {
         auto const& o = loader_.options();
-        return {positions(), o.batch_size, o.drop_last, o.even_batches, o.split_batches, rank_, size_, begin};
+        auto const even = joined && o.even_batches.rule == Pad ? EvenBatches(Ragged) : o.even_batches;
+        return {positions(), o.batch_size, o.drop_last, even, o.split_batches, rank_, size_, begin, joined && even.rule == Ragged && size_ > 1};
     }
-    auto plan(int64_t epoch, int64_t begin) const { return data::plan(loader_.order(), epoch, samples_, shard(begin)); }
+    auto plan(int64_t epoch, int64_t begin, bool joined = false) const { return data::plan(loader_.order(), epoch, samples_, shard(begin, joined)); }
 
     Loader loader_;
     int64_t rank_, size_;
@@ -84,7 +86,7 @@ private:
 template <class Loader>
 class IndexedSource<Loader>::Run {
 public:
-    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin) : job_(std::make_shared<Job>(std::move(source), epoch, begin)) {
+    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin, joined)) {
         auto const& o = job_->source->loader_.options();
         if (o.num_workers > 0)
             workers_ = std::make_unique<Workers<batch_type>>(
@@ -106,8 +108,8 @@ public:
 private:
     /// What the workers use; shared with them.
     struct Job {
-        Job(std::shared_ptr<IndexedSource> s, int64_t e, int64_t begin)
-            : source(std::move(s)), plan(source->plan(e, begin)), batches(plan.batches()), epoch(e), seed(source->loader_.seed()),
+        Job(std::shared_ptr<IndexedSource> s, int64_t e, int64_t begin, bool joined)
+            : source(std::move(s)), plan(source->plan(e, begin, joined)), batches(plan.batches()), epoch(e), seed(source->loader_.seed()),
               reading(static_cast<size_t>(source->loader_.options().num_workers)) {}
 
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }

@@ -23,16 +23,23 @@ public:
     int64_t length() const { return active() ? running_.back().length : 0; }
     int64_t valid() const { return active() ? running_.back().valid : 0; }
 
+    /// Loops that begin now run equally many bodies on every rank (see `Join`).
+    bool joined() const { return joined_; }
+    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// The innermost loop's batch on this rank only keeps it in step with the others.
+    bool at_stand_in() const { return active() && running_.back().stand_in; }
+
 private:
     struct Running {
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false;
+        bool last = false, stand_in = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
+    bool joined_ = false;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -52,9 +59,9 @@ public:
     }
 
     /// The loop is at another batch: of so many samples, so many of which are real.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder) {
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false) {
         auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last};
+        running = {running.id, remainder, length, valid, last, stand_in};
     }
 
 private:

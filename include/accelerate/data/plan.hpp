@@ -52,7 +52,7 @@ public:
 
     int64_t batches() const {
         auto const rest = left() % shard_.size;
-        return left() / shard_.size + (rest > 0 && !drops() && (shard_.even_batches.rule != Ragged || shard_.rank < rest));
+        return left() / shard_.size + (rest > 0 && !drops() && (shard_.even_batches.rule != Ragged || shard_.joined || shard_.rank < rest));
     }
     int64_t length(int64_t k) const { return starts_[at(reused(k) + 1)] - starts_[at(reused(k))]; }
     int64_t valid(int64_t k) const { return global(k) < count() ? length(k) : 0; }

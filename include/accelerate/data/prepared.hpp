@@ -118,10 +118,10 @@ private:
         using difference_type = std::ptrdiff_t;
         using iterator_concept = std::input_iterator_tag;
 
-        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps) {
+        explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps), joined_(core_->context.loops->joined()) {
             if (!std::exchange(core_->resume, false)) core_->consumed = 0;
             core_->statistics = {};
-            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed);
+            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
             next();
@@ -151,7 +151,7 @@ private:
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
             core_->consumed = delivery->consumed;
             core_->length = delivery->length, core_->valid = delivery->valid, core_->last = delivery->last, core_->remainder = run_->remainder();
-            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder);
+            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder, joined_ && core_->valid == 0);
             ++core_->statistics.batches;
             core_->statistics.samples += core_->valid;
         }
@@ -162,6 +162,7 @@ private:
 
         std::shared_ptr<Core> core_;
         int64_t epoch_, jumps_;
+        bool joined_;
         std::unique_ptr<typename Source::Run> run_;  // stays where it is when the iterator moves
         mutable std::optional<batch_type> batch_;
         std::optional<Loops::Entry> entry_;

@@ -18,6 +18,7 @@ struct Shard {
     bool split_batches = false;
     int64_t rank = 0, size = 1;
     int64_t begin = 0;
+    bool joined = false;  ///< `Ragged` ranks that have run out go on with stand-ins: their first batch, of which nothing is valid
 
     /// Error E_CONFIG when the batch size is not positive or cannot be split.
     void validate() const {
@@ -40,11 +41,12 @@ struct Shard {
     /// Batches of this rank.
     int64_t batches() const {
         auto const rest = remainder();
-        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || rank * local_batch_size() < rest));
+        return (samples - begin) / total_batch_size() + (rest > 0 && (fills_up() || joined || rank * local_batch_size() < rest));
     }
 
     /// Samples in this rank's batch k.
-    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : valid(k); }
+    int64_t batch_length(int64_t k) const { return fills_up() ? local_batch_size() : stands_in(k) ? std::min(samples, local_batch_size()) : valid(k); }
+    bool stands_in(int64_t k) const { return joined && !fills_up() && valid(k) == 0; }
     /// Those of them that are no repetitions; they come first.
     int64_t valid(int64_t k) const { return std::clamp<int64_t>(samples - begin - k * total_batch_size() - rank * local_batch_size(), 0, local_batch_size()); }
 
@@ -53,6 +55,7 @@ struct Shard {
     int64_t position(int64_t k, int64_t j) const {
         auto const p = begin + k * total_batch_size() + rank * local_batch_size() + j;
         if (p < samples) return p;
+        if (stands_in(k)) return j;
         return even_batches.rule == Mask ? samples - 1 : (p - samples) % std::min(samples, total_batch_size());
     }
 

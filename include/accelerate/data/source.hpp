@@ -18,7 +18,7 @@ struct SourceOf<Loader> {
 }  // namespace detail
 
 /// Where a prepared loader's batches come from when every rank reads for itself. A source knows the data set, the share of its rank and
-/// what stands in the state beside the position; its `Run(source, epoch, begin)` makes the batches of one epoch, one `next()` each.
+/// what stands in the state beside the position; its `Run(source, epoch, begin, joined)` makes the batches of one epoch, one `next()` each.
 template <class Loader>
 using source_of = typename detail::SourceOf<Loader>::type;
 

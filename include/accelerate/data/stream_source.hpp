@@ -84,7 +84,8 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
         auto const local = source_->local_batch_size(), rank = source_->rank_;
         auto const alone = source_->size_ == 1;
