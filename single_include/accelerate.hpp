@@ -1979,7 +1979,11 @@ class DispatchPlan {
 public:
     /// `each` is the plan of a rank's own share; rank 0's.
     DispatchPlan(Order const& order, int64_t e, int64_t n, Shard const& each)
-        : view_(order.epoch(e, n)), whole_{each.samples, each.total_batch_size(), each.drop_last, each.even_batches.rule == Drop ? Drop : Ragged, false, 0, 1, each.begin}, local_(each.local_batch_size()), size_(each.size),
+        : view_(order.epoch(e, n)),
+          whole_{.samples = each.samples, .batch_size = each.total_batch_size(), .drop_last = each.drop_last,
+                 .even_batches = each.even_batches.rule == Drop ? Drop : Ragged, .begin = each.begin},
+          local_(each.local_batch_size()),
+          size_(each.size),
           rule_(each.even_batches.rule) {}
 
     int64_t rounds() const { return whole_.batches(); }
@@ -2360,8 +2364,14 @@ template <class D>
 auto sample_of(D& d) {
     if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(read_sample(d, 0, std::declval<Random>()))>>();
     else if constexpr (OpaqueStream<D>) return std::type_identity<typename std::remove_cvref_t<decltype(d.next())>::value_type>();
-    else if constexpr (requires { d.open(int64_t{}, int64_t{}, int64_t{}); }) return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}, int64_t{}).next())>::value_type>();
-    else return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}).next())>::value_type>();
+    else {
+        auto const first = [](auto& s) {
+            constexpr int64_t k = 0;
+            if constexpr (requires { s.open(k, k, k); }) return s.open(k, k, k).next();
+            else return s.open(k, k).next();
+        };
+        return std::type_identity<typename decltype(first(d))::value_type>();
+    }
 }
 }  // namespace detail
 
@@ -2670,7 +2680,8 @@ public:
     using round_type = StreamRound<batch_type>;
 
     /// `at_beginning`: the stream stands at the epoch's beginning, else behind the samples that were given out before.
-    StreamSlices(Stream stream, Collation& collate, Slice slice, bool at_beginning, ReadBy by) : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
+    StreamSlices(Stream stream, Collation& collate, Slice slice, bool at_beginning, ReadBy by)
+        : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
         if (read_ < slice.consumed) skip(stream_, slice.consumed - read_);
@@ -2781,7 +2792,12 @@ public:
 
     /// `each`: a rank's own share, as `Shard` counts it. `loader` must outlive this.
     IndexedRounds(Loader& loader, int64_t epoch, int64_t samples, Shard const& each, int64_t threads)
-        : loader_(&loader), plan_(std::as_const(loader).order(), epoch, samples, each), epoch_(epoch), seed_(loader.seed()), size_(each.size), reading_(static_cast<size_t>(threads)) {}
+        : loader_(&loader),
+          plan_(std::as_const(loader).order(), epoch, samples, each),
+          epoch_(epoch),
+          seed_(loader.seed()),
+          size_(each.size),
+          reading_(static_cast<size_t>(threads)) {}
 
     int64_t remainder() const { return plan_.remainder(); }
     std::string reading(int64_t worker) { return concat("sample ", reading_[static_cast<size_t>(worker)].load(), by(worker).who()); }
@@ -2820,8 +2836,15 @@ public:
 
     /// `each`: a rank's own share, of which sizes and rule count; its `begin` samples were given out before.
     StreamRounds(Loader& loader, Stream stream, int64_t epoch, Shard const& each, EndRule rule, bool at_beginning)
-        : loader_(&loader), size_(each.size), local_(each.local_batch_size()), rule_(rule), consumed_(each.begin), reading_(each.begin), by_{loader.seed(), epoch, 0, 0, &reading_},
-          slices_(std::forward<Stream>(stream), listed_, Slice{total(), 0, total(), rule == Drop ? Drop : Ragged, each.begin, rule == Pad ? size_ : 0}, at_beginning, by_) {}
+        : loader_(&loader),
+          size_(each.size),
+          local_(each.local_batch_size()),
+          rule_(rule),
+          consumed_(each.begin),
+          reading_(each.begin),
+          by_{loader.seed(), epoch, 0, 0, &reading_},
+          slices_(std::forward<Stream>(stream), listed_, Slice{total(), 0, total(), rule == Drop ? Drop : Ragged, each.begin, rule == Pad ? size_ : 0}, at_beginning,
+                  by_) {}
 
     int64_t remainder() const { return 0; }
     std::string reading(int64_t) const { return concat("sample ", reading_.load(), " of the stream", by_.who()); }
@@ -3237,9 +3260,11 @@ public:
     class Run;
 
     /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
-    IndexedSource(Loader loader, Context const& context)
+    IndexedSource(Loader loader, Context const& context) : IndexedSource(std::move(loader), context, {}) {}
+    /// Of a data set that another rank reads, which has so many samples.
+    IndexedSource(Loader loader, Context const& context, std::optional<int64_t> samples)
         : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()),
-          samples_(static_cast<int64_t>(loader_.dataset().size())) {
+          samples_(samples ? *samples : static_cast<int64_t>(loader_.dataset().size())) {
         check(samples_ > 0, code::data, "prepare: the data set of a Loader is empty (its size() is 0); is the path or the filter right?");
         shard(0).validate();
         check(!batch_sampler<typename Loader::order_type> || !loader_.options().split_batches, code::config,
@@ -3249,6 +3274,7 @@ public:
     Loader& loader() { return loader_; }
     int64_t batches(int64_t epoch) const { return plan(epoch, 0).batches(); }
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
+    int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
     int64_t position_after(int64_t n, int64_t epoch) const {
         auto const whole = plan(epoch, 0);
@@ -3370,7 +3396,11 @@ public:
     class Run;
 
     StreamSource(Loader loader, Context const& context)
-        : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()), exchange_(context.channel.exchange) {
+        : loader_(std::move(loader)),
+          rank_(context.rank),
+          size_(context.size),
+          pins_(loader_.options().pin_memory && !context.device.is_cpu()),
+          exchange_(context.channel.exchange) {
         auto const& o = loader_.options();
         check(!o.split_batches || o.batch_size % size_ == 0, code::config, "data::Loader: with split_batches the batch_size (", o.batch_size,
               ") must be a multiple of the number of ranks (", size_, ")");
@@ -3392,7 +3422,8 @@ public:
             auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
             for (auto o : offsets) sum += o;
-            check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum, ", consumed are ", consumed);
+            check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
+                  ", consumed are ", consumed);
             offsets_ = std::move(offsets);
         }
     }
@@ -3408,7 +3439,8 @@ public:
     void restart(int64_t epoch) {
         if constexpr (requires(Dataset& d) { d.start(epoch); }) loader_.dataset().start(epoch);
         else
-            check(!std::exchange(started_, true), code::data, "data::Loader: this stream can be read once, and was; give it a member start(int64_t epoch) that begins again, or make the loader anew");
+            check(!std::exchange(started_, true), code::data,
+                  "data::Loader: this stream can be read once, and was; give it a member start(int64_t epoch) that begins again, or make the loader anew");
     }
 
 private:
@@ -3428,8 +3460,10 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
-        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined)
+        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
+              "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
         auto const local = source_->local_batch_size(), rank = source_->rank_;
         auto const alone = source_->size_ == 1;
@@ -3441,8 +3475,10 @@ public:
         if constexpr (shardable) {
             auto const& offsets = source_->offsets(begin);
             own_part_ = static_cast<int64_t>(offsets.size()) == source_->size_ && !alone;
-            if (own_part_) read_from(open_part(dataset, rank, source_->size_, epoch), {local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0}, true, by);
-            else read_from(MergedParts<Dataset>(dataset, offsets, epoch), mine, false, by);
+            if (own_part_) {
+                Slice const own{local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0};
+                read_from(open_part(dataset, rank, source_->size_, epoch), own, true, by);
+            } else read_from(MergedParts<Dataset>(dataset, offsets, epoch), mine, false, by);
         } else {
             source_->restart(epoch);
             read_from<Dataset&>(dataset, mine, true, by);
@@ -3515,14 +3551,16 @@ private:
             auto const read = [&](size_t of) { return word(of, 0) + word(of, 1); };
             if (read(r) < read(shortest)) shortest = r;
             if (read(r) > read(longest)) longest = r;
-            check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r, " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
+            check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r,
+                  " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
             all.given += word(r, 0);
             all.offsets.push_back(word(r, 2));
             least = std::min(least, word(r, 0)), most = std::max(most, word(r, 0));
             least_next = std::min(least_next, word(r, 1)), most_next = std::max(most_next, word(r, 1));
         }
         if (!own_part_) {
-            check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ", consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
+            check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ",
+                  consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
                   ", later on rank ", longest, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
             return {given, !now, !ahead, {}};
         }
@@ -3581,11 +3619,18 @@ class DispatchedSource {
 
 public:
     using batch_type = batch_of<Loader>;
-    static_assert(std::default_initializable<batch_type>, "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
+    static_assert(std::default_initializable<batch_type>,
+                  "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
     class Run;
 
-    DispatchedSource(Loader loader, Context const& context) : rank_(context.rank), size_(context.size), pins_(loader.options().pin_memory && !context.device.is_cpu()), channel_(context.channel), each_(loader.options()), whole_(for_all(std::move(loader)), Context{0, 1, context.device}) {
-        check(size_ == 1 || channel_, code::config, "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
+    /// Collective. Only rank 0's data set is looked at.
+    DispatchedSource(Loader loader, Context const& context)
+        : rank_(context.rank),
+          size_(context.size),
+          pins_(loader.options().pin_memory && !context.device.is_cpu()),
+          channel_(context.channel),
+          each_(loader.options()),
+          whole_(whole(std::move(loader), context)) {
         Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
     }
 
@@ -3601,14 +3646,24 @@ public:
     void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
 
 private:
-    /// The loader as rank 0 sees it: its batches are those of all ranks together.
-    Loader for_all(Loader loader) const {
+    /// What rank 0 reads: its batches are those of all ranks together.
+    source_of<Loader> whole(Loader loader, Context const& context) const {
+        check(size_ == 1 || channel_, code::config,
+              "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
         auto o = loader.options();
         if (!o.split_batches) o.batch_size *= size_;
         o.split_batches = false;
         o.even_batches = o.even_batches.rule == Drop ? Drop : Ragged;
         loader.set_options(o);
-        return loader;
+        Context const alone{0, 1, context.device};
+        if constexpr (indexed) {
+            auto samples = rank_ == 0 ? static_cast<int64_t>(loader.dataset().size()) : 0;
+            if (size_ > 1) {
+                auto const said = channel_.exchange({reinterpret_cast<char const*>(&samples), sizeof samples});
+                std::memcpy(&samples, said[0].data(), sizeof samples);
+            }
+            return {std::move(loader), alone, samples};
+        } else return {std::move(loader), alone};
     }
     EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
 
@@ -3626,18 +3681,20 @@ class DispatchedSource<Loader>::Run {
 
 public:
     Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
-        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
+              "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;
         Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
         if constexpr (indexed) {
-            auto const samples = static_cast<int64_t>(loader.dataset().size()), threads = std::max<int64_t>(1, o.num_workers);
+            auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
             each.samples = source_->whole_.positions();
             start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
         } else if constexpr (ShardableStream<Dataset>) {
             using Stream = MergedParts<Dataset>;
-            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, Stream(loader.dataset(), source_->whole_.offsets(begin), epoch), epoch, each, source_->rule(), false), 1);
+            Stream parts(loader.dataset(), source_->whole_.offsets(begin), epoch);
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, each, source_->rule(), false), 1);
         } else {
             source_->whole_.restart(epoch);
             start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
@@ -3666,7 +3723,8 @@ private:
         try {
             round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
         } catch (Error const& e) {
-            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            auto const news = Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed;
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, news, r);
             throw;
         }
         for (int64_t r = 1; r < source_->size_; ++r) {
@@ -3705,7 +3763,8 @@ private:
     template <class Rounds>
     void start(std::shared_ptr<Rounds> rounds, int64_t threads) {
         remainder_ = rounds->remainder();
-        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); }, [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
+        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); },
+                                                    [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
                                                     threads * source_->each_.prefetch_factor);
     }
 
@@ -12190,7 +12249,10 @@ public:
 
     /// Collective over `world`. Error E_CONFIG unless there are producers, and no fewer of them than trainers.
     Coupling(Comm world, coupling_options o)
-        : o_(check_options(world, o)), rank_(world.rank()), trainers_here_(world.size() - o.producers), own_(world.split(is_producer() ? 0 : 1, rank_)) {
+        : o_(check_options(world, o)),
+          rank_(world.rank()),
+          trainers_here_(world.size() - o.producers),
+          own_(world.split(is_producer() ? 0 : 1, rank_)) {
         auto const stream = world.duplicate();  // read by a loader's worker, perhaps, while predictions are sent
         samples_ = channel_over(stream, at::kCPU, 0), credits_ = channel_over(stream, at::kCPU, 1), answers_ = channel_over(world.duplicate());
     }
@@ -12312,7 +12374,8 @@ private:
             int64_t number = 0;
             receive_packed(coupling_->samples_, from.rank, [&](Unpacker& unpack) {
                 unpack(kind)(number);
-                check(number == from.received, code::data, "data::Coupling: rank ", from.rank, kind == Kind::End ? " has published " : " sends sample ", number, "; ", from.received, " have arrived");
+                check(number == from.received, code::data, "data::Coupling: rank ", from.rank, kind == Kind::End ? " has published " : " sends sample ", number, "; ",
+                      from.received, " have arrived");
                 if (kind == Kind::End) return;
                 unpack(held.sample);
                 held.bytes = unpack.bytes();
@@ -13145,9 +13208,11 @@ struct Weighted {
             std::vector<double> sums(weights.size());
             std::partial_sum(weights.begin(), weights.end(), sums.begin());
             auto const last = std::lower_bound(sums.begin(), sums.end(), sums.back()) - sums.begin();  // the last with a weight
-            for (int64_t p = 0; p < wanted; ++p) out.push_back(std::min(last, std::upper_bound(sums.begin(), sums.end(), uniform(p) * sums.back()) - sums.begin()));
+            for (int64_t p = 0; p < wanted; ++p)
+                out.push_back(std::min(last, std::upper_bound(sums.begin(), sums.end(), uniform(p) * sums.back()) - sums.begin()));
         } else {
-            check(wanted <= positive, code::config, "data::order::Weighted: ", wanted, " samples cannot be drawn without replacement from ", positive, " with a positive weight; draw fewer (num_samples) or set replacement");
+            check(wanted <= positive, code::config, "data::order::Weighted: ", wanted, " samples cannot be drawn without replacement from ", positive,
+                  " with a positive weight; draw fewer (num_samples) or set replacement");
             std::vector<double> keys(weights.size());
             for (size_t i = 0; i < keys.size(); ++i) keys[i] = weights[i] > 0 ? std::log(uniform(static_cast<int64_t>(i))) / weights[i] : -std::numeric_limits<double>::infinity();
             out.resize(weights.size());
@@ -13199,7 +13264,8 @@ inline std::vector<int64_t> ragged_lengths(std::vector<at::Tensor> const& items,
     for (size_t i = 0; i < items.size(); ++i) {
         auto const& t = items[i];
         check(t.defined() && t.dim() > 0, code::data, who, ": item ", i, " of the batch is no sequence; it needs a dimension 0");
-        check(t.sizes().slice(1) == items[0].sizes().slice(1) && t.scalar_type() == items[0].scalar_type(), code::data, who, ": item ", i, " of the batch has shape ", t.sizes(), " and dtype ", t.scalar_type(),
+        check(t.sizes().slice(1) == items[0].sizes().slice(1) && t.scalar_type() == items[0].scalar_type(), code::data, who, ": item ", i,
+              " of the batch has shape ", t.sizes(), " and dtype ", t.scalar_type(),
               ", item 0 has ", items[0].sizes(), " and ", items[0].scalar_type(), "; all but dimension 0 must agree");
         lengths.push_back(t.size(0));
     }

@@ -125,6 +125,21 @@ TEST_CASE("rank 0 reads for all: Python's DataLoaderDispatcher", "[dispatched_so
     CHECK(batches<Dispatched>(3, Indexed{13}, {.batch_size = 4, .even_batches = false}) == V{"0,1,2,3;12", "4,5,6,7", "8,9,10,11"});
 }
 
+TEST_CASE("with dispatch only rank 0 sees the data", "[dispatched_source]") {
+    std::atomic<int64_t> samples = 0;
+    Threads::run(3, [&](Threads const& comm) {
+        Run<Dispatched> accelerator;
+        auto loader = accelerator.prepare(data::Loader{Indexed{comm.rank() == 0 ? 10 : 0}, {.batch_size = 2}});
+        CHECK((loader.size() == 2 && loader.state_dict().values["size"] == 10));
+        for ([[maybe_unused]] auto& batch : loader) samples += loader.valid();
+    });
+    CHECK(samples == 10);
+    Threads::run(2, [&](Threads const&) {
+        Run<Dispatched> accelerator;
+        CHECK(has(error_of([&] { accelerator.prepare(data::Loader{Indexed{0}}); }), "E_DATA: prepare: the data set of a Loader is empty"));
+    });
+}
+
 namespace {
 struct Item {
     torch::Tensor image;

@@ -33,7 +33,10 @@ public:
 
     /// Collective over `world`. Error E_CONFIG unless there are producers, and no fewer of them than trainers.
     Coupling(Comm world, coupling_options o)
-        : o_(check_options(world, o)), rank_(world.rank()), trainers_here_(world.size() - o.producers), own_(world.split(is_producer() ? 0 : 1, rank_)) {
+        : o_(check_options(world, o)),
+          rank_(world.rank()),
+          trainers_here_(world.size() - o.producers),
+          own_(world.split(is_producer() ? 0 : 1, rank_)) {
         auto const stream = world.duplicate();  // read by a loader's worker, perhaps, while predictions are sent
         samples_ = channel_over(stream, at::kCPU, 0), credits_ = channel_over(stream, at::kCPU, 1), answers_ = channel_over(world.duplicate());
     }
@@ -155,7 +158,8 @@ private:
             int64_t number = 0;
             receive_packed(coupling_->samples_, from.rank, [&](Unpacker& unpack) {
                 unpack(kind)(number);
-                check(number == from.received, code::data, "data::Coupling: rank ", from.rank, kind == Kind::End ? " has published " : " sends sample ", number, "; ", from.received, " have arrived");
+                check(number == from.received, code::data, "data::Coupling: rank ", from.rank, kind == Kind::End ? " has published " : " sends sample ", number, "; ",
+                      from.received, " have arrived");
                 if (kind == Kind::End) return;
                 unpack(held.sample);
                 held.bytes = unpack.bytes();

@@ -76,8 +76,14 @@ template <class D>
 auto sample_of(D& d) {
     if constexpr (IndexedDataset<D>) return std::type_identity<std::remove_cvref_t<decltype(read_sample(d, 0, std::declval<Random>()))>>();
     else if constexpr (OpaqueStream<D>) return std::type_identity<typename std::remove_cvref_t<decltype(d.next())>::value_type>();
-    else if constexpr (requires { d.open(int64_t{}, int64_t{}, int64_t{}); }) return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}, int64_t{}).next())>::value_type>();
-    else return std::type_identity<typename std::remove_cvref_t<decltype(d.open(int64_t{}, int64_t{}).next())>::value_type>();
+    else {
+        auto const first = [](auto& s) {
+            constexpr int64_t k = 0;
+            if constexpr (requires { s.open(k, k, k); }) return s.open(k, k, k).next();
+            else return s.open(k, k).next();
+        };
+        return std::type_identity<typename decltype(first(d))::value_type>();
+    }
 }
 }  // namespace detail
 

@@ -17,7 +17,11 @@ class DispatchPlan {
 public:
     /// `each` is the plan of a rank's own share; rank 0's.
     DispatchPlan(Order const& order, int64_t e, int64_t n, Shard const& each)
-        : view_(order.epoch(e, n)), whole_{each.samples, each.total_batch_size(), each.drop_last, each.even_batches.rule == Drop ? Drop : Ragged, false, 0, 1, each.begin}, local_(each.local_batch_size()), size_(each.size),
+        : view_(order.epoch(e, n)),
+          whole_{.samples = each.samples, .batch_size = each.total_batch_size(), .drop_last = each.drop_last,
+                 .even_batches = each.even_batches.rule == Drop ? Drop : Ragged, .begin = each.begin},
+          local_(each.local_batch_size()),
+          size_(each.size),
           rule_(each.even_batches.rule) {}
 
     int64_t rounds() const { return whole_.batches(); }

@@ -33,7 +33,12 @@ public:
 
     /// `each`: a rank's own share, as `Shard` counts it. `loader` must outlive this.
     IndexedRounds(Loader& loader, int64_t epoch, int64_t samples, Shard const& each, int64_t threads)
-        : loader_(&loader), plan_(std::as_const(loader).order(), epoch, samples, each), epoch_(epoch), seed_(loader.seed()), size_(each.size), reading_(static_cast<size_t>(threads)) {}
+        : loader_(&loader),
+          plan_(std::as_const(loader).order(), epoch, samples, each),
+          epoch_(epoch),
+          seed_(loader.seed()),
+          size_(each.size),
+          reading_(static_cast<size_t>(threads)) {}
 
     int64_t remainder() const { return plan_.remainder(); }
     std::string reading(int64_t worker) { return concat("sample ", reading_[static_cast<size_t>(worker)].load(), by(worker).who()); }
@@ -72,8 +77,15 @@ public:
 
     /// `each`: a rank's own share, of which sizes and rule count; its `begin` samples were given out before.
     StreamRounds(Loader& loader, Stream stream, int64_t epoch, Shard const& each, EndRule rule, bool at_beginning)
-        : loader_(&loader), size_(each.size), local_(each.local_batch_size()), rule_(rule), consumed_(each.begin), reading_(each.begin), by_{loader.seed(), epoch, 0, 0, &reading_},
-          slices_(std::forward<Stream>(stream), listed_, Slice{total(), 0, total(), rule == Drop ? Drop : Ragged, each.begin, rule == Pad ? size_ : 0}, at_beginning, by_) {}
+        : loader_(&loader),
+          size_(each.size),
+          local_(each.local_batch_size()),
+          rule_(rule),
+          consumed_(each.begin),
+          reading_(each.begin),
+          by_{loader.seed(), epoch, 0, 0, &reading_},
+          slices_(std::forward<Stream>(stream), listed_, Slice{total(), 0, total(), rule == Drop ? Drop : Ragged, each.begin, rule == Pad ? size_ : 0}, at_beginning,
+                  by_) {}
 
     int64_t remainder() const { return 0; }
     std::string reading(int64_t) const { return concat("sample ", reading_.load(), " of the stream", by_.who()); }

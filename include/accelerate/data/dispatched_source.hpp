@@ -15,11 +15,18 @@ class DispatchedSource {
 
 public:
     using batch_type = batch_of<Loader>;
-    static_assert(std::default_initializable<batch_type>, "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
+    static_assert(std::default_initializable<batch_type>,
+                  "loader::Dispatched: a batch must be default-constructible, so that ranks can receive it; collate into a plain struct, tuple or map of tensors");
     class Run;
 
-    DispatchedSource(Loader loader, Context const& context) : rank_(context.rank), size_(context.size), pins_(loader.options().pin_memory && !context.device.is_cpu()), channel_(context.channel), each_(loader.options()), whole_(for_all(std::move(loader)), Context{0, 1, context.device}) {
-        check(size_ == 1 || channel_, code::config, "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
+    /// Collective. Only rank 0's data set is looked at.
+    DispatchedSource(Loader loader, Context const& context)
+        : rank_(context.rank),
+          size_(context.size),
+          pins_(loader.options().pin_memory && !context.device.is_cpu()),
+          channel_(context.channel),
+          each_(loader.options()),
+          whole_(whole(std::move(loader), context)) {
         Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
     }
 
@@ -35,14 +42,24 @@ public:
     void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
 
 private:
-    /// The loader as rank 0 sees it: its batches are those of all ranks together.
-    Loader for_all(Loader loader) const {
+    /// What rank 0 reads: its batches are those of all ranks together.
+    source_of<Loader> whole(Loader loader, Context const& context) const {
+        check(size_ == 1 || channel_, code::config,
+              "data::Loader: loader::Dispatched over several ranks needs a data::Context with a channel; accelerator.prepare gives it one");
         auto o = loader.options();
         if (!o.split_batches) o.batch_size *= size_;
         o.split_batches = false;
         o.even_batches = o.even_batches.rule == Drop ? Drop : Ragged;
         loader.set_options(o);
-        return loader;
+        Context const alone{0, 1, context.device};
+        if constexpr (indexed) {
+            auto samples = rank_ == 0 ? static_cast<int64_t>(loader.dataset().size()) : 0;
+            if (size_ > 1) {
+                auto const said = channel_.exchange({reinterpret_cast<char const*>(&samples), sizeof samples});
+                std::memcpy(&samples, said[0].data(), sizeof samples);
+            }
+            return {std::move(loader), alone, samples};
+        } else return {std::move(loader), alone};
     }
     EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
 
@@ -60,18 +77,20 @@ class DispatchedSource<Loader>::Run {
 
 public:
     Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
-        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
+              "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;
         Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
         if constexpr (indexed) {
-            auto const samples = static_cast<int64_t>(loader.dataset().size()), threads = std::max<int64_t>(1, o.num_workers);
+            auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
             each.samples = source_->whole_.positions();
             start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
         } else if constexpr (ShardableStream<Dataset>) {
             using Stream = MergedParts<Dataset>;
-            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, Stream(loader.dataset(), source_->whole_.offsets(begin), epoch), epoch, each, source_->rule(), false), 1);
+            Stream parts(loader.dataset(), source_->whole_.offsets(begin), epoch);
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, each, source_->rule(), false), 1);
         } else {
             source_->whole_.restart(epoch);
             start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
@@ -100,7 +119,8 @@ private:
         try {
             round = workers_->take(std::chrono::duration<double>(source_->each_.timeout_s));
         } catch (Error const& e) {
-            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed, r);
+            auto const news = Packer()(std::string(e.code().name))(int64_t{e.code().exit})(std::string(e.what())).packed;
+            for (int64_t r = 1; r < source_->size_; ++r) send_packed(source_->channel_, news, r);
             throw;
         }
         for (int64_t r = 1; r < source_->size_; ++r) {
@@ -139,7 +159,8 @@ private:
     template <class Rounds>
     void start(std::shared_ptr<Rounds> rounds, int64_t threads) {
         remainder_ = rounds->remainder();
-        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); }, [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
+        workers_ = std::make_unique<Workers<Round>>([rounds, s = source_](int64_t k, int64_t worker) { return rounds->make(k, worker); },
+                                                    [rounds](int64_t worker) { return rounds->reading(worker); }, threads,
                                                     threads * source_->each_.prefetch_factor);
     }
 

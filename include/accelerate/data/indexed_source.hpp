@@ -19,9 +19,11 @@ public:
     class Run;
 
     /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
-    IndexedSource(Loader loader, Context const& context)
+    IndexedSource(Loader loader, Context const& context) : IndexedSource(std::move(loader), context, {}) {}
+    /// Of a data set that another rank reads, which has so many samples.
+    IndexedSource(Loader loader, Context const& context, std::optional<int64_t> samples)
         : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()),
-          samples_(static_cast<int64_t>(loader_.dataset().size())) {
+          samples_(samples ? *samples : static_cast<int64_t>(loader_.dataset().size())) {
         check(samples_ > 0, code::data, "prepare: the data set of a Loader is empty (its size() is 0); is the path or the filter right?");
         shard(0).validate();
         check(!batch_sampler<typename Loader::order_type> || !loader_.options().split_batches, code::config,
@@ -31,6 +33,7 @@ public:
     Loader& loader() { return loader_; }
     int64_t batches(int64_t epoch) const { return plan(epoch, 0).batches(); }
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
+    int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
     int64_t position_after(int64_t n, int64_t epoch) const {
         auto const whole = plan(epoch, 0);

@@ -63,9 +63,11 @@ struct Weighted {
             std::vector<double> sums(weights.size());
             std::partial_sum(weights.begin(), weights.end(), sums.begin());
             auto const last = std::lower_bound(sums.begin(), sums.end(), sums.back()) - sums.begin();  // the last with a weight
-            for (int64_t p = 0; p < wanted; ++p) out.push_back(std::min(last, std::upper_bound(sums.begin(), sums.end(), uniform(p) * sums.back()) - sums.begin()));
+            for (int64_t p = 0; p < wanted; ++p)
+                out.push_back(std::min(last, std::upper_bound(sums.begin(), sums.end(), uniform(p) * sums.back()) - sums.begin()));
         } else {
-            check(wanted <= positive, code::config, "data::order::Weighted: ", wanted, " samples cannot be drawn without replacement from ", positive, " with a positive weight; draw fewer (num_samples) or set replacement");
+            check(wanted <= positive, code::config, "data::order::Weighted: ", wanted, " samples cannot be drawn without replacement from ", positive,
+                  " with a positive weight; draw fewer (num_samples) or set replacement");
             std::vector<double> keys(weights.size());
             for (size_t i = 0; i < keys.size(); ++i) keys[i] = weights[i] > 0 ? std::log(uniform(static_cast<int64_t>(i))) / weights[i] : -std::numeric_limits<double>::infinity();
             out.resize(weights.size());

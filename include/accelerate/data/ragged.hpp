@@ -19,7 +19,8 @@ inline std::vector<int64_t> ragged_lengths(std::vector<at::Tensor> const& items,
     for (size_t i = 0; i < items.size(); ++i) {
         auto const& t = items[i];
         check(t.defined() && t.dim() > 0, code::data, who, ": item ", i, " of the batch is no sequence; it needs a dimension 0");
-        check(t.sizes().slice(1) == items[0].sizes().slice(1) && t.scalar_type() == items[0].scalar_type(), code::data, who, ": item ", i, " of the batch has shape ", t.sizes(), " and dtype ", t.scalar_type(),
+        check(t.sizes().slice(1) == items[0].sizes().slice(1) && t.scalar_type() == items[0].scalar_type(), code::data, who, ": item ", i,
+              " of the batch has shape ", t.sizes(), " and dtype ", t.scalar_type(),
               ", item 0 has ", items[0].sizes(), " and ", items[0].scalar_type(), "; all but dimension 0 must agree");
         lengths.push_back(t.size(0));
     }

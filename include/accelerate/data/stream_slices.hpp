@@ -37,7 +37,8 @@ public:
     using round_type = StreamRound<batch_type>;
 
     /// `at_beginning`: the stream stands at the epoch's beginning, else behind the samples that were given out before.
-    StreamSlices(Stream stream, Collation& collate, Slice slice, bool at_beginning, ReadBy by) : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
+    StreamSlices(Stream stream, Collation& collate, Slice slice, bool at_beginning, ReadBy by)
+        : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
         if (read_ < slice.consumed) skip(stream_, slice.consumed - read_);

@@ -26,7 +26,11 @@ public:
     class Run;
 
     StreamSource(Loader loader, Context const& context)
-        : loader_(std::move(loader)), rank_(context.rank), size_(context.size), pins_(loader_.options().pin_memory && !context.device.is_cpu()), exchange_(context.channel.exchange) {
+        : loader_(std::move(loader)),
+          rank_(context.rank),
+          size_(context.size),
+          pins_(loader_.options().pin_memory && !context.device.is_cpu()),
+          exchange_(context.channel.exchange) {
         auto const& o = loader_.options();
         check(!o.split_batches || o.batch_size % size_ == 0, code::config, "data::Loader: with split_batches the batch_size (", o.batch_size,
               ") must be a multiple of the number of ranks (", size_, ")");
@@ -48,7 +52,8 @@ public:
             auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
             for (auto o : offsets) sum += o;
-            check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum, ", consumed are ", consumed);
+            check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
+                  ", consumed are ", consumed);
             offsets_ = std::move(offsets);
         }
     }
@@ -64,7 +69,8 @@ public:
     void restart(int64_t epoch) {
         if constexpr (requires(Dataset& d) { d.start(epoch); }) loader_.dataset().start(epoch);
         else
-            check(!std::exchange(started_, true), code::data, "data::Loader: this stream can be read once, and was; give it a member start(int64_t epoch) that begins again, or make the loader anew");
+            check(!std::exchange(started_, true), code::data,
+                  "data::Loader: this stream can be read once, and was; give it a member start(int64_t epoch) that begins again, or make the loader anew");
     }
 
 private:
@@ -84,8 +90,10 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
-        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config, "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined)
+        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+        check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
+              "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
         auto const local = source_->local_batch_size(), rank = source_->rank_;
         auto const alone = source_->size_ == 1;
@@ -97,8 +105,10 @@ public:
         if constexpr (shardable) {
             auto const& offsets = source_->offsets(begin);
             own_part_ = static_cast<int64_t>(offsets.size()) == source_->size_ && !alone;
-            if (own_part_) read_from(open_part(dataset, rank, source_->size_, epoch), {local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0}, true, by);
-            else read_from(MergedParts<Dataset>(dataset, offsets, epoch), mine, false, by);
+            if (own_part_) {
+                Slice const own{local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0};
+                read_from(open_part(dataset, rank, source_->size_, epoch), own, true, by);
+            } else read_from(MergedParts<Dataset>(dataset, offsets, epoch), mine, false, by);
         } else {
             source_->restart(epoch);
             read_from<Dataset&>(dataset, mine, true, by);
@@ -171,14 +181,16 @@ private:
             auto const read = [&](size_t of) { return word(of, 0) + word(of, 1); };
             if (read(r) < read(shortest)) shortest = r;
             if (read(r) > read(longest)) longest = r;
-            check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r, " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
+            check(word(r, 3) == 0, code::data, "data::Loader: part ", r, " of ", heard.size(), " of the stream is empty, so that rank ", r,
+                  " has nothing to fill its batches up with; use fewer ranks, or even_batches = Drop");
             all.given += word(r, 0);
             all.offsets.push_back(word(r, 2));
             least = std::min(least, word(r, 0)), most = std::max(most, word(r, 0));
             least_next = std::min(least_next, word(r, 1)), most_next = std::max(most_next, word(r, 1));
         }
         if (!own_part_) {
-            check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ", consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
+            check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ",
+                  consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
                   ", later on rank ", longest, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
             return {given, !now, !ahead, {}};
         }
