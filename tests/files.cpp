@@ -68,7 +68,7 @@ torch::Tensor bytes_as(std::string const& bytes, at::IntArrayRef shape) {
 
 // ---- CSV ----------------------------------------------------------------------------------------------------------------------
 
-TEST_CASE("the rows of a CSV file are tensors", "[csv]") {
+TEST_CASE("the rows of a CSV file are tensors", "[csv][csv_fields]") {
     Folder const folder;
     static_assert(data::BatchingDataset<data::Csv> && std::is_same_v<data::sample_t<data::Csv>, torch::Tensor>);
     using Names = std::vector<std::string>;
@@ -174,7 +174,7 @@ std::string bmp(uint32_t height, uint32_t width, std::string const& rgb) {
 
 }  // namespace
 
-TEST_CASE("a folder of images: classes by name, files by name, pixels as they are", "[image_folder]") {
+TEST_CASE("a folder of images: classes by name, files by name, pixels as they are", "[image_folder][decode_image][stb_image]") {
     Folder const folder;
     static_assert(data::IndexedDataset<data::ImageFolder> && std::is_same_v<data::detail::batch_t<data::sample_t<data::ImageFolder>>, data::LabelledImage::batch>);
     auto const pixels = [](uint32_t seed) { return noise(5 * 7 * 3, seed); };
@@ -287,7 +287,7 @@ std::string idx_labels(uint32_t n, std::string const& labels) { return big_endia
 
 }  // namespace
 
-TEST_CASE("MNIST's files are images and labels", "[mnist]") {
+TEST_CASE("MNIST's files are images and labels", "[mnist][labelled_image]") {
     Folder const folder;
     std::vector<std::string> pixels;
     std::string all;
