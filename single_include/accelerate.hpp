@@ -2439,7 +2439,7 @@ auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indice
         samples.reserve(indices.size());
         for (size_t j = 0; j < indices.size(); ++j) {
             tell(indices[j]);
-            detail::with_context([&] { samples.push_back(read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
+            detail::with_context([&] { samples.push_back(data::read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
                                  [&] { return concat("data::Loader: reading sample ", indices[j], by.who()); });
         }
         return detail::with_context([&] { return collate(std::move(samples)); }, together("collating"));
@@ -2616,7 +2616,7 @@ public:
         auto const n = static_cast<int64_t>(offsets_.size());
         for (int64_t k = 0; k < n; ++k) {
             parts_.push_back(open_part(stream, k, n, epoch));
-            skip(parts_.back(), offsets_[static_cast<size_t>(k)]);
+            data::skip(parts_.back(), offsets_[static_cast<size_t>(k)]);
         }
     }
 
@@ -2684,7 +2684,7 @@ public:
         : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
-        if (read_ < slice.consumed) skip(stream_, slice.consumed - read_);
+        if (read_ < slice.consumed) data::skip(stream_, slice.consumed - read_);
         read_ = slice.consumed;
     }
 
@@ -2809,7 +2809,7 @@ public:
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
             share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r);
-            if (!indices.empty()) share.batch = fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
+            if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;
     }
@@ -3359,7 +3359,7 @@ private:
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
         int64_t length(int64_t k) const { return plan.length(k); }
         batch_type make(int64_t k, int64_t worker) {
-            auto batch = fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
+            auto batch = data::fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
             if (source->pins_) data::pin(batch);
             return batch;
         }
@@ -3524,7 +3524,7 @@ private:
         auto slices = std::make_shared<StreamSlices<Stream, Collation>>(std::forward<Stream>(stream), source_->loader_.collation(), slice, at_beginning, by);
         read_ = [slices, pins = source_->pins_] {
             auto round = slices->next();
-            if (pins && round && round->batch) pin(*round->batch);
+            if (pins && round && round->batch) data::pin(*round->batch);
             return round;
         };
         fill_ = [slices, fills = slice.fills()] { return fills ? std::optional(slices->filler()) : std::nullopt; };
@@ -3711,7 +3711,7 @@ public:
             last_ = round->last, remainder_ = round->remainder;
             if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
             auto& mine = round->shares.front();
-            if (mine.batch && source_->pins_) pin(*mine.batch);
+            if (mine.batch && source_->pins_) data::pin(*mine.batch);
             if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
         }
     }

@@ -50,7 +50,7 @@ public:
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
             share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r);
-            if (!indices.empty()) share.batch = fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
+            if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;
     }

@@ -107,7 +107,7 @@ public:
             last_ = round->last, remainder_ = round->remainder;
             if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
             auto& mine = round->shares.front();
-            if (mine.batch && source_->pins_) pin(*mine.batch);
+            if (mine.batch && source_->pins_) data::pin(*mine.batch);
             if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
         }
     }

@@ -65,7 +65,7 @@ auto fetch(Dataset& dataset, Collation& collate, std::span<int64_t const> indice
         samples.reserve(indices.size());
         for (size_t j = 0; j < indices.size(); ++j) {
             tell(indices[j]);
-            detail::with_context([&] { samples.push_back(read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
+            detail::with_context([&] { samples.push_back(data::read_sample(dataset, static_cast<size_t>(indices[j]), Random(by.seed, by.epoch, position(static_cast<int64_t>(j))))); },
                                  [&] { return concat("data::Loader: reading sample ", indices[j], by.who()); });
         }
         return detail::with_context([&] { return collate(std::move(samples)); }, together("collating"));

@@ -118,7 +118,7 @@ private:
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
         int64_t length(int64_t k) const { return plan.length(k); }
         batch_type make(int64_t k, int64_t worker) {
-            auto batch = fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
+            auto batch = data::fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
             if (source->pins_) data::pin(batch);
             return batch;
         }

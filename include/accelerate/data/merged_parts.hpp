@@ -36,7 +36,7 @@ public:
         auto const n = static_cast<int64_t>(offsets_.size());
         for (int64_t k = 0; k < n; ++k) {
             parts_.push_back(open_part(stream, k, n, epoch));
-            skip(parts_.back(), offsets_[static_cast<size_t>(k)]);
+            data::skip(parts_.back(), offsets_[static_cast<size_t>(k)]);
         }
     }
 

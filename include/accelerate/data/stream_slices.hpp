@@ -41,7 +41,7 @@ public:
         : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
-        if (read_ < slice.consumed) skip(stream_, slice.consumed - read_);
+        if (read_ < slice.consumed) data::skip(stream_, slice.consumed - read_);
         read_ = slice.consumed;
     }
 

@@ -154,7 +154,7 @@ private:
         auto slices = std::make_shared<StreamSlices<Stream, Collation>>(std::forward<Stream>(stream), source_->loader_.collation(), slice, at_beginning, by);
         read_ = [slices, pins = source_->pins_] {
             auto round = slices->next();
-            if (pins && round && round->batch) pin(*round->batch);
+            if (pins && round && round->batch) data::pin(*round->batch);
             return round;
         };
         fill_ = [slices, fills = slice.fills()] { return fills ? std::optional(slices->filler()) : std::nullopt; };
