@@ -29,9 +29,16 @@ std::string error_of(F&& f) {
     }
     return "nothing was thrown";
 }
+std::mutex assertions;  // Catch2's are not for several threads at once
+
+/// For ranks that are threads.
+void expect(bool fine, std::string const& what) {
+    std::lock_guard lock(assertions);
+    INFO(what);
+    CHECK(fine);
+}
 bool has(std::string const& text, std::string const& part) {
-    INFO(text);
-    CHECK(text.find(part) != std::string::npos);
+    expect(text.find(part) != std::string::npos, acc::concat("\"", part, "\" in \"", text, "\""));
     return text.find(part) != std::string::npos;
 }
 
@@ -130,13 +137,13 @@ TEST_CASE("with dispatch only rank 0 sees the data", "[dispatched_source]") {
     Threads::run(3, [&](Threads const& comm) {
         Run<Dispatched> accelerator;
         auto loader = accelerator.prepare(data::Loader{Indexed{comm.rank() == 0 ? 10 : 0}, {.batch_size = 2}});
-        CHECK((loader.size() == 2 && loader.state_dict().values["size"] == 10));
+        expect(loader.size() == 2 && loader.state_dict().values["size"] == 10, "the size is that of rank 0's data");
         for ([[maybe_unused]] auto& batch : loader) samples += loader.valid();
     });
     CHECK(samples == 10);
     Threads::run(2, [&](Threads const&) {
         Run<Dispatched> accelerator;
-        CHECK(has(error_of([&] { accelerator.prepare(data::Loader{Indexed{0}}); }), "E_DATA: prepare: the data set of a Loader is empty"));
+        has(error_of([&] { accelerator.prepare(data::Loader{Indexed{0}}); }), "E_DATA: prepare: the data set of a Loader is empty");
     });
 }
 
@@ -168,7 +175,7 @@ TEST_CASE("dispatched batches may hold anything that is collated", "[dispatched_
         Run<Dispatched> accelerator;
         auto loader = accelerator.prepare(data::Loader{Items(), {.batch_size = 2}});
         for (auto& batch : loader) {
-            std::lock_guard lock(mutex);
+            std::scoped_lock lock(mutex, assertions);
             for (int64_t j = 0; j < loader.valid(); ++j) {
                 auto const label = batch.label[j].item<int64_t>();
                 CHECK(torch::equal(batch.image[j], torch::full({2, 3}, static_cast<double>(label))));
@@ -392,7 +399,7 @@ TEST_CASE("ranks with different numbers of batches train together", "[join][shar
         Run<Stateful> accelerator;
         auto stream = accelerator.prepare(data::Loader{Opaque{4}, {.even_batches = false}});
         auto const joined = accelerator.join_uneven_inputs();
-        CHECK(has(error_of([&] { stream.begin(); }), "E_CONFIG: accelerator.join_uneven_inputs: a stream's ranks cannot be joined"));
+        has(error_of([&] { stream.begin(); }), "E_CONFIG: accelerator.join_uneven_inputs: a stream's ranks cannot be joined");
     });
 }
 
@@ -487,25 +494,25 @@ std::vector<std::vector<int64_t>> couple(int64_t ranks, data::coupling_options o
     Threads::run(ranks, [&](Threads const& world) {
         Coupling coupling(world, o);
         if (coupling.is_producer()) {
-            CHECK(coupling.producers().size() == o.producers);
+            expect(coupling.producers().size() == o.producers, "producers have a communicator of their own");
             for (int64_t i = 0; i < count(world.rank()); ++i) {
                 auto const id = world.rank() * 1000 + i;
                 coupling.publish({torch::full({16}, static_cast<double>(id)), id});
                 if (published) ++*published;
             }
             coupling.finish();
-            CHECK(coupling.receive<double>(coupling.trainer()) == static_cast<double>(world.rank()) / 2);  // a prediction
+            expect(coupling.receive<double>(coupling.trainer()) == static_cast<double>(world.rank()) / 2, "a prediction comes back");
             return;
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(slow));
-        if (published) CHECK(*published * (16 * 4) <= o.max_bytes * o.producers);  // it was bounded while nobody read
+        if (published) expect(*published * (16 * 4) <= o.max_bytes * o.producers, "what is published is bounded while nobody reads");
         CoupledRun accelerator{{}, coupling.trainers()};
         auto loader = accelerator.prepare(data::Loader{coupling.stream(), loading});
         auto& mine = seen[static_cast<size_t>(world.rank() - o.producers)];
         for (auto& batch : loader)
             for (int64_t j = 0; j < loader.valid(); ++j) {
                 auto const id = batch.id[j].item<int64_t>();
-                CHECK(torch::equal(batch.field[j], torch::full({16}, static_cast<double>(id))));
+                expect(torch::equal(batch.field[j], torch::full({16}, static_cast<double>(id))), "a field belongs to its id");
                 mine.push_back(id);
             }
         for (auto p = world.rank() - o.producers; p < o.producers; p += ranks - o.producers) coupling.send(static_cast<double>(p) / 2, p);
@@ -539,7 +546,7 @@ TEST_CASE("a coupling that cannot work says why", "[coupling]") {
     Threads::run(2, [](Threads const& world) {
         Coupling coupling(world, {});
         auto const text = error_of([&] { coupling.is_producer() ? static_cast<void>(coupling.trainers()) : coupling.publish({}); });
-        CHECK(has(text, "E_CALL_ORDER: data::Coupling"));
+        has(text, "E_CALL_ORDER: data::Coupling");
     });
 }
 
