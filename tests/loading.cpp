@@ -454,7 +454,7 @@ TEST_CASE("what fails on one rank is a typed error on all", "[stream_source][ind
         CHECK(has(indexed[0], "E_PEER_LOST"));
         auto const dispatched = failures<Dispatched, FaultySet>(3, [](int64_t rank) { return FaultySet{rank == 0 ? 6 : -1}; }, {.batch_size = 2, .num_workers = workers});
         CHECK(has(dispatched[0], "E_IO: data::Loader: reading sample 6 on rank 0"));
-        for (size_t r : {1, 2}) CHECK(has(dispatched[r], "E_IO: on rank 0, which reads for all: "));
+        for (size_t r : {size_t{1}, size_t{2}}) CHECK(has(dispatched[r], "E_IO: on rank 0, which reads for all: "));
     }
 }
 
