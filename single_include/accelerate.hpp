@@ -1561,7 +1561,8 @@ private:
         Packer pack;
         pack(values);
         auto message = pack.packed.bytes;
-        for (auto const& t : pack.packed.tensors) message.append(static_cast<char const*>(t.const_data_ptr()), t.nbytes());
+        for (auto const& t : pack.packed.tensors)
+            if (t.numel() > 0) message.append(static_cast<char const*>(t.const_data_ptr()), t.nbytes());
         T all;
         for (auto const& said : ranks_.all_gather_bytes(message)) {
             Unpacker unpack(said);
@@ -1569,7 +1570,7 @@ private:
             auto from = said.size();
             for (auto const& t : unpack.tensors) from -= t.nbytes();
             for (auto const& t : unpack.tensors) {
-                std::memcpy(t.mutable_data_ptr(), said.data() + from, t.nbytes());
+                if (t.numel() > 0) std::memcpy(t.mutable_data_ptr(), said.data() + from, t.nbytes());
                 from += t.nbytes();
             }
             all.insert(all.end(), std::move_iterator(theirs.begin()), std::move_iterator(theirs.end()));
