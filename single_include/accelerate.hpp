@@ -2587,15 +2587,13 @@ inline constexpr bool is_loader<Loader<D, Order, F>> = true;
 
 namespace accelerate::data {
 
-/// Passes over n samples of a stream, by its own `skip` where it has one. False when it ended before.
+/// Passes over n samples of a stream, or what is left, by its own `skip` where it has one.
 template <OpaqueStream S>
-bool skip(S& stream, int64_t n) {
+void skip(S& stream, int64_t n) {
     if constexpr (requires { stream.skip(n); }) {
         if (n > 0) stream.skip(n);
-        return true;
     } else {
         while (n > 0 && stream.next()) --n;
-        return n == 0;
     }
 }
 
@@ -2706,9 +2704,8 @@ public:
         return round(std::move(mine), valid, given);
     }
 
-    /// The epoch's first samples that were kept, and its last one under `Mask`.
+    /// The epoch's first samples that were kept.
     std::vector<sample_type> const& first() const { return first_; }
-    std::optional<sample_type> const& last() const { return last_; }
 
     /// A round of repetitions only, after the end; without a batch where there was never a sample.
     round_type filler() {
@@ -3347,7 +3344,7 @@ public:
         auto const& plan = job_->plan;
         std::optional<batch_type> batch = workers_ ? workers_->take(std::chrono::duration<double>(job_->source->loader_.options().timeout_s)) : job_->make(k_, -1);
         auto const k = k_++;
-        return Delivery<batch_type>{std::move(*batch), job_->length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
+        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
     }
 
 private:
@@ -3358,7 +3355,6 @@ private:
               reading(static_cast<size_t>(source->loader_.options().num_workers)) {}
 
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
-        int64_t length(int64_t k) const { return plan.length(k); }
         batch_type make(int64_t k, int64_t worker) {
             auto batch = data::fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
             if (source->pins_) data::pin(batch);
@@ -3794,8 +3790,7 @@ public:
     using batch_type = typename Source::batch_type;
 
     /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
-    template <class... More>
-    explicit Prepared(Loader loader, Context context = {}, More&&... more) : core_(std::make_shared<Core>(std::move(loader), std::move(context), std::forward<More>(more)...)) {}
+    explicit Prepared(Loader loader, Context context = {}) : core_(std::make_shared<Core>(std::move(loader), std::move(context))) {}
     Prepared(Prepared&&) = default;
     Prepared& operator=(Prepared&&) = default;
 
@@ -3866,8 +3861,7 @@ public:
 
 private:
     struct Core {
-        template <class... More>
-        Core(Loader loader, Context c, More&&... more) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context, std::forward<More>(more)...)) {}
+        Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 
         void go_to(int64_t e, int64_t position) {
             epoch = e, consumed = position;

@@ -105,7 +105,7 @@ public:
         auto const& plan = job_->plan;
         std::optional<batch_type> batch = workers_ ? workers_->take(std::chrono::duration<double>(job_->source->loader_.options().timeout_s)) : job_->make(k_, -1);
         auto const k = k_++;
-        return Delivery<batch_type>{std::move(*batch), job_->length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
+        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
     }
 
 private:
@@ -116,7 +116,6 @@ private:
               reading(static_cast<size_t>(source->loader_.options().num_workers)) {}
 
         ReadBy by(int64_t worker) { return {seed, epoch, source->rank_, worker, worker < 0 ? nullptr : &reading[static_cast<size_t>(worker)]}; }
-        int64_t length(int64_t k) const { return plan.length(k); }
         batch_type make(int64_t k, int64_t worker) {
             auto batch = data::fetch(source->loader_.dataset(), source->loader_.collation(), plan.indices(k), [&](int64_t j) { return plan.position(k, j); }, by(worker));
             if (source->pins_) data::pin(batch);

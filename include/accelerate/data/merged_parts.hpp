@@ -6,15 +6,13 @@
 
 namespace accelerate::data {
 
-/// Passes over n samples of a stream, by its own `skip` where it has one. False when it ended before.
+/// Passes over n samples of a stream, or what is left, by its own `skip` where it has one.
 template <OpaqueStream S>
-bool skip(S& stream, int64_t n) {
+void skip(S& stream, int64_t n) {
     if constexpr (requires { stream.skip(n); }) {
         if (n > 0) stream.skip(n);
-        return true;
     } else {
         while (n > 0 && stream.next()) --n;
-        return n == 0;
     }
 }
 

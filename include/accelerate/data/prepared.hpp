@@ -20,8 +20,7 @@ public:
     using batch_type = typename Source::batch_type;
 
     /// Error E_DATA when the data set is empty, E_CONFIG when its batches cannot be split over the ranks.
-    template <class... More>
-    explicit Prepared(Loader loader, Context context = {}, More&&... more) : core_(std::make_shared<Core>(std::move(loader), std::move(context), std::forward<More>(more)...)) {}
+    explicit Prepared(Loader loader, Context context = {}) : core_(std::make_shared<Core>(std::move(loader), std::move(context))) {}
     Prepared(Prepared&&) = default;
     Prepared& operator=(Prepared&&) = default;
 
@@ -92,8 +91,7 @@ public:
 
 private:
     struct Core {
-        template <class... More>
-        Core(Loader loader, Context c, More&&... more) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context, std::forward<More>(more)...)) {}
+        Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 
         void go_to(int64_t e, int64_t position) {
             epoch = e, consumed = position;

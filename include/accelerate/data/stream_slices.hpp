@@ -62,9 +62,8 @@ public:
         return round(std::move(mine), valid, given);
     }
 
-    /// The epoch's first samples that were kept, and its last one under `Mask`.
+    /// The epoch's first samples that were kept.
     std::vector<sample_type> const& first() const { return first_; }
-    std::optional<sample_type> const& last() const { return last_; }
 
     /// A round of repetitions only, after the end; without a batch where there was never a sample.
     round_type filler() {
