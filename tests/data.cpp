@@ -3,6 +3,8 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, whose CHECK ends the process
+#include "support/errors.hpp"
+#include "support/folder.hpp"
 
 #include <accelerate/data/corpus.hpp>
 #include <accelerate/data/orders.hpp>
@@ -25,22 +27,6 @@ namespace acc = accelerate;
 namespace data = acc::data;
 
 namespace {
-
-/// What a call throws: its code's name and its message.
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
-}
-bool has(std::string const& text, std::string const& part) {
-    INFO(text);
-    CHECK(text.find(part) != std::string::npos);
-    return text.find(part) != std::string::npos;
-}
 
 std::vector<int64_t> numbers(torch::Tensor const& t) { return {t.const_data_ptr<int64_t>(), t.const_data_ptr<int64_t>() + t.numel()}; }
 
@@ -67,17 +53,6 @@ std::set<int64_t> united(std::vector<Batches> const& ranks) {
         for (auto const& b : r) all.insert(b.begin(), b.end());
     return all;
 }
-
-struct Folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("accelerate_data_" + std::to_string(::getpid()));
-    Folder() { std::filesystem::create_directories(path); }
-    ~Folder() { std::filesystem::remove_all(path); }
-    std::filesystem::path write(std::string const& name, std::string const& text) const {
-        std::filesystem::create_directories((path / name).parent_path());
-        std::ofstream(path / name, std::ios::binary) << text;
-        return path / name;
-    }
-};
 
 }  // namespace
 

@@ -3,6 +3,8 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, whose CHECK ends the process
+#include "support/errors.hpp"
+#include "support/folder.hpp"
 
 #include <accelerate/data/collate.hpp>
 #include <accelerate/data/concat.hpp>
@@ -33,41 +35,6 @@ namespace data = acc::data;
 namespace fs = std::filesystem;
 
 namespace {
-
-/// What a call throws: its code's name and its message.
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
-}
-/// Whether a text has all those parts.
-bool has(std::string const& text, std::initializer_list<std::string> parts) {
-    INFO(text);
-    bool all = true;
-    for (auto const& part : parts) {
-        CHECK(text.find(part) != std::string::npos);
-        all = all && text.find(part) != std::string::npos;
-    }
-    return all;
-}
-
-struct Folder {
-    fs::path path = fs::temp_directory_path() / ("accelerate_datasets_" + std::to_string(::getpid()));
-    Folder() { fs::create_directories(path); }
-    ~Folder() { fs::remove_all(path); }
-    fs::path write(std::string const& name, std::string const& bytes) const {
-        std::ofstream(path / name, std::ios::binary) << bytes;
-        return path / name;
-    }
-    template <class T>
-    fs::path write(std::string const& name, std::vector<T> const& numbers, std::string const& header = {}) const {
-        return write(name, header + std::string(reinterpret_cast<char const*>(numbers.data()), numbers.size() * sizeof(T)));
-    }
-};
 
 std::vector<int64_t> numbers(torch::Tensor const& t) {
     auto const flat = t.to(at::kLong).contiguous();

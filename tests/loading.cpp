@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, whose CHECK ends the process
+#include "support/errors.hpp"
 #include "support/exactly_once.hpp"
 
 #include <mutex>
@@ -19,28 +20,6 @@ using Run = acc::Accelerator<Device, acc::precision::Fp32, acc::sharding::None, 
 using Stateful = acc::loader::Stateful<>;
 using Dispatched = acc::loader::Dispatched<>;
 using exactly_once::Indexed, exactly_once::Opaque, exactly_once::Shardable;
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
-}
-std::mutex assertions;  // Catch2's are not for several threads at once
-
-/// For ranks that are threads.
-void expect(bool fine, std::string const& what) {
-    std::lock_guard lock(assertions);
-    INFO(what);
-    CHECK(fine);
-}
-bool has(std::string const& text, std::string const& part) {
-    expect(text.find(part) != std::string::npos, acc::concat("\"", part, "\" in \"", text, "\""));
-    return text.find(part) != std::string::npos;
-}
 
 std::string text_of(torch::Tensor const& t) {
     std::string out;

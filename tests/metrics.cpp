@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, whose CHECK ends the process
+#include "support/errors.hpp"
 
 #include "support/plug_in_device.hpp"
 
@@ -25,17 +26,6 @@ namespace {
 
 constexpr auto not_a_number = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t classes = 5, length = 4;  // of a sample's scores and of its tokens
-
-/// What a call throws: its code's name and its message.
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (std::exception const& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
-}
 
 /// Whether a call is refused with E_DATA and a message that has all of `parts`.
 template <class F>

@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
+#include "support/errors.hpp"
 
 #include <accelerate/module/boxed.hpp>
 #include <accelerate/module/chain.hpp>
@@ -134,16 +135,6 @@ int64_t peak_bytes(F&& f) {
     c10::DebugInfoGuard const guard(c10::DebugInfoKind::PROFILER_STATE, memory);
     f();
     return memory->peak;
-}
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Files of tensors: safetensors as Python writes and reads it, and everything that must be refused.
 #include "support/catch.hpp"
+#include "support/folder.hpp"
 
 #include <torch/torch.h>
 
@@ -27,18 +28,6 @@ namespace state = accelerate::state;
 namespace fs = std::filesystem;
 
 namespace {
-
-/// A folder that is gone at the end of the test.
-struct Folder {
-    Folder() : path(fs::temp_directory_path() / ("accelerate_state_" + std::to_string(::getpid()) + "_" + std::to_string(next++))) { fs::create_directories(path); }
-    ~Folder() { fs::remove_all(path); }
-    Folder(Folder const&) = delete;
-    Folder& operator=(Folder const&) = delete;
-    fs::path operator/(std::string const& name) const { return path / name; }
-    size_t files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(path), fs::directory_iterator())); }
-    fs::path path;
-    static inline int next = 0;
-};
 
 std::string slurp(fs::path const& path) {
     std::ifstream in(path, std::ios::binary);
