@@ -36,6 +36,7 @@
 #include <accelerate/optim/recipes.hpp>
 #include <accelerate/partial_state.hpp>
 #include <accelerate/precision/bf16.hpp>
+#include <accelerate/precision/fp16.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <accelerate/sharding/ddp.hpp>

@@ -10,11 +10,20 @@
 #include <memory>
 #include <utility>
 #include <vector>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+#include <bit>
+#include <cmath>
+#include <span>
+#include <concepts>
+#include <string>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
-#include <concepts>
-#include <span>
-#include <string>
 #include <cstddef>
 #include <initializer_list>
 #include <ostream>
@@ -22,6 +31,16 @@
 #include <stdexcept>
 #include <string_view>
 #include <map>
+#include <cstdlib>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <cstdio>
+#include <limits>
+#include <ATen/ops/isfinite.h>
+#include <atomic>
+#include <unordered_map>
+#include <nlohmann/json.hpp>
 #include <filesystem>
 #include <optional>
 #include <ATen/ops/empty.h>
@@ -34,23 +53,13 @@
 #include <ATen/ops/full.h>
 #include <ATen/Context.h>
 #include <compare>
-#include <unordered_map>
 #include <cstring>
 #include <array>
-#include <cmath>
-#include <functional>
 #include <c10/util/Exception.h>
-#include <ATen/ops/stack.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <limits>
-#include <atomic>
 #include <exception>
-#include <nlohmann/json.hpp>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ThreadLocalState.h>
-#include <cstdlib>
-#include <mutex>
-#include <set>
 #include <condition_variable>
 #include <thread>
 #include <ATen/ops/arange.h>
@@ -68,13 +77,6 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/nn/pimpl.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/scalar_tensor.h>
-#include <bit>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Float8_e4m3fn.h>
 #include <c10/util/Float8_e4m3fnuz.h>
@@ -84,7 +86,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <unistd.h>
-#include <cstdio>
 #include <fstream>
 #include <fcntl.h>
 #include <cerrno>
@@ -126,7 +127,6 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/nn/modules/linear.h>
-#include <ATen/ops/isfinite.h>
 
 // ---- accelerate/data/loops.hpp
 
@@ -195,6 +195,228 @@ private:
 
 }  // namespace accelerate::data
 
+// ---- accelerate/optim/reductions.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::optim::kernel {
+
+// Reductions over fp32 memory that are bound by memory alone. Squares of floats are exact in double and neither overflow nor
+// underflow there, so sums are kept in double. Plain functions with `target` attributes, because a consumer compiles with -O2,
+// where g++ 12 does not vectorise, and without -march.
+
+inline double sum_of_squares_portable(float const* x, int64_t n) {
+    double sum[4] = {};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int64_t k = 0; k < 4; ++k) sum[k] += static_cast<double>(x[i + k]) * static_cast<double>(x[i + k]);
+    for (; i < n; ++i) sum[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// As an integer, |x| orders as the number does and a NaN comes after infinity: one maximum finds both.
+inline float largest_magnitude_portable(float const* x, int64_t n) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<int32_t>(x[i]) & 0x7fffffff);
+    return std::bit_cast<float>(largest);
+}
+
+template <size_t N>
+float larger_of(int32_t const (&lanes)[N], float other) {
+    int32_t largest = std::bit_cast<int32_t>(other);
+    for (int32_t lane : lanes) largest = std::max(largest, lane);
+    return std::bit_cast<float>(largest);
+}
+
+#if defined(__x86_64__)
+
+[[gnu::target("avx512f")]] inline double sum_of_squares_avx512(float const* x, int64_t n) {
+    __m512d a = _mm512_setzero_pd(), b = a, c = a, d = a;
+    __mmask8 const all = 0xff;  // the masked form, because g++ 12 warns of its own header in the plain one
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        auto const p = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i)), q = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 8));
+        auto const r = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 16)), s = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 24));
+        a = _mm512_fmadd_pd(p, p, a);
+        b = _mm512_fmadd_pd(q, q, b);
+        c = _mm512_fmadd_pd(r, r, c);
+        d = _mm512_fmadd_pd(s, s, d);
+    }
+    alignas(64) double lanes[8];
+    _mm512_store_pd(lanes, _mm512_add_pd(_mm512_add_pd(a, b), _mm512_add_pd(c, d)));
+    double sum = sum_of_squares_portable(x + i, n - i);
+    for (double lane : lanes) sum += lane;
+    return sum;
+}
+
+[[gnu::target("avx2,fma")]] inline double sum_of_squares_avx2(float const* x, int64_t n) {
+    __m256d a = _mm256_setzero_pd(), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        auto const p = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), q = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4));
+        auto const r = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 12));
+        a = _mm256_fmadd_pd(p, p, a);
+        b = _mm256_fmadd_pd(q, q, b);
+        c = _mm256_fmadd_pd(r, r, c);
+        d = _mm256_fmadd_pd(s, s, d);
+    }
+    alignas(32) double lanes[4];
+    _mm256_store_pd(lanes, _mm256_add_pd(_mm256_add_pd(a, b), _mm256_add_pd(c, d)));
+    return sum_of_squares_portable(x + i, n - i) + (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
+
+[[gnu::target("avx512f")]] inline float largest_magnitude_avx512(float const* x, int64_t n) {
+    auto const magnitude = _mm512_set1_epi32(0x7fffffff);
+    __mmask16 const all = 0xffff;
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        a = _mm512_maskz_max_epi32(all, a, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i)));
+        b = _mm512_maskz_max_epi32(all, b, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 16)));
+        c = _mm512_maskz_max_epi32(all, c, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 32)));
+        d = _mm512_maskz_max_epi32(all, d, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 48)));
+    }
+    alignas(64) int32_t lanes[16];
+    _mm512_store_si512(lanes, _mm512_maskz_max_epi32(all, _mm512_maskz_max_epi32(all, a, b), _mm512_maskz_max_epi32(all, c, d)));
+    return larger_of(lanes, largest_magnitude_portable(x + i, n - i));
+}
+
+[[gnu::target("avx2")]] inline float largest_magnitude_avx2(float const* x, int64_t n) {
+    auto const magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        a = _mm256_max_epi32(a, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i))));
+        b = _mm256_max_epi32(b, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 8))));
+        c = _mm256_max_epi32(c, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 16))));
+        d = _mm256_max_epi32(d, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 24))));
+    }
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d)));
+    return larger_of(lanes, largest_magnitude_portable(x + i, n - i));
+}
+
+#endif
+
+/// Sum of x[i]^2, within 1e-14 relative of exact arithmetic for any n that fits into memory.
+inline double sum_of_squares(float const* x, int64_t n) {
+#if defined(__x86_64__)
+    static auto* const chosen = __builtin_cpu_supports("avx512f")                                        ? sum_of_squares_avx512
+                                : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? sum_of_squares_avx2
+                                                                                                  : sum_of_squares_portable;
+    return chosen(x, n);
+#else
+    return sum_of_squares_portable(x, n);
+#endif
+}
+
+/// Largest |x[i]|; NaN if there is one.
+inline float largest_magnitude(float const* x, int64_t n) {
+#if defined(__x86_64__)
+    static auto* const chosen = __builtin_cpu_supports("avx512f") ? largest_magnitude_avx512
+                                : __builtin_cpu_supports("avx2")  ? largest_magnitude_avx2
+                                                                  : largest_magnitude_portable;
+    return chosen(x, n);
+#else
+    return largest_magnitude_portable(x, n);
+#endif
+}
+
+}  // namespace accelerate::optim::kernel
+
+// ---- accelerate/optim/norm.hpp
+
+namespace accelerate::optim {
+
+/// How partial results of a norm become one: by adding powers, or as an extreme.
+enum class Fold { Sum, Max, Min };
+
+/// The p-norm of many 1-D buffers as if they were one vector, in two levels: one flat fp32 norm in LibTorch is wrong by 1e-3 at
+/// 25 M elements, this one is within 1e-6 of fp64. A partial result (the sum of p-th powers, or the extreme for p = +-infinity)
+/// can be folded with those of other ranks before `finish`. For p = 0 it counts the elements that are not zero.
+class Norm {
+public:
+    explicit Norm(double p) : p_(p) {}
+
+    Fold fold() const { return !std::isinf(p_) ? Fold::Sum : p_ > 0 ? Fold::Max : Fold::Min; }
+
+    /// On the CPU: the partial result of all buffers, one pass over memory.
+    double partial(std::span<at::Tensor const> buffers) const {
+        double total = fold() == Fold::Min ? std::numeric_limits<double>::infinity() : 0;
+        for (auto const& x : buffers)
+            if (x.numel() > 0) total = folded(total, partial(x));
+        return total;
+    }
+
+    /// On any device, as a 0-dim fp64 tensor, without waiting for the device.
+    at::Tensor partial_tensor(std::span<at::Tensor const> buffers) const {
+        std::vector<at::Tensor> parts;
+        for (auto const& x : buffers)
+            if (x.numel() > 0) parts.push_back(power(rows(x)));
+        auto const all = parts.empty() ? at::scalar_tensor(fold() == Fold::Min ? std::numeric_limits<double>::infinity() : 0.0, at::kDouble) : at::stack(parts);
+        return fold() == Fold::Sum ? all.sum() : fold() == Fold::Max ? all.amax() : all.amin();
+    }
+
+    /// The norm from the folded partial results.
+    double finish(double total) const { return p_ == 2 ? std::sqrt(total) : is_power() ? std::pow(total, 1 / p_) : total; }
+    at::Tensor finish(at::Tensor const& total) const { return p_ == 2 ? total.sqrt() : is_power() ? total.pow(1 / p_) : total; }
+
+private:
+    bool is_power() const { return p_ != 0 && !std::isinf(p_); }
+
+    double folded(double a, double b) const {
+        if (fold() == Fold::Sum) return a + b;
+        if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<double>::quiet_NaN();
+        return fold() == Fold::Max ? std::max(a, b) : std::min(a, b);
+    }
+
+    double partial(at::Tensor const& x) const {
+        // With more threads LibTorch's parallel reduction over rows is the faster one.
+        auto const ours = x.scalar_type() == at::kFloat && x.is_contiguous() && (p_ == 2 || fold() == Fold::Max) && at::get_num_threads() == 1;
+        if (!ours) return power(rows(x)).item<double>();
+        auto const* data = x.const_data_ptr<float>();
+        return p_ == 2 ? kernel::sum_of_squares(data, x.numel()) : static_cast<double>(kernel::largest_magnitude(data, x.numel()));
+    }
+
+    /// First level: norms of rows that are short enough for fp32 accumulation.
+    at::Tensor rows(at::Tensor const& x) const {
+        int64_t const width = p_ == 2 ? 4096 : 256;  // LibTorch adds in lanes for p = 2 only
+        auto const dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+        auto const flat = x.reshape(-1);
+        auto const n = flat.numel() / width;
+        std::vector<at::Tensor> norms;
+        if (n > 0) norms.push_back(at::linalg_vector_norm(flat.narrow(0, 0, n * width).view({n, width}), p_, {1}, false, dtype));
+        if (n * width < flat.numel()) norms.push_back(at::linalg_vector_norm(flat.narrow(0, n * width, flat.numel() - n * width), p_, {0}, true, dtype));
+        return (norms.size() == 1 ? norms.front() : at::cat(norms)).to(at::kDouble);
+    }
+
+    /// Second level, in fp64.
+    at::Tensor power(at::Tensor const& norms) const {
+        if (fold() == Fold::Max) return norms.amax();
+        if (fold() == Fold::Min) return norms.amin();
+        return p_ == 2 ? norms.square().sum() : is_power() ? norms.pow(p_).sum() : norms.sum();
+    }
+
+    double p_;
+};
+
+/// The p-norm of 1-D buffers as a 0-dim tensor (fp64 for fp64 buffers, else fp32) on their device; does not wait for a GPU.
+inline at::Tensor total_norm(std::span<at::Tensor const> buffers, double p = 2) {
+    Norm const norm(p);
+    auto dtype = at::kFloat;
+    bool on_cpu = true;
+    for (auto const& x : buffers) {
+        if (x.scalar_type() == at::kDouble) dtype = at::kDouble;
+        on_cpu = on_cpu && x.is_cpu();
+    }
+    if (on_cpu) return at::scalar_tensor(norm.finish(norm.partial(buffers)), dtype);
+    return norm.finish(norm.partial_tensor(buffers)).to(dtype);
+}
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/operations.hpp
 
 namespace accelerate {
@@ -206,6 +428,183 @@ enum class Operations {
 };
 
 }  // namespace accelerate
+
+// ---- accelerate/sharding/flat.hpp
+
+namespace accelerate::sharding {
+
+/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
+struct Slot {
+    std::string name;
+    at::Tensor parameter;
+    int64_t begin = 0;
+    int64_t numel = 0;
+    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
+
+    int64_t end() const { return begin + numel; }
+};
+
+/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
+/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
+struct Flat {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<Slot> slots;  ///< in ascending order of `begin`
+};
+
+/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
+/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
+struct Piece {
+    int64_t flat = 0;
+    int64_t begin = 0;
+    int64_t end = 0;
+    at::Tensor gradients;
+};
+
+/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
+template <class M>
+concept flat_model = requires(M& m, M const& c) {
+    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
+    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
+    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
+    m.settle();                                                      // after writing gradients: every rank sees what all have written
+    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
+    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
+    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
+    m.after_step();                                                  // everything has been read and written, or the step was refused
+    m.zero_grad();
+};
+
+/// Asks every model, and says whether all agree to the step.
+template <class Models>
+bool before_step(Models const& models) {
+    bool may = true;
+    for (auto const& model : models) may = model->before_step() && may;
+    return may;
+}
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/optim/clip.hpp
+
+namespace accelerate::optim {
+
+/// Where the gradients that this rank may write are all there are: nothing to fold over ranks.
+struct Alone {
+    void operator()(at::Tensor&, Fold) const {}
+};
+
+namespace detail {
+
+template <class Model>
+std::vector<at::Tensor> owned_gradients(std::span<Model* const> models) {
+    std::vector<at::Tensor> gradients;
+    for (auto* model : models)
+        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
+            if (piece.gradients.numel() > 0) gradients.push_back(piece.gradients);
+    return gradients;
+}
+
+/// One tensor for each parameter, in the order of registration, as Python lists them.
+template <class Model>
+std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
+    std::vector<at::Tensor> gradients;
+    for (auto* model : models) {
+        std::vector<std::tuple<int64_t, int64_t, at::Tensor>> found;
+        std::span<sharding::Flat const> const flats = model->flats();
+        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
+            for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+                if (from < to) found.emplace_back(slot.registration, from, piece.gradients.narrow(0, from - piece.begin, to - from));
+            }
+        std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return std::pair(std::get<0>(a), std::get<1>(a)) < std::pair(std::get<0>(b), std::get<1>(b)); });
+        for (auto& entry : found) gradients.push_back(std::move(std::get<2>(entry)));
+    }
+    return gradients;
+}
+
+}  // namespace detail
+
+/// fp64 where a gradient is, else fp32.
+template <sharding::flat_model Model>
+at::ScalarType norm_dtype(std::span<Model* const> models) {
+    for (auto const* model : models)
+        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
+            if (piece.gradients.scalar_type() == at::kDouble) return at::kDouble;
+    return at::kFloat;
+}
+
+/// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
+/// how)` combines a 0-dim fp64 tensor with those of the other ranks in place, where a rank owns only a part of the gradients. Costs one
+/// read of them. `Operations::Torch`: in their dtype, the same bits as Python's `torch.nn.utils.get_total_norm`.
+template <sharding::flat_model Model, class FoldOverRanks = Alone>
+at::Tensor gradient_norm(std::span<Model* const> models, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
+    constexpr bool alone = std::is_same_v<std::remove_cvref_t<FoldOverRanks>, Alone>;
+    at::NoGradGuard const no_grad;
+    Norm const measure(p);
+    if (operations == Operations::Torch && alone) {
+        auto const gradients = detail::gradients_by_parameter(models);
+        if (!gradients.empty()) return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p);
+    }
+    auto const gradients = operations == Operations::Torch ? detail::gradients_by_parameter(models) : detail::owned_gradients(models);
+    auto const on_cpu = std::all_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.is_cpu(); });
+    auto total = on_cpu ? at::scalar_tensor(measure.partial(gradients), at::kDouble) : measure.partial_tensor(gradients);
+    if constexpr (!alone) fold(total, measure.fold());
+    return on_cpu ? at::scalar_tensor(measure.finish(total.template item<double>()), at::kDouble) : measure.finish(total);
+}
+
+/// What clipping multiplies gradients of this norm by, `min(1, max_norm / (norm + 1e-6))`: as Python, operation by operation.
+inline at::Tensor clip_coefficient(at::Tensor const& norm, double max_norm) { return norm.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0); }
+
+/// The same as a number, for a norm on the CPU.
+inline double clip_factor(at::Tensor const& norm, double max_norm, Operations operations) {
+    if (operations == Operations::Torch) return clip_coefficient(norm, max_norm).item<double>();
+    auto const factor = max_norm / (norm.item<double>() + 1e-6);
+    return factor >= 1 ? 1 : factor;  // NaN stays, as in Python
+}
+
+/// Multiplies the gradients of a model by a number, or by a 0-dim tensor on their device, and lets every rank see it. A read and a
+/// write of them; nothing for the number 1.
+template <sharding::flat_model Model>
+void scale_gradients(Model& model, double factor) {
+    if (factor == 1) return;
+    at::NoGradGuard const no_grad;
+    for (auto const& piece : std::span<sharding::Piece const>(model.owned())) piece.gradients.mul_(factor);
+    model.settle();
+}
+template <sharding::flat_model Model>
+void scale_gradients(Model& model, at::Tensor const& factor) {
+    at::NoGradGuard const no_grad;
+    Model* const models[] = {&model};
+    auto const gradients = detail::owned_gradients(std::span<Model* const>(models));
+    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+    model.settle();
+}
+
+/// Scales the gradients of all models by the coefficient and gives the norm before, as a 0-dim tensor on their device; never waits for
+/// a GPU. Costs what `gradient_norm` and `scale_gradients` do. `Operations::Torch`: the same bits as Python's
+/// `torch.nn.utils.clip_grad_norm_`.
+template <sharding::flat_model Model, class FoldOverRanks = Alone>
+at::Tensor clip_grad_norm(std::span<Model* const> models, double max_norm, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
+    auto const norm = gradient_norm(models, p, operations, std::forward<FoldOverRanks>(fold));
+    auto const dtype = norm_dtype(models);
+    for (auto* model : models) {
+        if (norm.is_cpu()) scale_gradients(*model, clip_factor(norm, max_norm, operations));
+        else scale_gradients(*model, clip_coefficient(norm, max_norm).to(dtype));
+    }
+    return norm.to(dtype);
+}
+
+/// Clamps every gradient to [-value, value], in one operation for each flat buffer.
+template <sharding::flat_model Model>
+void clip_grad_value(std::span<Model* const> models, double value) {
+    at::NoGradGuard const no_grad;
+    for (auto const& g : detail::owned_gradients(models)) g.clamp_(-value, value);
+    for (auto* model : models) model->settle();
+}
+
+}  // namespace accelerate::optim
 
 // ---- accelerate/precision/policy.hpp
 
@@ -227,6 +626,7 @@ struct SomeImpl {};
 ///                           function. An empty type costs nothing.
 ///   `pause<Device>`         full precision inside such a scope: backward and the optimizer step
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
+///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
 template <class P, class Device = precision::detail::SomeDevice>
 concept precision_policy = requires {
@@ -240,6 +640,7 @@ concept precision_policy = requires {
     requires std::constructible_from<typename P::template scope<Device>, bool>;
     requires std::default_initializable<typename P::template pause<Device>>;
     P::parameters_changed();
+    requires P::compute != at::kHalf || requires { typename P::scaler; };
 };
 
 namespace precision {
@@ -285,54 +686,6 @@ template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 
 }  // namespace accelerate
-
-// ---- accelerate/sharding/flat.hpp
-
-namespace accelerate::sharding {
-
-/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
-struct Slot {
-    std::string name;
-    at::Tensor parameter;
-    int64_t begin = 0;
-    int64_t numel = 0;
-    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
-
-    int64_t end() const { return begin + numel; }
-};
-
-/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
-/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
-struct Flat {
-    at::Tensor parameters;
-    at::Tensor gradients;
-    std::vector<Slot> slots;  ///< in ascending order of `begin`
-};
-
-/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
-/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
-struct Piece {
-    int64_t flat = 0;
-    int64_t begin = 0;
-    int64_t end = 0;
-    at::Tensor gradients;
-};
-
-/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
-template <class M>
-concept flat_model = requires(M& m, M const& c) {
-    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
-    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
-    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
-    m.settle();                                                      // after writing gradients: every rank sees what all have written
-    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
-    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
-    m.before_step();                                                 // throws when the gradients are not complete
-    m.after_step();                                                  // everything has been read and written
-    m.zero_grad();
-};
-
-}  // namespace accelerate::sharding
 
 // ---- accelerate/core/error.hpp
 
@@ -604,6 +957,598 @@ concept sharding_policy = requires {
 
 }  // namespace accelerate
 
+// ---- accelerate/comm/reduction.hpp
+
+namespace accelerate::comm {
+
+/// What becomes of the values of all ranks. `Mean` is the sum divided by the number of ranks, in the same pass; it is for
+/// floating point and complex dtypes. For bool, `Sum` and `Max` are "or", `Min` is "and".
+enum class Reduction : uint8_t { Sum, Mean, Max, Min };
+
+constexpr std::string_view name(Reduction r) {
+    switch (r) {
+        case Reduction::Sum: return "sum";
+        case Reduction::Mean: return "mean";
+        case Reduction::Max: return "max";
+        case Reduction::Min: return "min";
+    }
+    return "?";
+}
+
+/// From the names that Python uses. Error E_CONFIG for any other.
+inline Reduction reduction(std::string_view text) {
+    for (auto r : {Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min})
+        if (text == name(r)) return r;
+    throw Error(code::config, concat("reduction \"", text, "\" is not one of sum, mean, max, min"));
+}
+
+/// Numbers that can be added and compared one by one, so not quantised, packed or scale-only dtypes.
+constexpr bool holds_numbers(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kFloat: case at::kDouble: case at::kHalf: case at::kBFloat16:
+        case at::kFloat8_e4m3fn: case at::kFloat8_e4m3fnuz: case at::kFloat8_e5m2: case at::kFloat8_e5m2fnuz:
+        case at::kComplexHalf: case at::kComplexFloat: case at::kComplexDouble:
+        case at::kBool: case at::kChar: case at::kShort: case at::kInt: case at::kLong:
+        case at::kByte: case at::kUInt16: case at::kUInt32: case at::kUInt64: return true;
+        default: return false;
+    }
+}
+
+/// Empty when `r` is defined for the dtype, else one sentence that says why not.
+inline std::string_view why_not(Reduction r, at::ScalarType dtype) {
+    if (!holds_numbers(dtype)) return "this dtype holds no numbers that could be reduced";
+    if (r == Reduction::Mean && c10::isIntegralType(dtype, true)) return "the mean of integers is not an integer; convert to a floating point dtype";
+    if ((r == Reduction::Max || r == Reduction::Min) && c10::isComplexType(dtype)) return "complex numbers have no order";
+    return {};
+}
+
+}  // namespace accelerate::comm
+
+// ---- accelerate/core/session.hpp
+
+namespace accelerate {
+
+/// What one process has once: how to bring down its peers, how to leave the parallel world, and who it is in messages.
+/// The only mutable state of the library that is not owned by an object of the user's.
+class Session {
+public:
+    static Session& instance() {
+        static Session session;
+        return session;
+    }
+
+    Session(Session const&) = delete;
+    Session& operator=(Session const&) = delete;
+
+    /// A communicator that spans processes says here how to end them, and what to do at the very end.
+    void connect(int64_t rank, int64_t size, int64_t local_size, std::function<void(int)> abort, std::function<void()> finalise) {
+        std::lock_guard lock(mutex_);
+        rank_ = rank, size_ = size, local_size_ = local_size;
+        abort_ = std::move(abort);
+        finalise_ = std::move(finalise);
+    }
+
+    /// Ends every process of the job; returns only where this process is alone.
+    void abort(int exit_code) {
+        if (abort_) abort_(exit_code);
+    }
+
+    /// Leaves the parallel world if it was entered by us. Called by `accelerate::run`, else when the process ends.
+    void finalise() {
+        std::function<void()> last;
+        {
+            std::lock_guard lock(mutex_);
+            last = std::exchange(finalise_, nullptr);
+            abort_ = nullptr;
+        }
+        if (last) last();
+    }
+
+    /// Rank of the calling thread: that of the process, unless ranks are threads.
+    int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
+    int64_t size() const { return size_; }
+    int64_t local_size() const { return local_size_; }
+
+    /// True once for each text: behind `warning_once`.
+    bool first_time(std::string const& text) {
+        std::lock_guard lock(mutex_);
+        return said_.insert(text).second;
+    }
+
+    /// While alive, messages of this thread carry `rank`: for ranks that are threads.
+    class ThreadRank {
+    public:
+        explicit ThreadRank(int64_t rank) : before_(std::exchange(thread_rank(), rank)) {}
+        ~ThreadRank() { thread_rank() = before_; }
+        ThreadRank(ThreadRank const&) = delete;
+        ThreadRank& operator=(ThreadRank const&) = delete;
+
+    private:
+        int64_t before_;
+    };
+
+private:
+    Session() = default;
+    ~Session() { finalise(); }
+
+    static int64_t& thread_rank() {
+        static thread_local int64_t rank = -1;
+        return rank;
+    }
+
+    std::mutex mutex_;
+    int64_t rank_ = 0, size_ = 1, local_size_ = 1;
+    std::function<void(int)> abort_;
+    std::function<void()> finalise_;
+    std::set<std::string> said_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/log.hpp
+
+namespace accelerate::log {
+
+/// Who speaks: by default rank 0 for all, since N ranks saying the same thing is noise.
+enum class From { Main, Everyone };
+
+namespace detail {
+inline void line(char const* level, std::string const& text) {
+    // One write, so that lines of several ranks do not interleave.
+    auto const whole = concat("[accelerate", Session::instance().size() > 1 ? concat(" rank ", Session::instance().rank()) : "", "] ", level, text, "\n");
+    std::fwrite(whole.data(), 1, whole.size(), stderr);
+}
+inline bool speaks(From from) { return from == From::Everyone || Session::instance().rank() == 0; }
+}  // namespace detail
+
+/// Notices go to stderr: stdout belongs to the user (and to `accelerator.print`).
+template <class... Parts>
+void info(Parts const&... parts) {
+    if (detail::speaks(From::Main)) detail::line("", concat(parts...));
+}
+
+template <class... Parts>
+void warning(From from, Parts const&... parts) {
+    if (detail::speaks(from)) detail::line("warning: ", concat(parts...));
+}
+
+template <class... Parts>
+void warning(Parts const&... parts) {
+    warning(From::Main, parts...);
+}
+
+/// Says each text once in the life of the process.
+template <class... Parts>
+void warning_once(Parts const&... parts) {
+    auto text = concat(parts...);
+    if (detail::speaks(From::Main) && Session::instance().first_time(text)) detail::line("warning: ", text);
+}
+
+}  // namespace accelerate::log
+
+// ---- accelerate/non_finite.hpp
+
+namespace accelerate {
+
+/// What becomes of an optimizer step whose gradients have a NaN or an infinity, in every precision: `skip` (the default) leaves
+/// parameters and optimizer state as they are, on every rank, and says so with the name of the first such parameter. It costs a read of
+/// the gradients where neither clipping nor a gradient scaler has looked at them.
+class NonFinite {
+public:
+    static constexpr NonFinite skip() { return NonFinite(std::numeric_limits<int64_t>::max()); }
+    /// Error E_NONFINITE on every rank. Where a dynamic scaler can still shrink its scale the step is skipped: overflows are its way of
+    /// finding it.
+    static constexpr NonFinite raise() { return NonFinite(0); }
+    /// As `skip`, but error E_NONFINITE at the k-th such step in a row.
+    static constexpr NonFinite abort_after(int64_t k) { return NonFinite(k); }
+    /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
+    static constexpr NonFinite ignore() { return NonFinite(-1); }
+
+    constexpr bool ignores() const { return limit_ < 0; }
+    constexpr bool raises() const { return limit_ == 0; }
+    /// Whether that many steps in a row are too many.
+    constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }
+
+private:
+    explicit constexpr NonFinite(int64_t limit) : limit_(limit) {}
+
+    int64_t limit_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/optim/finite.hpp
+
+namespace accelerate::optim {
+
+/// Whether a tensor has neither NaN nor infinity. One read of memory; waits for a GPU.
+inline bool all_finite(at::Tensor const& x) {
+    if (x.numel() == 0) return true;
+    if (!x.is_cpu() || x.scalar_type() != at::kFloat || !x.is_contiguous()) return at::isfinite(x).all().item<bool>();
+    auto const* data = x.const_data_ptr<float>();
+    if (x.numel() <= 1 << 16 || at::get_num_threads() == 1) return std::isfinite(kernel::largest_magnitude(data, x.numel()));
+    std::atomic<bool> finite = true;
+    at::parallel_for(0, x.numel(), int64_t{1} << 16, [&](int64_t begin, int64_t end) {
+        if (!std::isfinite(kernel::largest_magnitude(data + begin, end - begin))) finite = false;
+    });
+    return finite;
+}
+
+/// Whether the gradients that this rank may write are finite.
+template <sharding::flat_model Model>
+bool gradients_are_finite(Model const& model) {
+    return std::ranges::all_of(std::span<sharding::Piece const>(model.owned()), [](sharding::Piece const& piece) { return all_finite(piece.gradients); });
+}
+
+/// The registration number of the first parameter with a gradient that is not finite, among those that this rank may write; the
+/// largest number if there is none.
+template <sharding::flat_model Model>
+int64_t first_non_finite(Model const& model) {
+    auto first = std::numeric_limits<int64_t>::max();
+    std::span<sharding::Flat const> const flats = model.flats();
+    for (auto const& piece : std::span<sharding::Piece const>(model.owned()))
+        for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+            if (from < to && slot.registration < first && !all_finite(piece.gradients.narrow(0, from - piece.begin, to - from))) first = slot.registration;
+        }
+    return first;
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/core/tensor_map.hpp
+
+namespace accelerate {
+
+/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
+/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
+class TensorMap {
+public:
+    using key_type = std::string;
+    using mapped_type = at::Tensor;
+    using value_type = std::pair<std::string, at::Tensor>;
+    using iterator = std::vector<value_type>::iterator;
+    using const_iterator = std::vector<value_type>::const_iterator;
+
+    TensorMap() = default;
+    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
+
+    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
+    template <class Range>
+        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
+    TensorMap(Range const& range) {
+        for (auto const& item : range) {
+            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
+            else insert(item.first, item.second);
+        }
+    }
+
+    iterator begin() { return items_.begin(); }
+    iterator end() { return items_.end(); }
+    const_iterator begin() const { return items_.begin(); }
+    const_iterator end() const { return items_.end(); }
+    size_t size() const { return items_.size(); }
+    bool empty() const { return items_.empty(); }
+
+    bool contains(std::string const& name) const { return index_.contains(name); }
+    size_t count(std::string const& name) const { return index_.count(name); }
+    iterator find(std::string const& name) { return items_.begin() + position(name); }
+    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
+
+    /// Error E_DATA when there is no tensor of that name.
+    at::Tensor const& at(std::string const& name) const {
+        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
+        return items_[index_.at(name)].second;
+    }
+    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
+
+    /// The tensor of that name; appends an undefined one when there is none.
+    at::Tensor& operator[](std::string const& name) {
+        if (!contains(name)) insert(name, at::Tensor());
+        return items_[index_.at(name)].second;
+    }
+
+    /// Appends, or replaces in place what is there under that name.
+    void insert(std::string name, at::Tensor tensor) {
+        if (auto it = index_.find(name); it != index_.end()) {
+            items_[it->second].second = std::move(tensor);
+            return;
+        }
+        index_.emplace(name, items_.size());
+        items_.emplace_back(std::move(name), std::move(tensor));
+    }
+    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
+
+private:
+    std::ptrdiff_t position(std::string const& name) const {
+        auto it = index_.find(name);
+        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
+    }
+
+    std::vector<value_type> items_;
+    std::unordered_map<std::string, size_t> index_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/state_dict.hpp
+
+namespace accelerate {
+
+/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
+struct StateDict {
+    TensorMap tensors;
+    nlohmann::json values = nlohmann::json::object();
+
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
+    template <class T>
+    T value(std::string const& key, std::string_view who) const {
+        auto it = values.find(key);
+        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        try {
+            return it->template get<T>();
+        } catch (nlohmann::json::exception const& e) {
+            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
+        }
+    }
+};
+
+/// A thing that can be saved and restored.
+template <class T>
+concept stateful = requires(T& t, T const& c, StateDict const& s) {
+    { c.state_dict() } -> std::convertible_to<StateDict>;
+    t.load_state_dict(s);
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/precision/grad_scaler.hpp
+
+namespace accelerate {
+
+/// Options of the gradient scaler; names and defaults are those of PyTorch's GradScaler (Accelerate's GradScalerKwargs).
+struct grad_scaler_options {
+    double init_scale = 65536;
+    double growth_factor = 2;        ///< of the scale after `growth_interval` steps in a row without an overflow
+    double backoff_factor = 0.5;     ///< of the scale when gradients overflow
+    int64_t growth_interval = 2000;
+    int64_t hysteresis = 1;          ///< overflows since the last growth that are needed to back off (Megatron's; 1: each)
+};
+
+namespace precision {
+
+/// The precision scales no gradient.
+struct NoScaler {
+    explicit NoScaler(grad_scaler_options const&) {}
+};
+
+/// The loss is multiplied by one number for the whole run. Error E_CONFIG for a scale that is not positive and finite.
+class ConstantScaler {
+public:
+    static constexpr bool dynamic = false;
+
+    explicit ConstantScaler(grad_scaler_options const& options) : scale_(static_cast<float>(options.init_scale)) {
+        check(std::isfinite(scale_) && scale_ > 0, code::config, "gradient scaler: init_scale is ", options.init_scale, "; it must be positive and finite in fp32");
+    }
+
+    float get_scale() const { return scale_; }
+    void update(bool /*found_inf*/) {}
+
+    template <std::same_as<StateDict> State = StateDict>  // templates: who saves nothing does not compile JSON
+    State state_dict() const {
+        State state;
+        state.values = {{"scale", scale_}};
+        return state;
+    }
+    template <std::same_as<StateDict> State>
+    void load_state_dict(State const& state) {
+        *this = ConstantScaler({.init_scale = state.template value<double>("scale", "gradient scaler")});
+    }
+
+private:
+    float scale_;
+};
+
+/// Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018; the arithmetic of PyTorch's GradScaler): the scale
+/// shrinks when gradients overflow and grows after a long run without. One `update` a step, whatever the number of optimizers.
+/// Error E_CONFIG for options that cannot work.
+class DynamicScaler {
+public:
+    static constexpr bool dynamic = true;
+
+    explicit DynamicScaler(grad_scaler_options const& options) : options_(options), scale_(static_cast<float>(options.init_scale)), patience_(options.hysteresis) {
+        auto const require = [](bool holds, char const* what, auto value, char const* range) { check(holds, code::config, "gradient scaler: ", what, " is ", value, "; it must be ", range); };
+        require(std::isfinite(scale_) && scale_ > 0, "init_scale", options.init_scale, "positive and finite in fp32");
+        require(options.growth_factor > 1 && std::isfinite(options.growth_factor), "growth_factor", options.growth_factor, "above 1");
+        require(options.backoff_factor > 0 && options.backoff_factor < 1, "backoff_factor", options.backoff_factor, "between 0 and 1");
+        require(options.growth_interval >= 1, "growth_interval", options.growth_interval, "at least 1");
+        require(options.hysteresis >= 1, "hysteresis", options.hysteresis, "at least 1");
+    }
+
+    float get_scale() const { return scale_; }
+
+    /// After each step: whether a gradient of it was not finite.
+    void update(bool found_inf) {
+        if (found_inf) {
+            growth_tracker_ = 0;
+            if (--patience_ <= 0) scale_ = static_cast<float>(scale_ * options_.backoff_factor);
+            return;
+        }
+        if (++growth_tracker_ < options_.growth_interval) return;
+        growth_tracker_ = 0;
+        patience_ = options_.hysteresis;
+        auto const grown = static_cast<float>(scale_ * options_.growth_factor);
+        if (std::isfinite(grown)) scale_ = grown;
+    }
+
+    /// Python's names for what Python has.
+    template <std::same_as<StateDict> State = StateDict>
+    State state_dict() const {
+        State state;
+        state.values = {{"scale", scale_},
+                        {"growth_factor", options_.growth_factor},
+                        {"backoff_factor", options_.backoff_factor},
+                        {"growth_interval", options_.growth_interval},
+                        {"_growth_tracker", growth_tracker_},
+                        {"hysteresis", options_.hysteresis},
+                        {"patience", patience_}};
+        return state;
+    }
+
+    /// Restores scale and trackers, and the options as Python does. Error E_DATA for a state that is not a scaler's; nothing has been
+    /// changed then.
+    template <std::same_as<StateDict> State>
+    void load_state_dict(State const& state) {
+        auto const who = "gradient scaler";
+        grad_scaler_options options{state.template value<double>("scale", who), state.template value<double>("growth_factor", who), state.template value<double>("backoff_factor", who),
+                                    state.template value<int64_t>("growth_interval", who), options_.hysteresis};
+        if (state.values.contains("hysteresis")) options.hysteresis = state.template value<int64_t>("hysteresis", who);
+        DynamicScaler loaded(options);
+        loaded.growth_tracker_ = state.template value<int64_t>("_growth_tracker", who);
+        if (state.values.contains("patience")) loaded.patience_ = state.template value<int64_t>("patience", who);
+        *this = loaded;
+    }
+
+private:
+    grad_scaler_options options_;
+    float scale_;
+    int64_t growth_tracker_ = 0;
+    int64_t patience_;
+};
+
+/// The scaler of a precision policy; `NoScaler` where it has none.
+template <class Precision>
+struct scaler_of_policy {
+    using type = NoScaler;
+};
+template <class Precision>
+    requires requires { typename Precision::scaler; }
+struct scaler_of_policy<Precision> {
+    using type = typename Precision::scaler;
+};
+template <class Precision>
+using scaler_of = typename scaler_of_policy<Precision>::type;
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/step_guard.hpp
+
+namespace accelerate {
+
+/// Decides whether optimizers may step: one verdict over the gradients of all prepared models that are complete, the same on every
+/// rank and before anyone steps; and one update of the gradient scaler for it, however many optimizers there are. Shared by an
+/// accelerator and its models.
+template <class Model, class Scaler>
+class StepGuard {
+public:
+    static constexpr bool scales = !std::is_same_v<Scaler, precision::NoScaler>;
+
+    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank) : policy_(policy), scaler_(options), rank_(rank) {
+        check(!scales || !policy.ignores(), code::config, "Accelerator: this precision scales gradients and must skip steps that overflow; NonFinite::ignore is not for it");
+    }
+
+    void join(Model* model) { members_.push_back(model); }
+    void leave(Model* model) { std::erase(members_, model); }
+
+    /// The loss scale of a backward over these models: that with which they have begun their windows, else the present one.
+    double scale_loss(std::span<Model* const> models) {
+        if constexpr (!scales) return 1;
+        else {
+            double scale = 0;
+            for (auto const* model : models) {
+                if (model->loss_scale == 0) continue;
+                check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
+                      model->loss_scale, "; name them in one accumulate, or step before");
+                scale = model->loss_scale;
+            }
+            if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
+            for (auto* model : models) model->loss_scale = scale;
+            return scale;
+        }
+    }
+
+    /// Whether the gradients of `model`, which are complete, may be used.
+    bool allows(Model& model) {
+        if (policy_.ignores()) return true;
+        if (!model.allowed) decide(model);
+        return *model.allowed;
+    }
+
+    /// Whether the gradients of one model are finite on every rank. Collective where ranks own slices only.
+    bool finite(Model const& model) const {
+        bool const mine = optim::gradients_are_finite(model);
+        if constexpr (Model::owns_everything) return mine;
+        else {
+            auto found = at::scalar_tensor(mine ? 0.0 : 1.0, at::kDouble);
+            model.fold(found, comm::Reduction::Max);
+            return found.template item<double>() == 0;
+        }
+    }
+
+    bool skipped() const { return skipped_; }
+    NonFinite policy() const { return policy_; }
+    Scaler& scaler() { return scaler_; }
+
+private:
+    static bool waits_for_step(Model const& model) {
+        using sharding::Stage;
+        return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
+    }
+
+    void decide(Model& stepping) {
+        std::string culprit;
+        bool found = false;
+        for (auto* model : members_) {
+            if (model != &stepping && (model->allowed || !waits_for_step(*model))) continue;
+            if (!model->finite) model->finite = finite(*model);
+            if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
+                culprit = first_of(*model);
+            model->allowed = true;
+            round_.push_back(model);
+        }
+        skipped_ = found;
+        for (auto* model : round_) model->allowed = !found;
+        round_.clear();
+        in_a_row_ = found ? in_a_row_ + 1 : 0;
+        if constexpr (scales) {
+            auto const before = scaler_.get_scale();
+            scaler_.update(found);
+            if (found) report(concat(culprit, "; loss scale ", before, ", now ", scaler_.get_scale()), Scaler::dynamic && before > 1);
+        } else if (found) {
+            report(culprit, false);
+        }
+    }
+
+    /// `searching`: the scaler looks for a scale that fits, which is no failure.
+    void report(std::string const& what, bool searching) const {
+        auto const text = concat("optimizer.step: the gradients are not finite, first that of ", what);
+        if ((policy_.raises() && !searching) || policy_.aborts(in_a_row_))
+            throw Error(code::non_finite, concat(text, "; ", in_a_row_, in_a_row_ == 1 ? " step" : " steps in a row", " (rank ", rank_, "); parameters are as before"));
+        log::warning(text, "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
+    }
+
+    std::string first_of(Model const& model) const {
+        auto first = optim::first_non_finite(model);
+        if constexpr (!Model::owns_everything) {
+            auto smallest = at::scalar_tensor(static_cast<double>(std::min<int64_t>(first, int64_t{1} << 52)), at::kDouble);
+            model.fold(smallest, comm::Reduction::Min);
+            first = static_cast<int64_t>(smallest.template item<double>());
+        }
+        auto const& parameters = model.parameters();
+        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
+    }
+
+    NonFinite policy_;
+    [[no_unique_address]] Scaler scaler_;
+    int64_t rank_;
+    std::vector<Model*> members_, round_;
+    int64_t in_a_row_ = 0;
+    bool skipped_ = false;
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/training.hpp
 
 namespace accelerate {
@@ -617,6 +1562,8 @@ struct accelerator_options {
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
     std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
+    NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
+    grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -624,18 +1571,61 @@ struct accelerator_options {
 template <class Base, class Precision>
 class TrainedModel : public Base {
 public:
-    using Base::Base;
+    using guard_type = StepGuard<TrainedModel, precision::scaler_of<Precision>>;
 
+    template <class Communicator>
+    TrainedModel(sharding::ModelParts parts, Communicator const& communicator, std::shared_ptr<guard_type> g) : Base(std::move(parts), communicator), guard(std::move(g)) {
+        guard->join(this);
+    }
+    ~TrainedModel() { guard->leave(this); }
+
+    bool before_step() {
+        Base::before_step();
+        if (!guard->allows(*this)) return false;
+        scale_gradients(take_scale());
+        return true;
+    }
     void after_step() {
         Base::after_step();
+        forget_verdict();
+        gradient_scale_ = 1, loss_scale = 0;
         Precision::parameters_changed();
     }
+    void zero_grad() {
+        Base::zero_grad();
+        if (!this->window_closed()) return;
+        forget_verdict();
+        gradient_scale_ = 1, loss_scale = 0;
+    }
+    void forget_verdict() { finite.reset(), allowed.reset(); }
 
-    bool forwarded = false;     ///< has run a forward under grad mode since the last backward
-    double weight = 0;          ///< of the losses in this window, where they are weighted
-    int64_t weighted = 0;       ///< micro-batches of this window whose loss was weighted
-    at::Tensor last_norm;       ///< what the last clipping of a closed window returned
+    /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
+    double gradient_scale() const { return gradient_scale_; }
+    /// Multiplies the gradients: in the optimizer's sweep if it can, else now.
+    void scale_gradients(double factor) {
+        if (sweeps) gradient_scale_ *= factor;
+        else optim::scale_gradients(*this, factor);
+    }
+    /// What turns memory into gradients: its caller will multiply by it, now or in the sweep.
+    double take_scale() {
+        auto const factor = gradient_scale_ / (loss_scale == 0 ? 1 : loss_scale);
+        gradient_scale_ = 1, loss_scale = 0;
+        return factor;
+    }
+
+    std::shared_ptr<guard_type> guard;
+    bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    double weight = 0;             ///< of the losses in this window, where they are weighted
+    int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
+    at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     Operations operations = Operations::Fused;
+    bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
+    double loss_scale = 0;         ///< that is still in the gradients; 0: none
+    std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
+    std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
+
+private:
+    double gradient_scale_ = 1;
 };
 
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
@@ -648,8 +1638,11 @@ public:
     using autocast_scope = typename Precision::template scope<Device>;
     using autocast_pause = typename Precision::template pause<Device>;
     static constexpr bool autocasts = !std::is_empty_v<autocast_scope>;
+    static constexpr bool scales = model_type::guard_type::scales;
 
-    Training(accelerator_options given, communicator c) : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()) {
+    Training(accelerator_options given, communicator c)
+        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()),
+          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank())) {
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
     }
 
@@ -700,6 +1693,7 @@ public:
     accelerator_options options;
     communicator comm;
     std::shared_ptr<data::Loops> loops;
+    std::shared_ptr<typename model_type::guard_type> guard;
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
@@ -853,14 +1847,6 @@ struct weighted {
 
 namespace detail {
 
-/// Multiplies the gradients that this rank owns, and lets every rank see it.
-template <class Model>
-void scale_gradients(Model& model, double factor) {
-    at::NoGradGuard no_grad;
-    for (auto const& piece : model.owned()) piece.gradients.mul_(factor);
-    model.settle();
-}
-
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
@@ -872,10 +1858,10 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
         if (!scaled_before) {
             auto const total = model.sum_over_ranks(model.weight);
             check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            scale_gradients(model, static_cast<double>(model.replicas()) / total);
+            optim::scale_gradients(model, static_cast<double>(model.replicas()) / total);
         }
     } else if (training.options.short_window == ShortWindow::Rescale && had > 0 && had != steps) {
-        scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
+        optim::scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
     }
 }
 
@@ -908,8 +1894,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     } else if (steps > 1) {
         loss = loss / steps;
     }
+    if constexpr (Training::scales) {
+        auto const scale = training.guard->scale_loss(models);
+        loss = (loss.scalar_type() == at::kDouble ? loss : loss.to(at::kFloat)) * scale;  // a loss in fp16 would overflow
+    }
     for (auto* model : models) {
         model->expect_backward();
+        model->forget_verdict();
         model->before_backward(loss);
     }
     torch::autograd::backward({loss}, {});
@@ -923,53 +1914,6 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
 }
 
 }  // namespace accelerate
-
-// ---- accelerate/comm/reduction.hpp
-
-namespace accelerate::comm {
-
-/// What becomes of the values of all ranks. `Mean` is the sum divided by the number of ranks, in the same pass; it is for
-/// floating point and complex dtypes. For bool, `Sum` and `Max` are "or", `Min` is "and".
-enum class Reduction : uint8_t { Sum, Mean, Max, Min };
-
-constexpr std::string_view name(Reduction r) {
-    switch (r) {
-        case Reduction::Sum: return "sum";
-        case Reduction::Mean: return "mean";
-        case Reduction::Max: return "max";
-        case Reduction::Min: return "min";
-    }
-    return "?";
-}
-
-/// From the names that Python uses. Error E_CONFIG for any other.
-inline Reduction reduction(std::string_view text) {
-    for (auto r : {Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min})
-        if (text == name(r)) return r;
-    throw Error(code::config, concat("reduction \"", text, "\" is not one of sum, mean, max, min"));
-}
-
-/// Numbers that can be added and compared one by one, so not quantised, packed or scale-only dtypes.
-constexpr bool holds_numbers(at::ScalarType dtype) {
-    switch (dtype) {
-        case at::kFloat: case at::kDouble: case at::kHalf: case at::kBFloat16:
-        case at::kFloat8_e4m3fn: case at::kFloat8_e4m3fnuz: case at::kFloat8_e5m2: case at::kFloat8_e5m2fnuz:
-        case at::kComplexHalf: case at::kComplexFloat: case at::kComplexDouble:
-        case at::kBool: case at::kChar: case at::kShort: case at::kInt: case at::kLong:
-        case at::kByte: case at::kUInt16: case at::kUInt32: case at::kUInt64: return true;
-        default: return false;
-    }
-}
-
-/// Empty when `r` is defined for the dtype, else one sentence that says why not.
-inline std::string_view why_not(Reduction r, at::ScalarType dtype) {
-    if (!holds_numbers(dtype)) return "this dtype holds no numbers that could be reduced";
-    if (r == Reduction::Mean && c10::isIntegralType(dtype, true)) return "the mean of integers is not an integer; convert to a floating point dtype";
-    if ((r == Reduction::Max || r == Reduction::Min) && c10::isComplexType(dtype)) return "complex numbers have no order";
-    return {};
-}
-
-}  // namespace accelerate::comm
 
 // ---- accelerate/comm/communicator.hpp
 
@@ -1299,81 +2243,6 @@ using Samples = Count<unit::samples>;                 ///< samples consumed, ove
 using Tokens = Count<unit::tokens>;                   ///< tokens consumed, over all ranks
 using Epochs = Count<unit::epochs>;                   ///< passes over the data set
 using Bytes = Count<unit::bytes>;
-
-}  // namespace accelerate
-
-// ---- accelerate/core/tensor_map.hpp
-
-namespace accelerate {
-
-/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
-/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
-class TensorMap {
-public:
-    using key_type = std::string;
-    using mapped_type = at::Tensor;
-    using value_type = std::pair<std::string, at::Tensor>;
-    using iterator = std::vector<value_type>::iterator;
-    using const_iterator = std::vector<value_type>::const_iterator;
-
-    TensorMap() = default;
-    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
-
-    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
-    template <class Range>
-        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
-    TensorMap(Range const& range) {
-        for (auto const& item : range) {
-            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
-            else insert(item.first, item.second);
-        }
-    }
-
-    iterator begin() { return items_.begin(); }
-    iterator end() { return items_.end(); }
-    const_iterator begin() const { return items_.begin(); }
-    const_iterator end() const { return items_.end(); }
-    size_t size() const { return items_.size(); }
-    bool empty() const { return items_.empty(); }
-
-    bool contains(std::string const& name) const { return index_.contains(name); }
-    size_t count(std::string const& name) const { return index_.count(name); }
-    iterator find(std::string const& name) { return items_.begin() + position(name); }
-    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
-
-    /// Error E_DATA when there is no tensor of that name.
-    at::Tensor const& at(std::string const& name) const {
-        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
-        return items_[index_.at(name)].second;
-    }
-    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
-
-    /// The tensor of that name; appends an undefined one when there is none.
-    at::Tensor& operator[](std::string const& name) {
-        if (!contains(name)) insert(name, at::Tensor());
-        return items_[index_.at(name)].second;
-    }
-
-    /// Appends, or replaces in place what is there under that name.
-    void insert(std::string name, at::Tensor tensor) {
-        if (auto it = index_.find(name); it != index_.end()) {
-            items_[it->second].second = std::move(tensor);
-            return;
-        }
-        index_.emplace(name, items_.size());
-        items_.emplace_back(std::move(name), std::move(tensor));
-    }
-    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
-
-private:
-    std::ptrdiff_t position(std::string const& name) const {
-        auto it = index_.find(name);
-        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
-    }
-
-    std::vector<value_type> items_;
-    std::unordered_map<std::string, size_t> index_;
-};
 
 }  // namespace accelerate
 
@@ -2894,37 +3763,6 @@ private:
 
 }  // namespace accelerate::data
 
-// ---- accelerate/core/state_dict.hpp
-
-namespace accelerate {
-
-/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
-struct StateDict {
-    TensorMap tensors;
-    nlohmann::json values = nlohmann::json::object();
-
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
-    template <class T>
-    T value(std::string const& key, std::string_view who) const {
-        auto it = values.find(key);
-        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        try {
-            return it->template get<T>();
-        } catch (nlohmann::json::exception const& e) {
-            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
-        }
-    }
-};
-
-/// A thing that can be saved and restored.
-template <class T>
-concept stateful = requires(T& t, T const& c, StateDict const& s) {
-    { c.state_dict() } -> std::convertible_to<StateDict>;
-    t.load_state_dict(s);
-};
-
-}  // namespace accelerate
-
 // ---- accelerate/data/channel.hpp
 
 namespace accelerate::data {
@@ -3038,87 +3876,6 @@ void pin(Value& value) {
 }
 
 }  // namespace accelerate::data
-
-// ---- accelerate/core/session.hpp
-
-namespace accelerate {
-
-/// What one process has once: how to bring down its peers, how to leave the parallel world, and who it is in messages.
-/// The only mutable state of the library that is not owned by an object of the user's.
-class Session {
-public:
-    static Session& instance() {
-        static Session session;
-        return session;
-    }
-
-    Session(Session const&) = delete;
-    Session& operator=(Session const&) = delete;
-
-    /// A communicator that spans processes says here how to end them, and what to do at the very end.
-    void connect(int64_t rank, int64_t size, int64_t local_size, std::function<void(int)> abort, std::function<void()> finalise) {
-        std::lock_guard lock(mutex_);
-        rank_ = rank, size_ = size, local_size_ = local_size;
-        abort_ = std::move(abort);
-        finalise_ = std::move(finalise);
-    }
-
-    /// Ends every process of the job; returns only where this process is alone.
-    void abort(int exit_code) {
-        if (abort_) abort_(exit_code);
-    }
-
-    /// Leaves the parallel world if it was entered by us. Called by `accelerate::run`, else when the process ends.
-    void finalise() {
-        std::function<void()> last;
-        {
-            std::lock_guard lock(mutex_);
-            last = std::exchange(finalise_, nullptr);
-            abort_ = nullptr;
-        }
-        if (last) last();
-    }
-
-    /// Rank of the calling thread: that of the process, unless ranks are threads.
-    int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
-    int64_t size() const { return size_; }
-    int64_t local_size() const { return local_size_; }
-
-    /// True once for each text: behind `warning_once`.
-    bool first_time(std::string const& text) {
-        std::lock_guard lock(mutex_);
-        return said_.insert(text).second;
-    }
-
-    /// While alive, messages of this thread carry `rank`: for ranks that are threads.
-    class ThreadRank {
-    public:
-        explicit ThreadRank(int64_t rank) : before_(std::exchange(thread_rank(), rank)) {}
-        ~ThreadRank() { thread_rank() = before_; }
-        ThreadRank(ThreadRank const&) = delete;
-        ThreadRank& operator=(ThreadRank const&) = delete;
-
-    private:
-        int64_t before_;
-    };
-
-private:
-    Session() = default;
-    ~Session() { finalise(); }
-
-    static int64_t& thread_rank() {
-        static thread_local int64_t rank = -1;
-        return rank;
-    }
-
-    std::mutex mutex_;
-    int64_t rank_ = 0, size_ = 1, local_size_ = 1;
-    std::function<void(int)> abort_;
-    std::function<void()> finalise_;
-    std::set<std::string> said_;
-};
-
-}  // namespace accelerate
 
 // ---- accelerate/data/workers.hpp
 
@@ -4673,316 +5430,39 @@ public:
 
 }  // namespace accelerate
 
-// ---- accelerate/optim/reductions.hpp
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-namespace accelerate::optim::kernel {
-
-// Reductions over fp32 memory that are bound by memory alone. Squares of floats are exact in double and neither overflow nor
-// underflow there, so sums are kept in double. Plain functions with `target` attributes, because a consumer compiles with -O2,
-// where g++ 12 does not vectorise, and without -march.
-
-inline double sum_of_squares_portable(float const* x, int64_t n) {
-    double sum[4] = {};
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int64_t k = 0; k < 4; ++k) sum[k] += static_cast<double>(x[i + k]) * static_cast<double>(x[i + k]);
-    for (; i < n; ++i) sum[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-// As an integer, |x| orders as the number does and a NaN comes after infinity: one maximum finds both.
-inline float largest_magnitude_portable(float const* x, int64_t n) {
-    int32_t largest = 0;
-    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<int32_t>(x[i]) & 0x7fffffff);
-    return std::bit_cast<float>(largest);
-}
-
-#if defined(__x86_64__)
-
-[[gnu::target("avx512f")]] inline double sum_of_squares_avx512(float const* x, int64_t n) {
-    __m512d a = _mm512_setzero_pd(), b = a, c = a, d = a;
-    __mmask8 const all = 0xff;  // the masked form, because g++ 12 warns of its own header in the plain one
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        auto const p = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i)), q = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 8));
-        auto const r = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 16)), s = _mm512_maskz_cvtps_pd(all, _mm256_loadu_ps(x + i + 24));
-        a = _mm512_fmadd_pd(p, p, a);
-        b = _mm512_fmadd_pd(q, q, b);
-        c = _mm512_fmadd_pd(r, r, c);
-        d = _mm512_fmadd_pd(s, s, d);
-    }
-    alignas(64) double lanes[8];
-    _mm512_store_pd(lanes, _mm512_add_pd(_mm512_add_pd(a, b), _mm512_add_pd(c, d)));
-    double sum = sum_of_squares_portable(x + i, n - i);
-    for (double lane : lanes) sum += lane;
-    return sum;
-}
-
-[[gnu::target("avx2,fma")]] inline double sum_of_squares_avx2(float const* x, int64_t n) {
-    __m256d a = _mm256_setzero_pd(), b = a, c = a, d = a;
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        auto const p = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), q = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4));
-        auto const r = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 12));
-        a = _mm256_fmadd_pd(p, p, a);
-        b = _mm256_fmadd_pd(q, q, b);
-        c = _mm256_fmadd_pd(r, r, c);
-        d = _mm256_fmadd_pd(s, s, d);
-    }
-    alignas(32) double lanes[4];
-    _mm256_store_pd(lanes, _mm256_add_pd(_mm256_add_pd(a, b), _mm256_add_pd(c, d)));
-    return sum_of_squares_portable(x + i, n - i) + (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-}
-
-[[gnu::target("avx2")]] inline float largest_magnitude_avx2(float const* x, int64_t n) {
-    auto const magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i a = _mm256_setzero_si256(), b = a;
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        a = _mm256_max_epi32(a, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i))));
-        b = _mm256_max_epi32(b, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 8))));
-    }
-    alignas(32) int32_t lanes[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(a, b));
-    int32_t largest = std::bit_cast<int32_t>(largest_magnitude_portable(x + i, n - i));
-    for (int32_t lane : lanes) largest = std::max(largest, lane);
-    return std::bit_cast<float>(largest);
-}
-
-#endif
-
-/// Sum of x[i]^2, within 1e-14 relative of exact arithmetic for any n that fits into memory.
-inline double sum_of_squares(float const* x, int64_t n) {
-#if defined(__x86_64__)
-    static auto* const chosen = __builtin_cpu_supports("avx512f")                                        ? sum_of_squares_avx512
-                                : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? sum_of_squares_avx2
-                                                                                                  : sum_of_squares_portable;
-    return chosen(x, n);
-#else
-    return sum_of_squares_portable(x, n);
-#endif
-}
-
-/// Largest |x[i]|; NaN if there is one.
-inline float largest_magnitude(float const* x, int64_t n) {
-#if defined(__x86_64__)
-    static auto* const chosen = __builtin_cpu_supports("avx2") ? largest_magnitude_avx2 : largest_magnitude_portable;
-    return chosen(x, n);
-#else
-    return largest_magnitude_portable(x, n);
-#endif
-}
-
-}  // namespace accelerate::optim::kernel
-
-// ---- accelerate/optim/norm.hpp
-
-namespace accelerate::optim {
-
-/// How partial results of a norm become one: by adding powers, or as an extreme.
-enum class Fold { Sum, Max, Min };
-
-/// The p-norm of many 1-D buffers as if they were one vector, in two levels: one flat fp32 norm in LibTorch is wrong by 1e-3 at
-/// 25 M elements, this one is within 1e-6 of fp64. A partial result (the sum of p-th powers, or the extreme for p = +-infinity)
-/// can be folded with those of other ranks before `finish`. For p = 0 it counts the elements that are not zero.
-class Norm {
-public:
-    explicit Norm(double p) : p_(p) {}
-
-    Fold fold() const { return !std::isinf(p_) ? Fold::Sum : p_ > 0 ? Fold::Max : Fold::Min; }
-
-    /// On the CPU: the partial result of all buffers, one pass over memory.
-    double partial(std::span<at::Tensor const> buffers) const {
-        double total = fold() == Fold::Min ? std::numeric_limits<double>::infinity() : 0;
-        for (auto const& x : buffers)
-            if (x.numel() > 0) total = folded(total, partial(x));
-        return total;
-    }
-
-    /// On any device, as a 0-dim fp64 tensor, without waiting for the device.
-    at::Tensor partial_tensor(std::span<at::Tensor const> buffers) const {
-        std::vector<at::Tensor> parts;
-        for (auto const& x : buffers)
-            if (x.numel() > 0) parts.push_back(power(rows(x)));
-        auto const all = parts.empty() ? at::scalar_tensor(fold() == Fold::Min ? std::numeric_limits<double>::infinity() : 0.0, at::kDouble) : at::stack(parts);
-        return fold() == Fold::Sum ? all.sum() : fold() == Fold::Max ? all.amax() : all.amin();
-    }
-
-    /// The norm from the folded partial results.
-    double finish(double total) const { return p_ == 2 ? std::sqrt(total) : is_power() ? std::pow(total, 1 / p_) : total; }
-    at::Tensor finish(at::Tensor const& total) const { return p_ == 2 ? total.sqrt() : is_power() ? total.pow(1 / p_) : total; }
-
-private:
-    bool is_power() const { return p_ != 0 && !std::isinf(p_); }
-
-    double folded(double a, double b) const {
-        if (fold() == Fold::Sum) return a + b;
-        if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<double>::quiet_NaN();
-        return fold() == Fold::Max ? std::max(a, b) : std::min(a, b);
-    }
-
-    double partial(at::Tensor const& x) const {
-        // With more threads LibTorch's parallel reduction over rows is the faster one.
-        auto const ours = x.scalar_type() == at::kFloat && x.is_contiguous() && (p_ == 2 || fold() == Fold::Max) && at::get_num_threads() == 1;
-        if (!ours) return power(rows(x)).item<double>();
-        auto const* data = x.const_data_ptr<float>();
-        return p_ == 2 ? kernel::sum_of_squares(data, x.numel()) : static_cast<double>(kernel::largest_magnitude(data, x.numel()));
-    }
-
-    /// First level: norms of rows that are short enough for fp32 accumulation.
-    at::Tensor rows(at::Tensor const& x) const {
-        int64_t const width = p_ == 2 ? 4096 : 256;  // LibTorch adds in lanes for p = 2 only
-        auto const dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        auto const flat = x.reshape(-1);
-        auto const n = flat.numel() / width;
-        std::vector<at::Tensor> norms;
-        if (n > 0) norms.push_back(at::linalg_vector_norm(flat.narrow(0, 0, n * width).view({n, width}), p_, {1}, false, dtype));
-        if (n * width < flat.numel()) norms.push_back(at::linalg_vector_norm(flat.narrow(0, n * width, flat.numel() - n * width), p_, {0}, true, dtype));
-        return (norms.size() == 1 ? norms.front() : at::cat(norms)).to(at::kDouble);
-    }
-
-    /// Second level, in fp64.
-    at::Tensor power(at::Tensor const& norms) const {
-        if (fold() == Fold::Max) return norms.amax();
-        if (fold() == Fold::Min) return norms.amin();
-        return p_ == 2 ? norms.square().sum() : is_power() ? norms.pow(p_).sum() : norms.sum();
-    }
-
-    double p_;
-};
-
-/// The p-norm of 1-D buffers as a 0-dim tensor (fp64 for fp64 buffers, else fp32) on their device; does not wait for a GPU.
-inline at::Tensor total_norm(std::span<at::Tensor const> buffers, double p = 2) {
-    Norm const norm(p);
-    auto dtype = at::kFloat;
-    bool on_cpu = true;
-    for (auto const& x : buffers) {
-        if (x.scalar_type() == at::kDouble) dtype = at::kDouble;
-        on_cpu = on_cpu && x.is_cpu();
-    }
-    if (on_cpu) return at::scalar_tensor(norm.finish(norm.partial(buffers)), dtype);
-    return norm.finish(norm.partial_tensor(buffers)).to(dtype);
-}
-
-}  // namespace accelerate::optim
-
-// ---- accelerate/optim/clip.hpp
-
-namespace accelerate::optim {
-
-/// Where the gradients that this rank may write are all there are: nothing to fold over ranks.
-struct Alone {
-    void operator()(at::Tensor&, Fold) const {}
-};
-
-namespace detail {
-
-template <class Model>
-std::vector<at::Tensor> owned_gradients(std::span<Model* const> models) {
-    std::vector<at::Tensor> gradients;
-    for (auto* model : models)
-        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
-            if (piece.gradients.numel() > 0) gradients.push_back(piece.gradients);
-    return gradients;
-}
-
-/// One tensor for each parameter, in the order of registration, as Python lists them.
-template <class Model>
-std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
-    std::vector<at::Tensor> gradients;
-    for (auto* model : models) {
-        std::vector<std::tuple<int64_t, int64_t, at::Tensor>> found;
-        std::span<sharding::Flat const> const flats = model->flats();
-        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
-            for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
-                if (from < to) found.emplace_back(slot.registration, from, piece.gradients.narrow(0, from - piece.begin, to - from));
-            }
-        std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return std::pair(std::get<0>(a), std::get<1>(a)) < std::pair(std::get<0>(b), std::get<1>(b)); });
-        for (auto& entry : found) gradients.push_back(std::move(std::get<2>(entry)));
-    }
-    return gradients;
-}
-
-template <class Model>
-void settle(std::span<Model* const> models) {
-    for (auto* model : models) model->settle();
-}
-
-}  // namespace detail
-
-/// Scales the gradients of all models by `min(1, max_norm / (norm + 1e-6))` and gives the norm before, as a 0-dim tensor on
-/// their device; never waits for a GPU. `fold(partial, how)` combines a 0-dim fp64 tensor with those of the other ranks in place,
-/// where a rank owns only a part of the gradients. Costs one read of the gradients; the scaling, a read and a write more, is left
-/// out on the CPU when the coefficient is 1. `Operations::Torch`: the same bits as Python's `torch.nn.utils.clip_grad_norm_`.
-template <sharding::flat_model Model, class FoldOverRanks = Alone>
-at::Tensor clip_grad_norm(std::span<Model* const> models, double max_norm, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
-    constexpr bool alone = std::is_same_v<std::remove_cvref_t<FoldOverRanks>, Alone>;
-    at::NoGradGuard const no_grad;
-    auto const gradients = operations == Operations::Torch ? detail::gradients_by_parameter(models) : detail::owned_gradients(models);
-    auto const on_cpu = std::all_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.is_cpu(); });
-    auto const wide = std::any_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.scalar_type() == at::kDouble; });
-    auto const dtype = wide ? at::kDouble : at::kFloat;
-    Norm const measure(p);
-
-    auto scale = [&](at::Tensor const& norm) {
-        auto const coefficient = norm.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0);
-        if (!gradients.empty()) at::_foreach_mul_(gradients, coefficient);
-        detail::settle(models);
-        return norm;
-    };
-    if (operations == Operations::Torch && alone && !gradients.empty()) return scale(at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p));
-    if (!on_cpu) {
-        auto total = measure.partial_tensor(gradients);
-        fold(total, measure.fold());
-        return scale(measure.finish(total).to(dtype));
-    }
-    double total = measure.partial(gradients);
-    if constexpr (!alone) {
-        auto partial = at::scalar_tensor(total, at::kDouble);
-        fold(partial, measure.fold());
-        total = partial.template item<double>();
-    }
-    auto const norm = measure.finish(total);
-    auto const coefficient = wide ? max_norm / (norm + 1e-6) : static_cast<double>(static_cast<float>(max_norm / (norm + 1e-6)));
-    if (!(coefficient >= 1)) {  // also when it is NaN, as in Python
-        for (auto const& g : gradients) g.mul_(coefficient);
-        detail::settle(models);
-    }
-    return at::scalar_tensor(norm, dtype);
-}
-
-/// Clamps every gradient to [-value, value], in one operation for each flat buffer.
-template <sharding::flat_model Model>
-void clip_grad_value(std::span<Model* const> models, double value) {
-    at::NoGradGuard const no_grad;
-    for (auto const& g : detail::owned_gradients(models)) g.clamp_(-value, value);
-    detail::settle(models);
-}
-
-}  // namespace accelerate::optim
-
 // ---- accelerate/clipping.hpp
 
 namespace accelerate::detail {
 
-/// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients.
+/// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients. Takes the loss
+/// scale out on the way. Where the optimizer multiplies in its sweep, the multiplication is left to it; where the step will be refused
+/// there is none.
 template <class Training, class Model>
 at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, double norm_type) {
     training.settled();
     if (!model.window_closed()) return model.last_norm.defined() ? model.last_norm : at::zeros({});
     model.advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
-    Model* const models[] = {&model};
-    if constexpr (Model::owns_everything) {
-        model.last_norm = optim::clip_grad_norm(std::span<Model* const>(models), max_norm, norm_type, model.operations);
-    } else {
-        auto fold = [&](at::Tensor& partial, optim::Fold how) { model.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum); };
-        model.last_norm = optim::clip_grad_norm(std::span<Model* const>(models), max_norm, norm_type, model.operations, fold);
+    Model* const only[] = {&model};
+    std::span<Model* const> const models(only);
+    auto norm = [&] {
+        if constexpr (Model::owns_everything) return optim::gradient_norm(models, norm_type, model.operations);
+        else return optim::gradient_norm(models, norm_type, model.operations, [&](at::Tensor& partial, optim::Fold how) {
+            model.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum);
+        });
+    }();
+    auto const unscale = model.take_scale();
+    if (unscale != 1) norm = norm * unscale;
+    model.last_norm = norm.to(optim::norm_dtype(models));
+    if (!norm.is_cpu()) {
+        optim::scale_gradients(model, (optim::clip_coefficient(norm, max_norm) * unscale).to(optim::norm_dtype(models)));
+        return model.last_norm;
     }
+    if (!training.guard->policy().ignores()) {
+        // A finite norm of positive order is that of finite gradients; others may hide an infinity, or overflow themselves.
+        model.finite = (norm_type > 0 && std::isfinite(norm.template item<double>())) || training.guard->finite(model);
+        if (!*model.finite) return model.last_norm;
+    }
+    model.scale_gradients(optim::clip_factor(norm, max_norm, model.operations) * unscale);
     return model.last_norm;
 }
 
@@ -4991,6 +5471,8 @@ void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
     if (!model.window_closed()) return;
     model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
+    optim::scale_gradients(model, model.take_scale());
     Model* const models[] = {&model};
     optim::clip_grad_value(std::span<Model* const>(models), value);
 }
@@ -5910,47 +6392,6 @@ private:
 }  // namespace accelerate::comm
 
 #endif
-
-// ---- accelerate/core/log.hpp
-
-namespace accelerate::log {
-
-/// Who speaks: by default rank 0 for all, since N ranks saying the same thing is noise.
-enum class From { Main, Everyone };
-
-namespace detail {
-inline void line(char const* level, std::string const& text) {
-    // One write, so that lines of several ranks do not interleave.
-    auto const whole = concat("[accelerate", Session::instance().size() > 1 ? concat(" rank ", Session::instance().rank()) : "", "] ", level, text, "\n");
-    std::fwrite(whole.data(), 1, whole.size(), stderr);
-}
-inline bool speaks(From from) { return from == From::Everyone || Session::instance().rank() == 0; }
-}  // namespace detail
-
-/// Notices go to stderr: stdout belongs to the user (and to `accelerator.print`).
-template <class... Parts>
-void info(Parts const&... parts) {
-    if (detail::speaks(From::Main)) detail::line("", concat(parts...));
-}
-
-template <class... Parts>
-void warning(From from, Parts const&... parts) {
-    if (detail::speaks(from)) detail::line("warning: ", concat(parts...));
-}
-
-template <class... Parts>
-void warning(Parts const&... parts) {
-    warning(From::Main, parts...);
-}
-
-/// Says each text once in the life of the process.
-template <class... Parts>
-void warning_once(Parts const&... parts) {
-    auto text = concat(parts...);
-    if (detail::speaks(From::Main) && Session::instance().first_time(text)) detail::line("warning: ", text);
-}
-
-}  // namespace accelerate::log
 
 // ---- accelerate/comm/recorder.hpp
 
@@ -8299,7 +8740,11 @@ public:
               " but they are ", name(stage_), remedy(stage_));
     }
 
-    void before_step() { advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped}); }
+    double gradient_scale() const { return 1; }
+    bool before_step() {
+        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        return true;
+    }
     void after_step() {}
 
     /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
@@ -8481,8 +8926,12 @@ struct PrecisionMembers {
     static constexpr bool scope = requires { typename P::template scope<Device>; requires std::default_initializable<typename P::template scope<Device>>; requires std::constructible_from<typename P::template scope<Device>, bool>; };
     static constexpr bool pause = requires { requires std::default_initializable<typename P::template pause<Device>>; };
     static constexpr bool parameters_changed = requires { P::parameters_changed(); };
+    static constexpr bool scaler = [] {
+        if constexpr (compute) return P::compute != at::kHalf || requires { typename P::scaler; };
+        else return true;
+    }();
     static constexpr bool any = parameter || compute || reduction || master || scope || pause || parameters_changed;
-    static constexpr bool all = parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
+    static constexpr bool all = scaler && parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
 };
 
 template <class M>
@@ -8561,6 +9010,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!p || P::scope, "precision policy: give it `scope<Device>`, made from nothing or a bool, as in template <class Device> using scope = acc::precision::NoScope");
     static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
     static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
+    static_assert(!p || P::scaler, "precision policy: it computes in fp16, where small gradients vanish; give it `scaler`, as in using scaler = acc::precision::DynamicScaler");
     static_assert(!P::all || precision_policy<Precision>, "precision policy: it does not satisfy accelerate::precision_policy; see accelerate/precision/policy.hpp");
 
     static_assert(!D::communicator || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");
@@ -8597,6 +9047,7 @@ struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
     std::vector<at::Tensor> states;
+    size_t model = 0;
 };
 
 /// The part [from, to) of one parameter, counted in memory order, that lies in a stretch at `offset`.
@@ -8907,7 +9358,196 @@ struct Adagrad {
     Operations operations = Operations::Fused;
 };
 
+/// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
+/// running mean. State: one number per parameter. Wants an lr 3 to 10 times smaller, and a weight decay as much larger, than AdamW's.
+struct Lion {
+    double lr = 1e-4;
+    std::pair<double, double> betas = {0.9, 0.99};
+    double weight_decay = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
 }  // namespace accelerate::optim
+
+// ---- accelerate/optim/sweeps.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::optim::kernel {
+
+// One update in one pass over fp32 memory: each number is read once and written once, with the gradient scaled (unscaled, clipped)
+// on its way. Arithmetic as LibTorch's fused kernels do it, within rounding. Plain functions with `target` attributes, because a
+// consumer compiles with -O2 and without -march; where the CPU lacks AVX2 the rules use LibTorch's kernels.
+
+/// Whether this CPU can run the sweeps below.
+inline bool can_sweep() {
+#if defined(__x86_64__)
+    static bool const can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return can;
+#else
+    return false;
+#endif
+}
+
+/// n numbers of each stream. A stream that a rule lacks is `parameters` again.
+struct Strip {
+    float* parameters = nullptr;
+    float const* gradients = nullptr;
+    float* first = nullptr;
+    float* second = nullptr;
+    int64_t n = 0;
+};
+
+/// `g *= scale; m += (1-b1)*(g-m); v = b2*v + (1-b2)*g*g; p -= step * m / (sqrt(v)*root + eps)`, after `p *= 1 - decay` where decay is
+/// decoupled (AdamW), else with `g += decay*p`.
+template <bool Decoupled>
+struct AdamNumbers {
+    float scale, decay, one_minus_beta1, beta2, one_minus_beta2, step, root, eps;
+};
+
+/// `g = scale*g + l2*p; b = momentum*b + take*g; p -= lr * (gradient*g + buffer*b)`; without b where it is not buffered
+struct SgdNumbers {
+    float scale, l2, momentum, take, lr, gradient, buffer;
+    bool buffered;
+};
+
+/// `g = scale*g + l2*p; s += g*g; p -= lr * g / (sqrt(s) + eps)`
+struct AdagradNumbers {
+    float scale, l2, lr, eps;
+};
+
+/// `g = scale*g; p = keep*p - lr*sign(b1*m + (1-b1)*g); m = b2*m + (1-b2)*g`
+struct LionNumbers {
+    float scale, keep, lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
+};
+
+#if defined(__x86_64__)
+
+/// Eight lanes of a rule; its constants stay in registers over the loop.
+template <class Numbers>
+struct Lanes;
+
+template <bool Decoupled>
+struct Lanes<AdamNumbers<Decoupled>> {
+    __m256 scale, decay, one_minus_beta1, beta2, one_minus_beta2, step, root, eps;
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] explicit inline Lanes(AdamNumbers<Decoupled> const& c)
+        : scale(_mm256_set1_ps(c.scale)), decay(_mm256_set1_ps(Decoupled ? 1 - c.decay : c.decay)), one_minus_beta1(_mm256_set1_ps(c.one_minus_beta1)), beta2(_mm256_set1_ps(c.beta2)),
+          one_minus_beta2(_mm256_set1_ps(c.one_minus_beta2)), step(_mm256_set1_ps(c.step)), root(_mm256_set1_ps(c.root)), eps(_mm256_set1_ps(c.eps)) {}
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] inline void operator()(float* p, float const* g, float* m, float* v) const {
+        auto parameter = _mm256_loadu_ps(p), gradient = _mm256_mul_ps(_mm256_loadu_ps(g), scale);
+        if constexpr (Decoupled) parameter = _mm256_mul_ps(parameter, decay);
+        else gradient = _mm256_fmadd_ps(decay, parameter, gradient);
+        auto const before = _mm256_loadu_ps(m);
+        auto const mean = _mm256_fmadd_ps(one_minus_beta1, _mm256_sub_ps(gradient, before), before);
+        auto const square = _mm256_fmadd_ps(beta2, _mm256_loadu_ps(v), _mm256_mul_ps(_mm256_mul_ps(one_minus_beta2, gradient), gradient));
+        auto const divisor = _mm256_fmadd_ps(_mm256_sqrt_ps(square), root, eps);
+        _mm256_storeu_ps(m, mean);
+        _mm256_storeu_ps(v, square);
+        _mm256_storeu_ps(p, _mm256_fnmadd_ps(step, _mm256_div_ps(mean, divisor), parameter));
+    }
+};
+
+template <>
+struct Lanes<SgdNumbers> {
+    __m256 scale, l2, momentum, take, lr, gradient, buffer;
+    bool buffered;
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] explicit inline Lanes(SgdNumbers const& c)
+        : scale(_mm256_set1_ps(c.scale)), l2(_mm256_set1_ps(c.l2)), momentum(_mm256_set1_ps(c.momentum)), take(_mm256_set1_ps(c.take)), lr(_mm256_set1_ps(-c.lr)),
+          gradient(_mm256_set1_ps(c.gradient)), buffer(_mm256_set1_ps(c.buffer)), buffered(c.buffered) {}
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] inline void operator()(float* p, float const* g, float* b, float*) const {
+        auto const parameter = _mm256_loadu_ps(p);
+        auto const now = _mm256_fmadd_ps(l2, parameter, _mm256_mul_ps(_mm256_loadu_ps(g), scale));
+        if (!buffered) {
+            _mm256_storeu_ps(p, _mm256_fmadd_ps(lr, now, parameter));
+            return;
+        }
+        auto const moved = _mm256_fmadd_ps(momentum, _mm256_loadu_ps(b), _mm256_mul_ps(take, now));
+        _mm256_storeu_ps(b, moved);
+        _mm256_storeu_ps(p, _mm256_fmadd_ps(lr, _mm256_fmadd_ps(gradient, now, _mm256_mul_ps(buffer, moved)), parameter));
+    }
+};
+
+template <>
+struct Lanes<AdagradNumbers> {
+    __m256 scale, l2, lr, eps;
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] explicit inline Lanes(AdagradNumbers const& c)
+        : scale(_mm256_set1_ps(c.scale)), l2(_mm256_set1_ps(c.l2)), lr(_mm256_set1_ps(-c.lr)), eps(_mm256_set1_ps(c.eps)) {}
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] inline void operator()(float* p, float const* g, float* s, float*) const {
+        auto const parameter = _mm256_loadu_ps(p);
+        auto const gradient = _mm256_fmadd_ps(l2, parameter, _mm256_mul_ps(_mm256_loadu_ps(g), scale));
+        auto const sum = _mm256_fmadd_ps(gradient, gradient, _mm256_loadu_ps(s));
+        _mm256_storeu_ps(s, sum);
+        _mm256_storeu_ps(p, _mm256_add_ps(parameter, _mm256_div_ps(_mm256_mul_ps(lr, gradient), _mm256_add_ps(_mm256_sqrt_ps(sum), eps))));
+    }
+};
+
+template <>
+struct Lanes<LionNumbers> {
+    __m256 scale, keep, lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] explicit inline Lanes(LionNumbers const& c)
+        : scale(_mm256_set1_ps(c.scale)), keep(_mm256_set1_ps(c.keep)), lr(_mm256_set1_ps(-c.lr)), beta1(_mm256_set1_ps(c.beta1)), one_minus_beta1(_mm256_set1_ps(c.one_minus_beta1)),
+          beta2(_mm256_set1_ps(c.beta2)), one_minus_beta2(_mm256_set1_ps(c.one_minus_beta2)) {}
+
+    [[gnu::target("avx2,fma"), gnu::always_inline]] inline void operator()(float* p, float const* g, float* m, float*) const {
+        auto const gradient = _mm256_mul_ps(_mm256_loadu_ps(g), scale);
+        auto const before = _mm256_loadu_ps(m);
+        auto const update = _mm256_fmadd_ps(beta1, before, _mm256_mul_ps(one_minus_beta1, gradient));
+        // The sign of a number on a step of -lr, and nothing where it is zero.
+        auto const turned = _mm256_xor_ps(lr, _mm256_and_ps(update, _mm256_set1_ps(-0.0f)));
+        auto const step = _mm256_and_ps(turned, _mm256_cmp_ps(update, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+        _mm256_storeu_ps(p, _mm256_fmadd_ps(keep, _mm256_loadu_ps(p), step));
+        _mm256_storeu_ps(m, _mm256_fmadd_ps(beta2, before, _mm256_mul_ps(one_minus_beta2, gradient)));
+    }
+};
+
+template <class Numbers>
+[[gnu::target("avx2,fma")]] inline void sweep_avx2(Numbers const& numbers, Strip const& s) {
+    Lanes<Numbers> const lanes(numbers);
+    int64_t i = 0;
+    for (; i + 16 <= s.n; i += 16) {
+        lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
+        lanes(s.parameters + i + 8, s.gradients + i + 8, s.first + i + 8, s.second + i + 8);
+    }
+    for (; i + 8 <= s.n; i += 8) lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
+    if (i == s.n) return;
+    // The rest goes through lanes of its own, so that every number sees the same arithmetic wherever a strip ends.
+    auto const bytes = static_cast<size_t>(s.n - i) * sizeof(float);
+    float p[8] = {}, g[8] = {}, first[8] = {}, second[8] = {};
+    std::memcpy(p, s.parameters + i, bytes);
+    std::memcpy(g, s.gradients + i, bytes);
+    std::memcpy(first, s.first + i, bytes);
+    std::memcpy(second, s.second + i, bytes);
+    lanes(p, g, first, second);
+    std::memcpy(s.second + i, second, bytes);
+    std::memcpy(s.first + i, first, bytes);
+    std::memcpy(s.parameters + i, p, bytes);  // last: streams that a rule lacks are this one
+}
+
+#endif
+
+/// Updates a strip over the threads that LibTorch may use; the bits do not depend on their number. Needs `can_sweep()`.
+template <class Numbers>
+void sweep([[maybe_unused]] Numbers const& numbers, [[maybe_unused]] Strip const& s) {
+#if defined(__x86_64__)
+    at::parallel_for(0, s.n, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
+        sweep_avx2(numbers, {s.parameters + begin, s.gradients + begin, s.first + begin, s.second + begin, end - begin});
+    });
+#endif
+}
+
+}  // namespace accelerate::optim::kernel
 
 // ---- accelerate/optim/rules.hpp
 
@@ -8922,10 +9562,24 @@ struct Columns {
     std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
 };
 
+/// One update of one entry in one pass (see sweeps.hpp): what a rule's `sweep` gets besides recipe and hyper-parameters.
+struct SweepCall {
+    kernel::Strip strip;
+    int64_t step = 1;    ///< the number of this update, from 1
+    double scale = 1;    ///< what the gradients in memory are multiplied by first
+};
+
 /// The arithmetic of a recipe, apart from binding, grouping and the storage of state. To add an optimizer write an aggregate with
-/// the members that all recipes share and specialise this beside it.
+/// the members that all recipes share and specialise this beside it. A rule that can update fp32 memory in one pass has `sweep`, and
+/// `sweeps(recipe)` says whether the recipe's options allow it.
 template <class Recipe>
 struct Rule;
+
+template <class R>
+concept sweepable = requires(R const& r, Hyper const& hyper, SweepCall const& call) {
+    { Rule<R>::sweeps(r) } -> std::convertible_to<bool>;
+    Rule<R>::sweep(r, hyper, call);
+};
 
 /// An aggregate of hyper-parameters with a `Rule`.
 template <class R>
@@ -8946,13 +9600,20 @@ namespace detail {
 
 inline void validate(bool holds, char const* kind, char const* what) { check(holds, code::config, "optim::", kind, ": ", what); }
 
+inline void validate_betas(std::pair<double, double> const& betas, char const* kind) {
+    validate(betas.first >= 0 && betas.first < 1 && betas.second >= 0 && betas.second < 1, kind, "betas must be in [0, 1)");
+}
+
 template <class R>
 void validate_common(R const& r, char const* kind) {
     validate(r.lr >= 0, kind, "lr must not be negative");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
 }
 
-template <class R>
+inline float narrowed(double x) { return static_cast<float>(x); }
+inline float signed_scale(double scale, bool maximize) { return narrowed(maximize ? -scale : scale); }
+
+template <class R, bool DecoupledDecay>
 struct AdamFamily {
     static std::vector<std::string> states(R const& r) {
         std::vector<std::string> names{"exp_avg", "exp_avg_sq"};
@@ -8962,8 +9623,18 @@ struct AdamFamily {
     static double initial(R const&) { return 0; }
     static void validate(R const& r) {
         validate_common(r, Rule<R>::kind);
-        detail::validate(r.betas.first >= 0 && r.betas.first < 1 && r.betas.second >= 0 && r.betas.second < 1, Rule<R>::kind, "betas must be in [0, 1)");
+        validate_betas(r.betas, Rule<R>::kind);
         detail::validate(r.eps >= 0, Rule<R>::kind, "eps must not be negative");
+    }
+    static bool sweeps(R const& r) { return !r.amsgrad; }
+    static void sweep(R const& r, Hyper const& h, SweepCall const& call) {
+        auto const t = static_cast<double>(call.step);
+        auto const bias1 = 1 - std::pow(r.betas.first, t), bias2 = 1 - std::pow(r.betas.second, t);
+        kernel::sweep(kernel::AdamNumbers<DecoupledDecay>{.scale = signed_scale(call.scale, r.maximize), .decay = narrowed(DecoupledDecay ? h.lr * h.weight_decay : h.weight_decay),
+                                                          .one_minus_beta1 = narrowed(1 - r.betas.first), .beta2 = narrowed(r.betas.second),
+                                                          .one_minus_beta2 = narrowed(1 - r.betas.second), .step = narrowed(h.lr / bias1), .root = narrowed(1 / std::sqrt(bias2)),
+                                                          .eps = narrowed(r.eps)},
+                      call.strip);
     }
     static at::TensorList largest(R const& r, Columns const& c) { return r.amsgrad ? at::TensorList(c.states[2]) : at::TensorList(); }
 };
@@ -8972,7 +9643,7 @@ struct AdamFamily {
 
 /// `p *= 1 - lr*wd; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g*g; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)`
 template <>
-struct Rule<AdamW> : detail::AdamFamily<AdamW> {
+struct Rule<AdamW> : detail::AdamFamily<AdamW, true> {
     static constexpr char const* kind = "AdamW";
     static void update(AdamW const& r, Hyper const& h, Columns const& c, bool) {
         at::_fused_adamw_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
@@ -8982,7 +9653,7 @@ struct Rule<AdamW> : detail::AdamFamily<AdamW> {
 
 /// As AdamW's without its first line, and with `g += wd*p` instead.
 template <>
-struct Rule<Adam> : detail::AdamFamily<Adam> {
+struct Rule<Adam> : detail::AdamFamily<Adam, false> {
     static constexpr char const* kind = "Adam";
     static void update(Adam const& r, Hyper const& h, Columns const& c, bool) {
         at::_fused_adam_(c.parameters, c.gradients, c.states[0], c.states[1], largest(r, c), c.steps, h.lr, r.betas.first, r.betas.second, h.weight_decay, r.eps,
@@ -9001,6 +9672,16 @@ struct Rule<Sgd> {
         detail::validate(r.momentum >= 0, kind, "momentum must not be negative");
         detail::validate(!r.nesterov || (r.momentum > 0 && r.dampening == 0), kind, "nesterov needs a momentum and no dampening");
     }
+    static bool sweeps(Sgd const&) { return true; }
+    static void sweep(Sgd const& r, Hyper const& h, SweepCall const& call) {
+        using detail::narrowed;
+        bool const buffered = r.momentum != 0;
+        // At the first update the buffer is zero and takes the whole gradient.
+        auto const take = call.step == 1 ? 1 : 1 - r.dampening, gradient = buffered && !r.nesterov ? 0.0 : 1.0, buffer = r.nesterov ? r.momentum : 1.0;
+        kernel::sweep(kernel::SgdNumbers{.scale = detail::signed_scale(call.scale, r.maximize), .l2 = narrowed(h.weight_decay), .momentum = narrowed(r.momentum), .take = narrowed(take),
+                                         .lr = narrowed(h.lr), .gradient = narrowed(gradient), .buffer = narrowed(buffer), .buffered = buffered},
+                      call.strip);
+    }
     static void update(Sgd const& r, Hyper const& h, Columns const& c, bool first) {
         at::_fused_sgd_(c.parameters, c.gradients, c.states.empty() ? at::TensorList() : at::TensorList(c.states[0]), h.weight_decay, r.momentum, h.lr, r.dampening,
                         r.nesterov, r.maximize, first);
@@ -9017,8 +9698,43 @@ struct Rule<Adagrad> {
         detail::validate_common(r, kind);
         detail::validate(r.lr_decay >= 0 && r.eps >= 0 && r.initial_accumulator_value >= 0, kind, "lr_decay, eps and initial_accumulator_value must not be negative");
     }
+    static bool sweeps(Adagrad const&) { return true; }
+    static void sweep(Adagrad const& r, Hyper const& h, SweepCall const& call) {
+        using detail::narrowed;
+        auto const lr = h.lr / (1 + static_cast<double>(call.step - 1) * r.lr_decay);
+        kernel::sweep(kernel::AdagradNumbers{.scale = detail::signed_scale(call.scale, r.maximize), .l2 = narrowed(h.weight_decay), .lr = narrowed(lr), .eps = narrowed(r.eps)}, call.strip);
+    }
     static void update(Adagrad const& r, Hyper const& h, Columns const& c, bool) {
         at::_fused_adagrad_(c.parameters, c.gradients, c.states[0], c.steps, h.lr, r.lr_decay, h.weight_decay, r.eps, r.maximize);
+    }
+};
+
+/// `u = b1*m + (1-b1)*g; p = (1 - lr*wd)*p - lr*sign(u); m = b2*m + (1-b2)*g`
+template <>
+struct Rule<Lion> {
+    static constexpr char const* kind = "Lion";
+    static std::vector<std::string> states(Lion const&) { return {"exp_avg"}; }
+    static double initial(Lion const&) { return 0; }
+    static void validate(Lion const& r) {
+        detail::validate_common(r, kind);
+        detail::validate_betas(r.betas, kind);
+    }
+    static bool sweeps(Lion const&) { return true; }
+    static void sweep(Lion const& r, Hyper const& h, SweepCall const& call) {
+        using detail::narrowed;
+        kernel::sweep(kernel::LionNumbers{.scale = detail::signed_scale(call.scale, r.maximize), .keep = narrowed(1 - h.lr * h.weight_decay), .lr = narrowed(h.lr),
+                                          .beta1 = narrowed(r.betas.first), .one_minus_beta1 = narrowed(1 - r.betas.first), .beta2 = narrowed(r.betas.second),
+                                          .one_minus_beta2 = narrowed(1 - r.betas.second)},
+                      call.strip);
+    }
+    static void update(Lion const& r, Hyper const& h, Columns const& c, bool) {
+        auto const sign = r.maximize ? -1.0 : 1.0;
+        for (size_t i = 0; i < c.parameters.size(); ++i) {
+            auto& mean = c.states[0][i];
+            auto const direction = mean.mul(r.betas.first).add_(c.gradients[i], sign * (1 - r.betas.first)).sign_();
+            c.parameters[i].mul_(1 - h.lr * h.weight_decay).add_(direction, -h.lr);
+            mean.mul_(r.betas.second).add_(c.gradients[i], sign * (1 - r.betas.second));
+        }
     }
 };
 
@@ -9032,6 +9748,7 @@ namespace accelerate::optim {
 struct Batch {
     size_t set = 0;
     Columns columns;
+    std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
@@ -9050,9 +9767,10 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
             return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
         });
         if (batch == batches.end()) {
-            batch = batches.insert(batch, Batch{set, {}});
+            batch = batches.insert(batch, Batch{set, {}, {}});
             batch->columns.states.resize(s.states.size());
         }
+        batch->models.push_back(s.model);
         auto& c = batch->columns;
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
@@ -9086,9 +9804,9 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
 namespace accelerate::optim {
 
 /// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
-/// optimizer. One update costs one fused call per set of hyper-parameters over flat buffers and nothing per parameter; memory is
-/// the rule's state in the parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and
-/// `zero_grad` do nothing.
+/// optimizer. One update is one pass over fp32 memory of the CPU, with what clipping and unscaling have left to it, else one fused call
+/// of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state in the
+/// parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -9098,27 +9816,14 @@ public:
     /// Error E_CONFIG when the recipe's values cannot work.
     Optimizer(Recipe recipe, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(recipe), std::move(models))) {}
 
-    /// Updates all parameters from their gradients. Error E_CALL_ORDER (from the model) when the gradients are not complete.
+    /// Updates all parameters from their gradients; nothing is changed when a model refuses, because a gradient is not finite. Error
+    /// E_CALL_ORDER (from the model) when the gradients are not complete.
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        at::NoGradGuard const no_grad;
-        if (s.stale()) [[unlikely]]
-            s.bind();
-        s.count(s.steps + 1);
-        for (auto const& batch : s.batches) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update, as a gradient scaler must that found a non-finite gradient.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
+        s.skipped = !sharding::before_step(s.models);
+        if (!s.skipped) [[likely]]
+            update();
         for (auto& model : s.models) model->after_step();
     }
 
@@ -9130,13 +9835,19 @@ public:
 
     /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
     double lr() const { return shared_->grouping.lr(); }
-    void set_lr(double lr) { shared_->grouping.set_lr(lr); }
+    void set_lr(double lr) {
+        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        shared_->grouping.set_lr(lr);
+    }
 
     int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
     int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
     bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    /// Whether a step multiplies the gradients by each model's `gradient_scale()` on its way. Where it does not, who clips must.
+    bool sweeps() const { return shared_->sweeps; }
 
     /// False inside an unfinished accumulation window of any of its models.
     bool window_closed() const {
@@ -9176,10 +9887,46 @@ public:
     }
 
 private:
+    void update() {
+        auto& s = *shared_;
+        at::NoGradGuard const no_grad;
+        if (s.stale()) [[unlikely]]
+            s.bind();
+        s.count(s.steps + 1);
+        ++s.updates;
+        for (auto const& batch : s.batches) {
+            if (s.sweeps) s.sweep(batch);
+            else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+        }
+    }
+
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
             : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
+            sweeps = can_sweep();
+        }
+
+        bool can_sweep() const {
+            if constexpr (!sweepable<Recipe>) return false;
+            else {
+                auto const fits = [](auto const& model) {
+                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) { return f.parameters.is_cpu() && f.parameters.scalar_type() == at::kFloat; });
+                };
+                return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
+            }
+        }
+
+        void sweep(Batch const& batch) const {
+            if constexpr (sweepable<Recipe>) {
+                auto const& c = batch.columns;
+                for (size_t i = 0; i < c.parameters.size(); ++i) {
+                    auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
+                    auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
+                    kernel::Strip const strip{parameters, c.gradients[i].template const_data_ptr<float>(), state(0), state(1), c.parameters[i].numel()};
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, models[batch.models[i]]->gradient_scale()});
+                }
+            }
         }
 
         bool stale() const {
@@ -9207,6 +9954,7 @@ private:
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
         int64_t steps = 0;
         int64_t updates = 0;
+        bool sweeps = false;
         bool bound = false;
         bool skipped = false;
     };
@@ -9227,7 +9975,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;
@@ -9346,20 +10094,12 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.held->step();
-        ++s.steps;
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
+        s.skipped = !sharding::before_step(s.models);
+        if (!s.skipped) [[likely]] {
+            s.held->step();
+            ++s.steps;
+            ++s.updates;
+        }
         for (auto& model : s.models) model->after_step();
     }
 
@@ -9375,6 +10115,7 @@ public:
     /// Of the first parameter group; the others keep their ratio to it.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
+        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
         auto& s = *shared_;
         s.lr = lr;
         auto& groups = s.held->param_groups();
@@ -11775,13 +12516,18 @@ public:
         return data::Join(training_->loops);
     }
 
-    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or
-    /// stepping, which do it themselves. The precisions so far scale nothing: it is then a check that they are complete. In an
-    /// unfinished window does nothing.
+    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at `p.grad()` before clipping
+    /// or stepping, which do it themselves; after clipping it puts the clipped ones there. Where nothing is scaled it is a check that
+    /// they are complete. In an unfinished window does nothing.
     template <class... Models>
     void unscale_gradients(Models const&... models) {
         auto const unscale = [](model_state& m) {
-            if (m.window_closed()) m.advance("accelerator.unscale_gradients", sharding::Stage::Unscaled, {sharding::Stage::Reduced, sharding::Stage::Unscaled});
+            using sharding::Stage;
+            if (!m.window_closed()) return;
+            auto const stage = m.stage();
+            m.advance("accelerator.unscale_gradients", Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+            if (stage == Stage::Clipped) m.advance("accelerator.unscale_gradients", stage, {Stage::Unscaled});
+            optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();
         if constexpr (sizeof...(Models) > 0) (unscale(state_of(models)), ...);
@@ -11789,8 +12535,9 @@ public:
             for (auto const& model : training_->models) unscale(*model);
     }
 
-    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
-    /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
+    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before (unscaled), as
+    /// a 0-dim tensor. A recipe that sweeps (see `optim::Optimizer::sweeps`) multiplies as it steps: `p.grad()` shows clipped values
+    /// only after `unscale_gradients`, or with `Operations::Torch`. In an unfinished window does nothing and gives the last norm.
     template <class Model>
     at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
         return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
@@ -11799,6 +12546,15 @@ public:
     template <class Model>
     void clip_grad_value(Model const& model, double value) {
         detail::clip_grad_value(*training_, state_of(model), value);
+    }
+
+    /// Whether the last step left everything as it was, because a gradient was not finite; the same on every rank that shares a model.
+    bool optimizer_step_was_skipped() const { return training_->guard->skipped(); }
+
+    /// The gradient scaler: `get_scale()`, `state_dict()`, `load_state_dict(s)`.
+    auto& scaler() const {
+        static_assert(Shared::scales, "accelerator.scaler: this precision scales no gradient; precision::Fp16<> does");
+        return training_->guard->scaler();
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
@@ -11892,7 +12648,7 @@ public:
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -11934,7 +12690,10 @@ private:
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
             for (auto& model : models) model->operations = recipe.operations;
-        return optim::bind(std::forward<Recipe>(recipe), std::move(models));
+        auto optimizer = optim::bind(std::forward<Recipe>(recipe), models);
+        if constexpr (requires { optimizer.sweeps(); })
+            for (auto& model : models) model->sweeps = optimizer.sweeps();
+        return optimizer;
     }
 
     template <class Given, class Optimizers>
@@ -14775,6 +15534,31 @@ using cast_once_t = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImp
 
 }  // namespace accelerate::precision
 
+// ---- accelerate/precision/autocast_policy.hpp
+
+namespace accelerate::precision {
+
+/// What the precisions by autocast share: parameters, gradients and optimizer in fp32, matrix products in `Compute`, operations that
+/// need it in fp32. Outputs keep the dtype that their operation gave them.
+template <at::ScalarType Compute, bool CacheEnabled>
+struct AutocastPolicy {
+    static constexpr at::ScalarType parameter = at::kFloat, compute = Compute, reduction = at::kFloat, master = at::kFloat;
+    template <class Impl>
+    using impl = cast_once_t<Impl>;
+
+    template <class Device>
+    struct scope : Autocast {
+        explicit scope(bool enabled = true) : Autocast(Device::type, Compute, enabled, CacheEnabled) {}
+    };
+    template <class Device>
+    struct pause : AutocastPause {
+        pause() : AutocastPause(Device::type) {}
+    };
+    static void parameters_changed() { at::autocast::clear_cache(); }
+};
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/bf16.hpp
 
 namespace accelerate {
@@ -14790,21 +15574,8 @@ namespace precision {
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
 /// is slower than fp32.
 template <bf16 O = bf16{}>
-struct Bf16 {
-    static constexpr at::ScalarType parameter = at::kFloat, compute = at::kBFloat16, reduction = at::kFloat, master = at::kFloat;
+struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled> {
     static constexpr char const* name = "bf16";
-    template <class Impl>
-    using impl = cast_once_t<Impl>;
-
-    template <class Device>
-    struct scope : Autocast {
-        explicit scope(bool enabled = true) : Autocast(Device::type, compute, enabled, O.cache_enabled) {}
-    };
-    template <class Device>
-    struct pause : AutocastPause {
-        pause() : AutocastPause(Device::type) {}
-    };
-    static void parameters_changed() { at::autocast::clear_cache(); }
 };
 
 }  // namespace precision
@@ -16026,6 +16797,38 @@ private:
     communicator comm_;
 };
 
+}  // namespace accelerate
+
+// ---- accelerate/precision/fp16.hpp
+
+namespace accelerate {
+
+/// How `precision::Fp16` keeps small gradients from vanishing.
+enum class LossScale {
+    Dynamic,   ///< as large as gradients allow
+    Constant,  ///< `accelerator_options::grad_scaler.init_scale` for the whole run
+    None,      ///< a compile error: gradients below 6e-8 would be lost
+};
+
+/// Options of `precision::Fp16`.
+struct fp16 {
+    bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in fp16 meanwhile
+    LossScale loss_scale = LossScale::Dynamic;
+};
+
+namespace precision {
+
+/// float16 by autocast: parameters, gradients and optimizer in fp32, matrix products in fp16, operations that need it in fp32. fp16
+/// ends at 65504 and at 6e-8: the loss is scaled, gradients are unscaled before they are used, and a step whose gradients overflowed
+/// is skipped. Outputs keep the dtype that their operation gave them. On CPUs it is a hundred times slower than fp32.
+template <fp16 O = fp16{}>
+struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled> {
+    static_assert(O.loss_scale != LossScale::None, "precision::Fp16: without a gradient scaler gradients below 6e-8 are lost; use LossScale::Dynamic or LossScale::Constant, or precision::Bf16<>");
+    static constexpr char const* name = "fp16";
+    using scaler = std::conditional_t<O.loss_scale == LossScale::Constant, ConstantScaler, DynamicScaler>;
+};
+
+}  // namespace precision
 }  // namespace accelerate
 
 // ---- accelerate/state/reader.hpp

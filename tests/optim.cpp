@@ -6,6 +6,7 @@
 #include <accelerate/core/units.hpp>
 #include <accelerate/optim/bind.hpp>
 #include <accelerate/optim/clip.hpp>
+#include <accelerate/optim/finite.hpp>
 #include <cstring>
 #include <numeric>
 
@@ -79,7 +80,11 @@ public:
     std::span<Piece const> owned() const { return owned_; }
     int64_t layout() const { return layout_; }
     bool window_closed() const { return closed; }
-    void before_step() { ++before; }
+    bool before_step() {
+        ++before;
+        return allows;
+    }
+    double gradient_scale() const { return scale; }
     void after_step() { ++after; }
     void settle() { ++settled; }
     void zero_grad() {
@@ -93,7 +98,8 @@ public:
     }
     std::vector<std::pair<std::string, at::Tensor>> const& parameters() const { return parameters_; }
 
-    bool closed = true;
+    bool closed = true, allows = true;
+    double scale = 1;
     int before = 0, after = 0, settled = 0;
 
 private:
@@ -260,21 +266,117 @@ TEST_CASE("recipes with impossible values are refused by name", "[recipes][rules
     CHECK(code_of([] { Optimizer<Sgd, FakeModel>({}, {}); }) == acc::code::config);
 }
 
-TEST_CASE("a step is one fused call, and nothing else reaches the dispatcher", "[optimizer][batches]") {
+TEST_CASE("a step calls no operation where it sweeps, else LibTorch's fused ones", "[optimizer][batches][sweeps]") {
     auto parameters = some_parameters();
     auto model = std::make_shared<FakeModel>(parameters);
-    auto optimizer = bind(acc::optim::AdamW{.lr = 1e-2}, std::vector{model});
-    give_gradients(parameters, 0);
-    optimizer.step();
-    CHECK(operations_of([&] { optimizer.step(); }) == std::vector<std::string>{"aten::_fused_adamw_"});
-    CHECK(operations_of([&] { optimizer.zero_grad(); }) == std::vector<std::string>{"aten::zero_"});
+    auto const calls_of = [&](auto const& recipe, std::string const& fused, size_t calls) {
+        auto optimizer = bind(recipe, std::vector{model});
+        give_gradients(parameters, 0);
+        optimizer.step();
+        CHECK(optimizer.sweeps() == (kernel::can_sweep() && !recipe.amsgrad));
+        CHECK(operations_of([&] { optimizer.step(); }) == std::vector<std::string>(optimizer.sweeps() ? 0 : calls, fused));
+        CHECK(operations_of([&] { optimizer.zero_grad(); }) == std::vector<std::string>{"aten::zero_"});
+    };
+    calls_of(acc::optim::AdamW{}, "aten::_fused_adamw_", 1);
+    calls_of(acc::optim::AdamW{.no_decay_on_norms_and_biases = true}, "aten::_fused_adamw_", 2);
+    calls_of(acc::optim::AdamW{.amsgrad = true}, "aten::_fused_adamw_", 1);
+    calls_of(acc::optim::Adam{.amsgrad = true, .no_decay_on_norms_and_biases = true}, "aten::_fused_adam_", 1);
+}
 
-    auto grouped = bind(acc::optim::AdamW{.no_decay_on_norms_and_biases = true}, std::vector{model});
-    grouped.step();
-    CHECK(operations_of([&] { grouped.step(); }) == (std::vector<std::string>{"aten::_fused_adamw_", "aten::_fused_adamw_"}));
-    auto plain = bind(Sgd{}, std::vector{model});
-    plain.step();
-    CHECK(operations_of([&] { plain.step(); }) == std::vector<std::string>{"aten::_fused_sgd_"});
+TEST_CASE("a sweep is LibTorch's fused call on scaled gradients, at every length", "[sweeps][rules]") {
+    if (!kernel::can_sweep()) return;  // the recipes use LibTorch's calls then
+    auto const compare = [](auto recipe) {
+        INFO(Rule<decltype(recipe)>::kind);
+        for (int64_t n : {1, 7, 8, 9, 16, 37, 1000, 70001}) {
+            torch::manual_seed(static_cast<uint64_t>(n));
+            Parameters ours{{"w", leaf(torch::randn({n}))}}, theirs = copy(ours);
+            auto swept = std::make_shared<FakeModel>(ours), called = std::make_shared<FakeModel>(theirs);
+            auto optimizer = bind(recipe, std::vector{swept});
+            auto by_calls = recipe;
+            by_calls.operations = acc::Operations::Torch;
+            auto reference = bind(by_calls, std::vector{called});
+            REQUIRE((optimizer.sweeps() && !reference.sweeps()));
+            swept->scale = 0.125;
+            for (int64_t i = 0; i < 4; ++i) {
+                give_gradients(ours, i, 8);
+                give_gradients(theirs, i);
+                optimizer.step();
+                reference.step();
+                CHECK(difference(ours, theirs) < 2e-6);
+                auto const a = optimizer.state_dict(), b = reference.state_dict();
+                REQUIRE(a.tensors.size() == b.tensors.size());
+                for (auto const& [name, t] : a.tensors) CHECK(torch::allclose(t, b.tensors.at(name), 2e-6, 1e-6));  // sums of numbers up to 5, each rounded
+            }
+        }
+    };
+    compare(acc::optim::AdamW{.lr = 1e-2, .betas = {0.8, 0.95}, .weight_decay = 0.3});
+    compare(acc::optim::AdamW{.lr = 1e-2, .maximize = true});
+    compare(acc::optim::Adam{.lr = 1e-2, .weight_decay = 0.3});
+    compare(acc::optim::Adam{.lr = 1e-2, .weight_decay = 0.3, .maximize = true});
+    compare(Sgd{.lr = 1e-2, .weight_decay = 0.1});
+    compare(Sgd{.lr = 1e-2, .momentum = 0.9, .weight_decay = 0.1, .maximize = true});
+    compare(Sgd{.lr = 1e-2, .momentum = 0.9, .dampening = 1});
+    compare(Sgd{.lr = 1e-2, .momentum = 0.9, .nesterov = true});
+    compare(Adagrad{.lr = 1e-2, .lr_decay = 0.1, .weight_decay = 0.1, .initial_accumulator_value = 0.5});
+    compare(Lion{.lr = 1e-2, .weight_decay = 0.3});
+    compare(Lion{.lr = 1e-2, .maximize = true});
+}
+
+TEST_CASE("the bits of a sweep do not depend on where a strip ends", "[sweeps]") {
+    if (!kernel::can_sweep()) return;
+    auto const start = torch::randn({4, 100});
+    auto const run = [&](std::vector<int64_t> const& borders) {
+        auto t = start.clone();
+        t[3].abs_();
+        auto* const data = t.mutable_data_ptr<float>();
+        kernel::AdamNumbers<true> const numbers{.scale = 0.7f, .decay = 0.1f, .one_minus_beta1 = 0.2f, .beta2 = 0.9f, .one_minus_beta2 = 0.1f, .step = 0.01f, .root = 1.5f, .eps = 1e-8f};
+        for (size_t i = 0; i + 1 < borders.size(); ++i) {
+            auto* const at = data + borders[i];
+            kernel::sweep(numbers, {at, at + 100, at + 200, at + 300, borders[i + 1] - borders[i]});
+        }
+        return t;
+    };
+    auto const whole = run({0, 100});
+    CHECK(torch::equal(run({0, 13, 50, 51, 100}), whole));
+    CHECK(torch::equal(run({0, 64, 100}), whole));
+    CHECK_FALSE(torch::equal(whole[0], start[0]));
+    CHECK(torch::equal(whole[1], start[1]));  // gradients are only read
+}
+
+TEST_CASE("Lion follows its formula in double precision", "[rules][recipes]") {
+    Parameters ours{{"w", leaf(torch::randn({100}, at::kDouble))}};
+    auto p = ours[0].second.detach().clone(), m = torch::zeros_like(p);
+    auto model = std::make_shared<FakeModel>(ours);
+    auto optimizer = bind(Lion{.lr = 1e-2, .betas = {0.8, 0.9}, .weight_decay = 0.3}, std::vector{model});
+    for (int t = 1; t <= 10; ++t) {
+        give_gradients(ours, t);
+        auto const g = model->flats()[0].gradients.narrow(0, 0, 100).clone();
+        optimizer.step();
+        p = p * (1 - 1e-2 * 0.3) - 1e-2 * torch::sign(0.8 * m + 0.2 * g);
+        m = 0.9 * m + 0.1 * g;
+        CHECK((ours[0].second - p).abs().max().item<double>() < 1e-14);
+    }
+}
+
+TEST_CASE("gradients are searched for what is not finite", "[finite]") {
+    auto parameters = some_parameters();
+    FakeModel model(parameters);
+    give_gradients(parameters, 0);
+    constexpr auto none = std::numeric_limits<int64_t>::max();
+    CHECK((gradients_are_finite(model) && first_non_finite(model) == none));
+    for (auto value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
+        for (int64_t i : {5, 1, 4}) {
+            give_gradients(parameters, 0);
+            torch::NoGradGuard const no_grad;
+            parameters[static_cast<size_t>(i)].second.mutable_grad().select(0, 0).fill_(value);
+            CHECK_FALSE(gradients_are_finite(model));
+            CHECK(first_non_finite(model) == i);
+        }
+    give_gradients(parameters, 0, 3e38 / 4);
+    CHECK(gradients_are_finite(model));
+    CHECK(all_finite(torch::empty({0})));
+    CHECK_FALSE(all_finite(torch::full({100000}, 1.0, at::kDouble).index_put_({torch::tensor(99999)}, std::numeric_limits<double>::infinity())));
+    CHECK_FALSE(all_finite(torch::full({200000}, 1.0).index_put_({torch::tensor(199999)}, std::numeric_limits<float>::quiet_NaN())));
 }
 
 TEST_CASE("neighbours of one set are one list entry, padding stays zero", "[batches][moments]") {
@@ -350,7 +452,7 @@ TEST_CASE("parameter groups: first match, no decay on norms and biases, ratios u
     CHECK(values["groups"][0]["lr"] == 5e-3);
 }
 
-TEST_CASE("an unfinished window: step and zero_grad do nothing; skip makes no update", "[optimizer]") {
+TEST_CASE("an unfinished window: step and zero_grad do nothing; a refused step makes no update", "[optimizer]") {
     auto parameters = some_parameters();
     auto const before = copy(parameters);
     auto model = std::make_shared<FakeModel>(parameters), other = std::make_shared<FakeModel>(some_parameters(3));
@@ -364,8 +466,10 @@ TEST_CASE("an unfinished window: step and zero_grad do nothing; skip makes no up
     CHECK(parameters[0].second.grad().abs().max().item<float>() > 0);
 
     other->closed = true;
-    optimizer.skip();
+    other->allows = false;  // one that refuses is enough
+    optimizer.step();
     CHECK((optimizer.step_was_skipped() && optimizer.steps() == 0 && model->before == 1 && model->after == 1));
+    other->allows = true;
     CHECK(difference(parameters, before) == 0);
 
     auto handle = optimizer;  // copies and moved-to handles are the same optimizer
@@ -658,7 +762,8 @@ TEST_CASE("a torch::optim optimizer behind the same interface", "[torch_adapter]
     }
     CHECK(difference(ours, theirs) == 0);
     CHECK((optimizer.steps() == 4 && optimizer.updates() == 4 && model->before == 4 && model->after == 4));
-    optimizer.skip();
+    model->allows = false;
+    optimizer.step();
     CHECK((optimizer.step_was_skipped() && optimizer.updates() == 4));
     optimizer.set_lr(5e-3);
     CHECK(optimizer.lr() == 5e-3);

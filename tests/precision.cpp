@@ -7,10 +7,13 @@
 #include <accelerate/module/intercept.hpp>
 #include <accelerate/module/linear.hpp>
 #include <accelerate/precision/autocast.hpp>
+#include <accelerate/precision/autocast_policy.hpp>
 #include <accelerate/precision/bf16.hpp>
+#include <accelerate/precision/fp16.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <latch>
+#include <random>
 #include <thread>
 
 namespace acc = accelerate;
@@ -57,7 +60,7 @@ at::Tensor through_bf16(at::Tensor const& t) { return t.to(at::kBFloat16).to(at:
 
 }  // namespace
 
-TEST_CASE("precisions say what they are", "[policy][fp32][bf16][tf32]") {
+TEST_CASE("precisions say what they are", "[policy][autocast_policy][fp32][bf16][tf32]") {
     STATIC_REQUIRE(acc::precision_policy<acc::precision::Fp32>);
     STATIC_REQUIRE(acc::precision_policy<acc::precision::Tf32>);
     STATIC_REQUIRE(acc::precision_policy<acc::precision::Bf16<>>);
@@ -251,4 +254,109 @@ TEST_CASE("TF32 is allowed where somebody allows it", "[tf32]") {
     ended.count_down();
     other.join();
     CHECK(context.allowTF32CuBLAS() == before);
+}
+
+TEST_CASE("fp16 has a scaler, by type", "[fp16][grad_scaler][policy]") {
+    using acc::precision::Fp16;
+    STATIC_REQUIRE(acc::precision_policy<Fp16<>>);
+    STATIC_REQUIRE(Fp16<>::compute == at::kHalf);
+    STATIC_REQUIRE(Fp16<>::parameter == at::kFloat);
+    CHECK(Fp16<>::name == std::string("fp16"));
+    STATIC_REQUIRE(std::same_as<acc::precision::scaler_of<Fp16<>>, acc::precision::DynamicScaler>);
+    STATIC_REQUIRE(std::same_as<acc::precision::scaler_of<Fp16<acc::fp16{.loss_scale = acc::LossScale::Constant}>>, acc::precision::ConstantScaler>);
+    STATIC_REQUIRE(std::same_as<acc::precision::scaler_of<Bf16>, acc::precision::NoScaler>);
+    Fp16<>::scope<Cpu> scope;
+    CHECK(State() == State{true, at::kHalf, true});
+    CHECK(at::linear(torch::ones({2, 3}), torch::ones({4, 3})).scalar_type() == at::kHalf);
+}
+
+/// PyTorch's own update of a scale, which its GradScaler calls.
+struct TorchScale {
+    at::Tensor scale, tracker = torch::zeros({1}, at::kInt);
+    double growth, backoff;
+    int64_t interval;
+
+    float update(bool found_inf) {
+        at::_amp_update_scale_(scale, tracker, torch::full({1}, found_inf ? 1.0f : 0.0f), growth, backoff, interval);
+        return scale.item<float>();
+    }
+};
+
+TEST_CASE("the dynamic scaler is PyTorch's, step for step", "[grad_scaler]") {
+    std::mt19937_64 random(7);
+    int64_t overflows = 0, patterns = 0, differences = 0;
+    while (patterns < 10000) {
+        // A pattern: 1 to 40 steps under random options, overflows rare or frequent.
+        double const growth = std::array{2.0, 1.5, 4.0}[random() % 3], backoff = std::array{0.5, 0.25, 0.7}[random() % 3];
+        auto const interval = static_cast<int64_t>(1 + random() % 9);
+        acc::precision::DynamicScaler ours({.init_scale = 1 << 24, .growth_factor = growth, .backoff_factor = backoff, .growth_interval = interval});
+        TorchScale theirs{torch::full({1}, static_cast<float>(1 << 24)), torch::zeros({1}, at::kInt), growth, backoff, interval};
+        auto const one_in = 2 + random() % 20;
+        for (uint64_t step = 0, steps = 1 + random() % 40; step < steps; ++step) {
+            bool const overflow = random() % one_in == 0;
+            overflows += overflow;
+            ours.update(overflow);
+            differences += ours.get_scale() != theirs.update(overflow);
+        }
+        ++patterns;
+    }
+    CHECK(differences == 0);
+    CHECK(overflows >= 500);
+    WARN(patterns << " patterns, " << overflows << " overflows, " << differences << " differences");
+}
+
+TEST_CASE("the scale neither overflows nor vanishes at once", "[grad_scaler]") {
+    acc::precision::DynamicScaler scaler({.init_scale = 3e38, .growth_interval = 1});
+    scaler.update(false);
+    CHECK(scaler.get_scale() == 3e38f);
+    acc::precision::DynamicScaler patient({.init_scale = 1024, .growth_interval = 3, .hysteresis = 2});
+    patient.update(true);
+    CHECK(patient.get_scale() == 1024);  // one overflow is forgiven
+    patient.update(true);
+    patient.update(true);
+    CHECK(patient.get_scale() == 256);   // until it grows again
+    for (int i = 0; i < 3; ++i) patient.update(false);
+    patient.update(true);
+    CHECK(patient.get_scale() == 512);
+    acc::precision::ConstantScaler constant({.init_scale = 8});
+    constant.update(true);
+    CHECK(constant.get_scale() == 8);
+}
+
+TEST_CASE("a scaler goes on where it was saved", "[grad_scaler]") {
+    acc::grad_scaler_options const options{.init_scale = 64, .growth_interval = 3, .hysteresis = 2};
+    acc::precision::DynamicScaler through(options);
+    for (bool found : {false, false, true, false, false}) through.update(found);
+    acc::precision::DynamicScaler resumed{acc::grad_scaler_options{}};
+    resumed.load_state_dict(through.state_dict());
+    for (bool found : {false, true, true, false, false, false, true, false}) {
+        through.update(found);
+        resumed.update(found);
+        CHECK(resumed.get_scale() == through.get_scale());
+    }
+    CHECK(resumed.state_dict().values == through.state_dict().values);
+    auto const python = through.state_dict().values;  // torch.amp.GradScaler.state_dict() has these keys
+    for (auto const* key : {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}) CHECK(python.contains(key));
+    auto const before = resumed.state_dict().values;
+    CHECK_THROWS_AS(resumed.load_state_dict(acc::StateDict{}), acc::Error);
+    CHECK(resumed.state_dict().values == before);
+}
+
+TEST_CASE("scaler options that cannot work are refused by name", "[grad_scaler]") {
+    auto const refused = [](acc::grad_scaler_options const& options, std::string const& name) {
+        try {
+            acc::precision::DynamicScaler const scaler(options);
+        } catch (acc::Error const& e) {
+            return e.code() == acc::code::config && std::string(e.what()).find(name) != std::string::npos;
+        }
+        return false;
+    };
+    CHECK(refused({.init_scale = 0}, "init_scale"));
+    CHECK(refused({.init_scale = std::nan("")}, "init_scale"));
+    CHECK(refused({.init_scale = 1e39}, "init_scale"));
+    CHECK(refused({.growth_factor = 1}, "growth_factor"));
+    CHECK(refused({.backoff_factor = 1}, "backoff_factor"));
+    CHECK(refused({.backoff_factor = std::nan("")}, "backoff_factor"));
+    CHECK(refused({.growth_interval = 0}, "growth_interval"));
+    CHECK(refused({.hysteresis = 0}, "hysteresis"));
 }

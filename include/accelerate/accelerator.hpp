@@ -127,13 +127,18 @@ public:
         return data::Join(training_->loops);
     }
 
-    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at them before clipping or
-    /// stepping, which do it themselves. The precisions so far scale nothing: it is then a check that they are complete. In an
-    /// unfinished window does nothing.
+    /// Takes the loss scale out of the gradients of the models, or of all that are prepared, for who looks at `p.grad()` before clipping
+    /// or stepping, which do it themselves; after clipping it puts the clipped ones there. Where nothing is scaled it is a check that
+    /// they are complete. In an unfinished window does nothing.
     template <class... Models>
     void unscale_gradients(Models const&... models) {
         auto const unscale = [](model_state& m) {
-            if (m.window_closed()) m.advance("accelerator.unscale_gradients", sharding::Stage::Unscaled, {sharding::Stage::Reduced, sharding::Stage::Unscaled});
+            using sharding::Stage;
+            if (!m.window_closed()) return;
+            auto const stage = m.stage();
+            m.advance("accelerator.unscale_gradients", Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+            if (stage == Stage::Clipped) m.advance("accelerator.unscale_gradients", stage, {Stage::Unscaled});
+            optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();
         if constexpr (sizeof...(Models) > 0) (unscale(state_of(models)), ...);
@@ -141,8 +146,9 @@ public:
             for (auto const& model : training_->models) unscale(*model);
     }
 
-    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before, as a
-    /// 0-dim tensor. In an unfinished window does nothing and gives the last window's norm.
+    /// Scales the gradients so that their norm over all parameters and ranks is at most `max_norm`; gives the norm before (unscaled), as
+    /// a 0-dim tensor. A recipe that sweeps (see `optim::Optimizer::sweeps`) multiplies as it steps: `p.grad()` shows clipped values
+    /// only after `unscale_gradients`, or with `Operations::Torch`. In an unfinished window does nothing and gives the last norm.
     template <class Model>
     at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
         return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
@@ -151,6 +157,15 @@ public:
     template <class Model>
     void clip_grad_value(Model const& model, double value) {
         detail::clip_grad_value(*training_, state_of(model), value);
+    }
+
+    /// Whether the last step left everything as it was, because a gradient was not finite; the same on every rank that shares a model.
+    bool optimizer_step_was_skipped() const { return training_->guard->skipped(); }
+
+    /// The gradient scaler: `get_scale()`, `state_dict()`, `load_state_dict(s)`.
+    auto& scaler() const {
+        static_assert(Shared::scales, "accelerator.scaler: this precision scales no gradient; precision::Fp16<> does");
+        return training_->guard->scaler();
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
@@ -244,7 +259,7 @@ public:
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -286,7 +301,10 @@ private:
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
             for (auto& model : models) model->operations = recipe.operations;
-        return optim::bind(std::forward<Recipe>(recipe), std::move(models));
+        auto optimizer = optim::bind(std::forward<Recipe>(recipe), models);
+        if constexpr (requires { optimizer.sweeps(); })
+            for (auto& model : models) model->sweeps = optimizer.sweeps();
+        return optimizer;
     }
 
     template <class Given, class Optimizers>

@@ -21,14 +21,6 @@ struct weighted {
 
 namespace detail {
 
-/// Multiplies the gradients that this rank owns, and lets every rank see it.
-template <class Model>
-void scale_gradients(Model& model, double factor) {
-    at::NoGradGuard no_grad;
-    for (auto const& piece : model.owned()) piece.gradients.mul_(factor);
-    model.settle();
-}
-
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
@@ -40,10 +32,10 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
         if (!scaled_before) {
             auto const total = model.sum_over_ranks(model.weight);
             check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            scale_gradients(model, static_cast<double>(model.replicas()) / total);
+            optim::scale_gradients(model, static_cast<double>(model.replicas()) / total);
         }
     } else if (training.options.short_window == ShortWindow::Rescale && had > 0 && had != steps) {
-        scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
+        optim::scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
     }
 }
 
@@ -76,8 +68,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     } else if (steps > 1) {
         loss = loss / steps;
     }
+    if constexpr (Training::scales) {
+        auto const scale = training.guard->scale_loss(models);
+        loss = (loss.scalar_type() == at::kDouble ? loss : loss.to(at::kFloat)) * scale;  // a loss in fp16 would overflow
+    }
     for (auto* model : models) {
         model->expect_backward();
+        model->forget_verdict();
         model->before_backward(loss);
     }
     torch::autograd::backward({loss}, {});

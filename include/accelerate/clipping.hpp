@@ -8,19 +8,35 @@
 
 namespace accelerate::detail {
 
-/// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients.
+/// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients. Takes the loss
+/// scale out on the way. Where the optimizer multiplies in its sweep, the multiplication is left to it; where the step will be refused
+/// there is none.
 template <class Training, class Model>
 at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, double norm_type) {
     training.settled();
     if (!model.window_closed()) return model.last_norm.defined() ? model.last_norm : at::zeros({});
     model.advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
-    Model* const models[] = {&model};
-    if constexpr (Model::owns_everything) {
-        model.last_norm = optim::clip_grad_norm(std::span<Model* const>(models), max_norm, norm_type, model.operations);
-    } else {
-        auto fold = [&](at::Tensor& partial, optim::Fold how) { model.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum); };
-        model.last_norm = optim::clip_grad_norm(std::span<Model* const>(models), max_norm, norm_type, model.operations, fold);
+    Model* const only[] = {&model};
+    std::span<Model* const> const models(only);
+    auto norm = [&] {
+        if constexpr (Model::owns_everything) return optim::gradient_norm(models, norm_type, model.operations);
+        else return optim::gradient_norm(models, norm_type, model.operations, [&](at::Tensor& partial, optim::Fold how) {
+            model.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum);
+        });
+    }();
+    auto const unscale = model.take_scale();
+    if (unscale != 1) norm = norm * unscale;
+    model.last_norm = norm.to(optim::norm_dtype(models));
+    if (!norm.is_cpu()) {
+        optim::scale_gradients(model, (optim::clip_coefficient(norm, max_norm) * unscale).to(optim::norm_dtype(models)));
+        return model.last_norm;
     }
+    if (!training.guard->policy().ignores()) {
+        // A finite norm of positive order is that of finite gradients; others may hide an infinity, or overflow themselves.
+        model.finite = (norm_type > 0 && std::isfinite(norm.template item<double>())) || training.guard->finite(model);
+        if (!*model.finite) return model.last_norm;
+    }
+    model.scale_gradients(optim::clip_factor(norm, max_norm, model.operations) * unscale);
     return model.last_norm;
 }
 
@@ -29,6 +45,8 @@ void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
     if (!model.window_closed()) return;
     model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
+    optim::scale_gradients(model, model.take_scale());
     Model* const models[] = {&model};
     optim::clip_grad_value(std::span<Model* const>(models), value);
 }

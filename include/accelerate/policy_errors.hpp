@@ -33,8 +33,12 @@ struct PrecisionMembers {
     static constexpr bool scope = requires { typename P::template scope<Device>; requires std::default_initializable<typename P::template scope<Device>>; requires std::constructible_from<typename P::template scope<Device>, bool>; };
     static constexpr bool pause = requires { requires std::default_initializable<typename P::template pause<Device>>; };
     static constexpr bool parameters_changed = requires { P::parameters_changed(); };
+    static constexpr bool scaler = [] {
+        if constexpr (compute) return P::compute != at::kHalf || requires { typename P::scaler; };
+        else return true;
+    }();
     static constexpr bool any = parameter || compute || reduction || master || scope || pause || parameters_changed;
-    static constexpr bool all = parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
+    static constexpr bool all = scaler && parameter && compute && reduction && master && name && impl && scope && pause && parameters_changed;
 };
 
 template <class M>
@@ -113,6 +117,7 @@ class Accelerator : public detail::Substitute<Device>::type {
     static_assert(!p || P::scope, "precision policy: give it `scope<Device>`, made from nothing or a bool, as in template <class Device> using scope = acc::precision::NoScope");
     static_assert(!p || P::pause, "precision policy: give it `pause<Device>`, made from nothing, as in template <class Device> using pause = acc::precision::NoScope");
     static_assert(!p || P::parameters_changed, "precision policy: give it `parameters_changed`, called after each update, as in static void parameters_changed() {}");
+    static_assert(!p || P::scaler, "precision policy: it computes in fp16, where small gradients vanish; give it `scaler`, as in using scaler = acc::precision::DynamicScaler");
     static_assert(!P::all || precision_policy<Precision>, "precision policy: it does not satisfy accelerate::precision_policy; see accelerate/precision/policy.hpp");
 
     static_assert(!D::communicator || S::any, "Accelerator<Device, Precision, Sharding, Loader>: the third argument is no sharding policy; see accelerate/sharding/policy.hpp");

@@ -4,9 +4,10 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/data/loops.hpp>
-#include <accelerate/optim/operations.hpp>
+#include <accelerate/optim/clip.hpp>
 #include <accelerate/precision/policy.hpp>
 #include <accelerate/sharding/policy.hpp>
+#include <accelerate/step_guard.hpp>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -23,6 +24,8 @@ struct accelerator_options {
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
     std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
+    NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
+    grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -30,18 +33,61 @@ struct accelerator_options {
 template <class Base, class Precision>
 class TrainedModel : public Base {
 public:
-    using Base::Base;
+    using guard_type = StepGuard<TrainedModel, precision::scaler_of<Precision>>;
 
+    template <class Communicator>
+    TrainedModel(sharding::ModelParts parts, Communicator const& communicator, std::shared_ptr<guard_type> g) : Base(std::move(parts), communicator), guard(std::move(g)) {
+        guard->join(this);
+    }
+    ~TrainedModel() { guard->leave(this); }
+
+    bool before_step() {
+        Base::before_step();
+        if (!guard->allows(*this)) return false;
+        scale_gradients(take_scale());
+        return true;
+    }
     void after_step() {
         Base::after_step();
+        forget_verdict();
+        gradient_scale_ = 1, loss_scale = 0;
         Precision::parameters_changed();
     }
+    void zero_grad() {
+        Base::zero_grad();
+        if (!this->window_closed()) return;
+        forget_verdict();
+        gradient_scale_ = 1, loss_scale = 0;
+    }
+    void forget_verdict() { finite.reset(), allowed.reset(); }
 
-    bool forwarded = false;     ///< has run a forward under grad mode since the last backward
-    double weight = 0;          ///< of the losses in this window, where they are weighted
-    int64_t weighted = 0;       ///< micro-batches of this window whose loss was weighted
-    at::Tensor last_norm;       ///< what the last clipping of a closed window returned
+    /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
+    double gradient_scale() const { return gradient_scale_; }
+    /// Multiplies the gradients: in the optimizer's sweep if it can, else now.
+    void scale_gradients(double factor) {
+        if (sweeps) gradient_scale_ *= factor;
+        else optim::scale_gradients(*this, factor);
+    }
+    /// What turns memory into gradients: its caller will multiply by it, now or in the sweep.
+    double take_scale() {
+        auto const factor = gradient_scale_ / (loss_scale == 0 ? 1 : loss_scale);
+        gradient_scale_ = 1, loss_scale = 0;
+        return factor;
+    }
+
+    std::shared_ptr<guard_type> guard;
+    bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    double weight = 0;             ///< of the losses in this window, where they are weighted
+    int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
+    at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     Operations operations = Operations::Fused;
+    bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
+    double loss_scale = 0;         ///< that is still in the gradients; 0: none
+    std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
+    std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
+
+private:
+    double gradient_scale_ = 1;
 };
 
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
@@ -54,8 +100,11 @@ public:
     using autocast_scope = typename Precision::template scope<Device>;
     using autocast_pause = typename Precision::template pause<Device>;
     static constexpr bool autocasts = !std::is_empty_v<autocast_scope>;
+    static constexpr bool scales = model_type::guard_type::scales;
 
-    Training(accelerator_options given, communicator c) : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()) {
+    Training(accelerator_options given, communicator c)
+        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()),
+          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank())) {
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
     }
 
@@ -106,6 +155,7 @@ public:
     accelerator_options options;
     communicator comm;
     std::shared_ptr<data::Loops> loops;
+    std::shared_ptr<typename model_type::guard_type> guard;
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open

@@ -90,6 +90,9 @@ void again(Run& run) {
 #else
     run.save_model(model, "out");
 #endif
+#ifdef WRONG_scaler_of_fp32  // accelerator.scaler: this precision scales no gradient; precision::Fp16<> does
+    run.scaler();
+#endif
 }
 
 void incomplete(Run& run) {
@@ -146,5 +149,8 @@ void slots() {
 #endif
 #ifdef WRONG_slot  // the fourth argument is no loader policy
     acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, int> last;
+#endif
+#ifdef WRONG_fp16_without_scaler  // precision::Fp16: without a gradient scaler gradients below 6e-8 are lost
+    acc::Accelerator<acc::device::Cpu, acc::precision::Fp16<acc::fp16{.loss_scale = acc::LossScale::None}>, acc::sharding::Ddp<>, acc::loader::Stateful<>> unscaled;
 #endif
 }

@@ -29,7 +29,10 @@ struct OwnPrecision {
     static constexpr at::ScalarType parameter = at::kFloat;
 #endif
 #ifndef WRONG_precision_compute  // precision policy: give it `compute
-    static constexpr at::ScalarType compute = at::kFloat;
+    static constexpr at::ScalarType compute = at::kHalf;
+#endif
+#ifndef WRONG_precision_scaler  // precision policy: it computes in fp16, where small gradients vanish; give it `scaler`
+    using scaler = acc::precision::DynamicScaler;
 #endif
 #ifndef WRONG_precision_reduction  // precision policy: give it `reduction
     static constexpr at::ScalarType reduction = at::kFloat;

@@ -11,6 +11,7 @@ namespace accelerate::optim {
 struct Batch {
     size_t set = 0;
     Columns columns;
+    std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
@@ -29,9 +30,10 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
             return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
         });
         if (batch == batches.end()) {
-            batch = batches.insert(batch, Batch{set, {}});
+            batch = batches.insert(batch, Batch{set, {}, {}});
             batch->columns.states.resize(s.states.size());
         }
+        batch->models.push_back(s.model);
         auto& c = batch->columns;
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));

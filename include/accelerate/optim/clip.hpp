@@ -46,52 +46,76 @@ std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
     return gradients;
 }
 
-template <class Model>
-void settle(std::span<Model* const> models) {
-    for (auto* model : models) model->settle();
-}
-
 }  // namespace detail
 
-/// Scales the gradients of all models by `min(1, max_norm / (norm + 1e-6))` and gives the norm before, as a 0-dim tensor on
-/// their device; never waits for a GPU. `fold(partial, how)` combines a 0-dim fp64 tensor with those of the other ranks in place,
-/// where a rank owns only a part of the gradients. Costs one read of the gradients; the scaling, a read and a write more, is left
-/// out on the CPU when the coefficient is 1. `Operations::Torch`: the same bits as Python's `torch.nn.utils.clip_grad_norm_`.
+/// fp64 where a gradient is, else fp32.
+template <sharding::flat_model Model>
+at::ScalarType norm_dtype(std::span<Model* const> models) {
+    for (auto const* model : models)
+        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
+            if (piece.gradients.scalar_type() == at::kDouble) return at::kDouble;
+    return at::kFloat;
+}
+
+/// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
+/// how)` combines a 0-dim fp64 tensor with those of the other ranks in place, where a rank owns only a part of the gradients. Costs one
+/// read of them. `Operations::Torch`: in their dtype, the same bits as Python's `torch.nn.utils.get_total_norm`.
 template <sharding::flat_model Model, class FoldOverRanks = Alone>
-at::Tensor clip_grad_norm(std::span<Model* const> models, double max_norm, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
+at::Tensor gradient_norm(std::span<Model* const> models, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
     constexpr bool alone = std::is_same_v<std::remove_cvref_t<FoldOverRanks>, Alone>;
     at::NoGradGuard const no_grad;
+    Norm const measure(p);
+    if (operations == Operations::Torch && alone) {
+        auto const gradients = detail::gradients_by_parameter(models);
+        if (!gradients.empty()) return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p);
+    }
     auto const gradients = operations == Operations::Torch ? detail::gradients_by_parameter(models) : detail::owned_gradients(models);
     auto const on_cpu = std::all_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.is_cpu(); });
-    auto const wide = std::any_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.scalar_type() == at::kDouble; });
-    auto const dtype = wide ? at::kDouble : at::kFloat;
-    Norm const measure(p);
+    auto total = on_cpu ? at::scalar_tensor(measure.partial(gradients), at::kDouble) : measure.partial_tensor(gradients);
+    if constexpr (!alone) fold(total, measure.fold());
+    return on_cpu ? at::scalar_tensor(measure.finish(total.template item<double>()), at::kDouble) : measure.finish(total);
+}
 
-    auto scale = [&](at::Tensor const& norm) {
-        auto const coefficient = norm.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0);
-        if (!gradients.empty()) at::_foreach_mul_(gradients, coefficient);
-        detail::settle(models);
-        return norm;
-    };
-    if (operations == Operations::Torch && alone && !gradients.empty()) return scale(at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p));
-    if (!on_cpu) {
-        auto total = measure.partial_tensor(gradients);
-        fold(total, measure.fold());
-        return scale(measure.finish(total).to(dtype));
+/// What clipping multiplies gradients of this norm by, `min(1, max_norm / (norm + 1e-6))`: as Python, operation by operation.
+inline at::Tensor clip_coefficient(at::Tensor const& norm, double max_norm) { return norm.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0); }
+
+/// The same as a number, for a norm on the CPU.
+inline double clip_factor(at::Tensor const& norm, double max_norm, Operations operations) {
+    if (operations == Operations::Torch) return clip_coefficient(norm, max_norm).item<double>();
+    auto const factor = max_norm / (norm.item<double>() + 1e-6);
+    return factor >= 1 ? 1 : factor;  // NaN stays, as in Python
+}
+
+/// Multiplies the gradients of a model by a number, or by a 0-dim tensor on their device, and lets every rank see it. A read and a
+/// write of them; nothing for the number 1.
+template <sharding::flat_model Model>
+void scale_gradients(Model& model, double factor) {
+    if (factor == 1) return;
+    at::NoGradGuard const no_grad;
+    for (auto const& piece : std::span<sharding::Piece const>(model.owned())) piece.gradients.mul_(factor);
+    model.settle();
+}
+template <sharding::flat_model Model>
+void scale_gradients(Model& model, at::Tensor const& factor) {
+    at::NoGradGuard const no_grad;
+    Model* const models[] = {&model};
+    auto const gradients = detail::owned_gradients(std::span<Model* const>(models));
+    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+    model.settle();
+}
+
+/// Scales the gradients of all models by the coefficient and gives the norm before, as a 0-dim tensor on their device; never waits for
+/// a GPU. Costs what `gradient_norm` and `scale_gradients` do. `Operations::Torch`: the same bits as Python's
+/// `torch.nn.utils.clip_grad_norm_`.
+template <sharding::flat_model Model, class FoldOverRanks = Alone>
+at::Tensor clip_grad_norm(std::span<Model* const> models, double max_norm, double p = 2, Operations operations = Operations::Fused, FoldOverRanks&& fold = {}) {
+    auto const norm = gradient_norm(models, p, operations, std::forward<FoldOverRanks>(fold));
+    auto const dtype = norm_dtype(models);
+    for (auto* model : models) {
+        if (norm.is_cpu()) scale_gradients(*model, clip_factor(norm, max_norm, operations));
+        else scale_gradients(*model, clip_coefficient(norm, max_norm).to(dtype));
     }
-    double total = measure.partial(gradients);
-    if constexpr (!alone) {
-        auto partial = at::scalar_tensor(total, at::kDouble);
-        fold(partial, measure.fold());
-        total = partial.template item<double>();
-    }
-    auto const norm = measure.finish(total);
-    auto const coefficient = wide ? max_norm / (norm + 1e-6) : static_cast<double>(static_cast<float>(max_norm / (norm + 1e-6)));
-    if (!(coefficient >= 1)) {  // also when it is NaN, as in Python
-        for (auto const& g : gradients) g.mul_(coefficient);
-        detail::settle(models);
-    }
-    return at::scalar_tensor(norm, dtype);
+    return norm.to(dtype);
 }
 
 /// Clamps every gradient to [-value, value], in one operation for each flat buffer.
@@ -99,7 +123,7 @@ template <sharding::flat_model Model>
 void clip_grad_value(std::span<Model* const> models, double value) {
     at::NoGradGuard const no_grad;
     for (auto const& g : detail::owned_gradients(models)) g.clamp_(-value, value);
-    detail::settle(models);
+    for (auto* model : models) model->settle();
 }
 
 }  // namespace accelerate::optim

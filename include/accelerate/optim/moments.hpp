@@ -17,6 +17,7 @@ struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
     std::vector<at::Tensor> states;
+    size_t model = 0;
 };
 
 /// The part [from, to) of one parameter, counted in memory order, that lies in a stretch at `offset`.

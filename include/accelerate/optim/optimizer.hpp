@@ -8,9 +8,9 @@
 namespace accelerate::optim {
 
 /// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
-/// optimizer. One update costs one fused call per set of hyper-parameters over flat buffers and nothing per parameter; memory is
-/// the rule's state in the parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and
-/// `zero_grad` do nothing.
+/// optimizer. One update is one pass over fp32 memory of the CPU, with what clipping and unscaling have left to it, else one fused call
+/// of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state in the
+/// parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -20,27 +20,14 @@ public:
     /// Error E_CONFIG when the recipe's values cannot work.
     Optimizer(Recipe recipe, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(recipe), std::move(models))) {}
 
-    /// Updates all parameters from their gradients. Error E_CALL_ORDER (from the model) when the gradients are not complete.
+    /// Updates all parameters from their gradients; nothing is changed when a model refuses, because a gradient is not finite. Error
+    /// E_CALL_ORDER (from the model) when the gradients are not complete.
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        at::NoGradGuard const no_grad;
-        if (s.stale()) [[unlikely]]
-            s.bind();
-        s.count(s.steps + 1);
-        for (auto const& batch : s.batches) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update, as a gradient scaler must that found a non-finite gradient.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
+        s.skipped = !sharding::before_step(s.models);
+        if (!s.skipped) [[likely]]
+            update();
         for (auto& model : s.models) model->after_step();
     }
 
@@ -52,13 +39,19 @@ public:
 
     /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
     double lr() const { return shared_->grouping.lr(); }
-    void set_lr(double lr) { shared_->grouping.set_lr(lr); }
+    void set_lr(double lr) {
+        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        shared_->grouping.set_lr(lr);
+    }
 
     int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
     int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
     bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+
+    /// Whether a step multiplies the gradients by each model's `gradient_scale()` on its way. Where it does not, who clips must.
+    bool sweeps() const { return shared_->sweeps; }
 
     /// False inside an unfinished accumulation window of any of its models.
     bool window_closed() const {
@@ -98,10 +91,46 @@ public:
     }
 
 private:
+    void update() {
+        auto& s = *shared_;
+        at::NoGradGuard const no_grad;
+        if (s.stale()) [[unlikely]]
+            s.bind();
+        s.count(s.steps + 1);
+        ++s.updates;
+        for (auto const& batch : s.batches) {
+            if (s.sweeps) s.sweep(batch);
+            else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+        }
+    }
+
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
             : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
+            sweeps = can_sweep();
+        }
+
+        bool can_sweep() const {
+            if constexpr (!sweepable<Recipe>) return false;
+            else {
+                auto const fits = [](auto const& model) {
+                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) { return f.parameters.is_cpu() && f.parameters.scalar_type() == at::kFloat; });
+                };
+                return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
+            }
+        }
+
+        void sweep(Batch const& batch) const {
+            if constexpr (sweepable<Recipe>) {
+                auto const& c = batch.columns;
+                for (size_t i = 0; i < c.parameters.size(); ++i) {
+                    auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
+                    auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
+                    kernel::Strip const strip{parameters, c.gradients[i].template const_data_ptr<float>(), state(0), state(1), c.parameters[i].numel()};
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, models[batch.models[i]]->gradient_scale()});
+                }
+            }
         }
 
         bool stale() const {
@@ -129,6 +158,7 @@ private:
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
         int64_t steps = 0;
         int64_t updates = 0;
+        bool sweeps = false;
         bool bound = false;
         bool skipped = false;
     };
@@ -149,7 +179,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;

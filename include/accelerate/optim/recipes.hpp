@@ -63,4 +63,16 @@ struct Adagrad {
     Operations operations = Operations::Fused;
 };
 
+/// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
+/// running mean. State: one number per parameter. Wants an lr 3 to 10 times smaller, and a weight decay as much larger, than AdamW's.
+struct Lion {
+    double lr = 1e-4;
+    std::pair<double, double> betas = {0.9, 0.99};
+    double weight_decay = 0;
+    bool maximize = false;
+    bool no_decay_on_norms_and_biases = false;
+    std::vector<ParameterGroup> groups = {};
+    Operations operations = Operations::Fused;
+};
+
 }  // namespace accelerate::optim

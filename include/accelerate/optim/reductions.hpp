@@ -31,6 +31,13 @@ inline float largest_magnitude_portable(float const* x, int64_t n) {
     return std::bit_cast<float>(largest);
 }
 
+template <size_t N>
+float larger_of(int32_t const (&lanes)[N], float other) {
+    int32_t largest = std::bit_cast<int32_t>(other);
+    for (int32_t lane : lanes) largest = std::max(largest, lane);
+    return std::bit_cast<float>(largest);
+}
+
 #if defined(__x86_64__)
 
 [[gnu::target("avx512f")]] inline double sum_of_squares_avx512(float const* x, int64_t n) {
@@ -68,19 +75,35 @@ inline float largest_magnitude_portable(float const* x, int64_t n) {
     return sum_of_squares_portable(x + i, n - i) + (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }
 
+[[gnu::target("avx512f")]] inline float largest_magnitude_avx512(float const* x, int64_t n) {
+    auto const magnitude = _mm512_set1_epi32(0x7fffffff);
+    __mmask16 const all = 0xffff;
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        a = _mm512_maskz_max_epi32(all, a, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i)));
+        b = _mm512_maskz_max_epi32(all, b, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 16)));
+        c = _mm512_maskz_max_epi32(all, c, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 32)));
+        d = _mm512_maskz_max_epi32(all, d, _mm512_and_epi32(magnitude, _mm512_loadu_si512(x + i + 48)));
+    }
+    alignas(64) int32_t lanes[16];
+    _mm512_store_si512(lanes, _mm512_maskz_max_epi32(all, _mm512_maskz_max_epi32(all, a, b), _mm512_maskz_max_epi32(all, c, d)));
+    return larger_of(lanes, largest_magnitude_portable(x + i, n - i));
+}
+
 [[gnu::target("avx2")]] inline float largest_magnitude_avx2(float const* x, int64_t n) {
     auto const magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i a = _mm256_setzero_si256(), b = a;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
+    for (; i + 32 <= n; i += 32) {
         a = _mm256_max_epi32(a, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i))));
         b = _mm256_max_epi32(b, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 8))));
+        c = _mm256_max_epi32(c, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 16))));
+        d = _mm256_max_epi32(d, _mm256_and_si256(magnitude, _mm256_castps_si256(_mm256_loadu_ps(x + i + 24))));
     }
     alignas(32) int32_t lanes[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(a, b));
-    int32_t largest = std::bit_cast<int32_t>(largest_magnitude_portable(x + i, n - i));
-    for (int32_t lane : lanes) largest = std::max(largest, lane);
-    return std::bit_cast<float>(largest);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d)));
+    return larger_of(lanes, largest_magnitude_portable(x + i, n - i));
 }
 
 #endif
@@ -100,7 +123,9 @@ inline double sum_of_squares(float const* x, int64_t n) {
 /// Largest |x[i]|; NaN if there is one.
 inline float largest_magnitude(float const* x, int64_t n) {
 #if defined(__x86_64__)
-    static auto* const chosen = __builtin_cpu_supports("avx2") ? largest_magnitude_avx2 : largest_magnitude_portable;
+    static auto* const chosen = __builtin_cpu_supports("avx512f") ? largest_magnitude_avx512
+                                : __builtin_cpu_supports("avx2")  ? largest_magnitude_avx2
+                                                                  : largest_magnitude_portable;
     return chosen(x, n);
 #else
     return largest_magnitude_portable(x, n);

@@ -25,20 +25,12 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.held->step();
-        ++s.steps;
-        ++s.updates;
-        s.skipped = false;
-        for (auto& model : s.models) model->after_step();
-    }
-
-    /// In place of `step`: ends the window without an update.
-    void skip() {
-        auto& s = *shared_;
-        if (!window_closed()) return;
-        for (auto& model : s.models) model->before_step();
-        s.skipped = true;
+        s.skipped = !sharding::before_step(s.models);
+        if (!s.skipped) [[likely]] {
+            s.held->step();
+            ++s.steps;
+            ++s.updates;
+        }
         for (auto& model : s.models) model->after_step();
     }
 
@@ -54,6 +46,7 @@ public:
     /// Of the first parameter group; the others keep their ratio to it.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
+        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
         auto& s = *shared_;
         s.lr = lr;
         auto& groups = s.held->param_groups();

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <accelerate/precision/autocast.hpp>
-#include <accelerate/precision/cast_once_linear.hpp>
-#include <accelerate/precision/policy.hpp>
+#include <accelerate/precision/autocast_policy.hpp>
 
 namespace accelerate {
 
@@ -17,21 +15,8 @@ namespace precision {
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
 /// is slower than fp32.
 template <bf16 O = bf16{}>
-struct Bf16 {
-    static constexpr at::ScalarType parameter = at::kFloat, compute = at::kBFloat16, reduction = at::kFloat, master = at::kFloat;
+struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled> {
     static constexpr char const* name = "bf16";
-    template <class Impl>
-    using impl = cast_once_t<Impl>;
-
-    template <class Device>
-    struct scope : Autocast {
-        explicit scope(bool enabled = true) : Autocast(Device::type, compute, enabled, O.cache_enabled) {}
-    };
-    template <class Device>
-    struct pause : AutocastPause {
-        pause() : AutocastPause(Device::type) {}
-    };
-    static void parameters_changed() { at::autocast::clear_cache(); }
 };
 
 }  // namespace precision

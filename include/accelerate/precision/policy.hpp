@@ -23,6 +23,7 @@ struct SomeImpl {};
 ///                           function. An empty type costs nothing.
 ///   `pause<Device>`         full precision inside such a scope: backward and the optimizer step
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
+///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
 template <class P, class Device = precision::detail::SomeDevice>
 concept precision_policy = requires {
@@ -36,6 +37,7 @@ concept precision_policy = requires {
     requires std::constructible_from<typename P::template scope<Device>, bool>;
     requires std::default_initializable<typename P::template pause<Device>>;
     P::parameters_changed();
+    requires P::compute != at::kHalf || requires { typename P::scaler; };
 };
 
 namespace precision {

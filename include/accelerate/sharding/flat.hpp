@@ -47,9 +47,18 @@ concept flat_model = requires(M& m, M const& c) {
     m.settle();                                                      // after writing gradients: every rank sees what all have written
     { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
     { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
-    m.before_step();                                                 // throws when the gradients are not complete
-    m.after_step();                                                  // everything has been read and written
+    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
+    m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
 };
+
+/// Asks every model, and says whether all agree to the step.
+template <class Models>
+bool before_step(Models const& models) {
+    bool may = true;
+    for (auto const& model : models) may = model->before_step() && may;
+    return may;
+}
 
 }  // namespace accelerate::sharding

@@ -45,7 +45,11 @@ public:
               " but they are ", name(stage_), remedy(stage_));
     }
 
-    void before_step() { advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped}); }
+    double gradient_scale() const { return 1; }
+    bool before_step() {
+        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        return true;
+    }
     void after_step() {}
 
     /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <accelerate/core/error.hpp>
+#include <cstdint>
+#include <limits>
+
+namespace accelerate {
+
+/// What becomes of an optimizer step whose gradients have a NaN or an infinity, in every precision: `skip` (the default) leaves
+/// parameters and optimizer state as they are, on every rank, and says so with the name of the first such parameter. It costs a read of
+/// the gradients where neither clipping nor a gradient scaler has looked at them.
+class NonFinite {
+public:
+    static constexpr NonFinite skip() { return NonFinite(std::numeric_limits<int64_t>::max()); }
+    /// Error E_NONFINITE on every rank. Where a dynamic scaler can still shrink its scale the step is skipped: overflows are its way of
+    /// finding it.
+    static constexpr NonFinite raise() { return NonFinite(0); }
+    /// As `skip`, but error E_NONFINITE at the k-th such step in a row.
+    static constexpr NonFinite abort_after(int64_t k) { return NonFinite(k); }
+    /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
+    static constexpr NonFinite ignore() { return NonFinite(-1); }
+
+    constexpr bool ignores() const { return limit_ < 0; }
+    constexpr bool raises() const { return limit_ == 0; }
+    /// Whether that many steps in a row are too many.
+    constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }
+
+private:
+    explicit constexpr NonFinite(int64_t limit) : limit_(limit) {}
+
+    int64_t limit_;
+};
+
+}  // namespace accelerate

@@ -1,0 +1,128 @@
+#pragma once
+
+#include <ATen/ops/scalar_tensor.h>
+
+#include <accelerate/comm/reduction.hpp>
+#include <accelerate/core/log.hpp>
+#include <accelerate/non_finite.hpp>
+#include <accelerate/optim/finite.hpp>
+#include <accelerate/precision/grad_scaler.hpp>
+#include <accelerate/sharding/window.hpp>
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace accelerate {
+
+/// Decides whether optimizers may step: one verdict over the gradients of all prepared models that are complete, the same on every
+/// rank and before anyone steps; and one update of the gradient scaler for it, however many optimizers there are. Shared by an
+/// accelerator and its models.
+template <class Model, class Scaler>
+class StepGuard {
+public:
+    static constexpr bool scales = !std::is_same_v<Scaler, precision::NoScaler>;
+
+    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank) : policy_(policy), scaler_(options), rank_(rank) {
+        check(!scales || !policy.ignores(), code::config, "Accelerator: this precision scales gradients and must skip steps that overflow; NonFinite::ignore is not for it");
+    }
+
+    void join(Model* model) { members_.push_back(model); }
+    void leave(Model* model) { std::erase(members_, model); }
+
+    /// The loss scale of a backward over these models: that with which they have begun their windows, else the present one.
+    double scale_loss(std::span<Model* const> models) {
+        if constexpr (!scales) return 1;
+        else {
+            double scale = 0;
+            for (auto const* model : models) {
+                if (model->loss_scale == 0) continue;
+                check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
+                      model->loss_scale, "; name them in one accumulate, or step before");
+                scale = model->loss_scale;
+            }
+            if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
+            for (auto* model : models) model->loss_scale = scale;
+            return scale;
+        }
+    }
+
+    /// Whether the gradients of `model`, which are complete, may be used.
+    bool allows(Model& model) {
+        if (policy_.ignores()) return true;
+        if (!model.allowed) decide(model);
+        return *model.allowed;
+    }
+
+    /// Whether the gradients of one model are finite on every rank. Collective where ranks own slices only.
+    bool finite(Model const& model) const {
+        bool const mine = optim::gradients_are_finite(model);
+        if constexpr (Model::owns_everything) return mine;
+        else {
+            auto found = at::scalar_tensor(mine ? 0.0 : 1.0, at::kDouble);
+            model.fold(found, comm::Reduction::Max);
+            return found.template item<double>() == 0;
+        }
+    }
+
+    bool skipped() const { return skipped_; }
+    NonFinite policy() const { return policy_; }
+    Scaler& scaler() { return scaler_; }
+
+private:
+    static bool waits_for_step(Model const& model) {
+        using sharding::Stage;
+        return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
+    }
+
+    void decide(Model& stepping) {
+        std::string culprit;
+        bool found = false;
+        for (auto* model : members_) {
+            if (model != &stepping && (model->allowed || !waits_for_step(*model))) continue;
+            if (!model->finite) model->finite = finite(*model);
+            if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
+                culprit = first_of(*model);
+            model->allowed = true;
+            round_.push_back(model);
+        }
+        skipped_ = found;
+        for (auto* model : round_) model->allowed = !found;
+        round_.clear();
+        in_a_row_ = found ? in_a_row_ + 1 : 0;
+        if constexpr (scales) {
+            auto const before = scaler_.get_scale();
+            scaler_.update(found);
+            if (found) report(concat(culprit, "; loss scale ", before, ", now ", scaler_.get_scale()), Scaler::dynamic && before > 1);
+        } else if (found) {
+            report(culprit, false);
+        }
+    }
+
+    /// `searching`: the scaler looks for a scale that fits, which is no failure.
+    void report(std::string const& what, bool searching) const {
+        auto const text = concat("optimizer.step: the gradients are not finite, first that of ", what);
+        if ((policy_.raises() && !searching) || policy_.aborts(in_a_row_))
+            throw Error(code::non_finite, concat(text, "; ", in_a_row_, in_a_row_ == 1 ? " step" : " steps in a row", " (rank ", rank_, "); parameters are as before"));
+        log::warning(text, "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
+    }
+
+    std::string first_of(Model const& model) const {
+        auto first = optim::first_non_finite(model);
+        if constexpr (!Model::owns_everything) {
+            auto smallest = at::scalar_tensor(static_cast<double>(std::min<int64_t>(first, int64_t{1} << 52)), at::kDouble);
+            model.fold(smallest, comm::Reduction::Min);
+            first = static_cast<int64_t>(smallest.template item<double>());
+        }
+        auto const& parameters = model.parameters();
+        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
+    }
+
+    NonFinite policy_;
+    [[no_unique_address]] Scaler scaler_;
+    int64_t rank_;
+    std::vector<Model*> members_, round_;
+    int64_t in_a_row_ = 0;
+    bool skipped_ = false;
+};
+
+}  // namespace accelerate
