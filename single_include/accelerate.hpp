@@ -22,6 +22,7 @@
 #include <span>
 #include <concepts>
 #include <string>
+#include <optional>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <cstddef>
@@ -42,7 +43,6 @@
 #include <unordered_map>
 #include <nlohmann/json.hpp>
 #include <filesystem>
-#include <optional>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <ATen/autocast_mode.h>
@@ -97,6 +97,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/_fused_adagrad.h>
 #include <ATen/ops/_fused_adam.h>
@@ -123,8 +125,6 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <ATen/ops/linear.h>
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/nn/modules/linear.h>
 
@@ -195,13 +195,13 @@ private:
 
 }  // namespace accelerate::data
 
-// ---- accelerate/optim/reductions.hpp
+// ---- accelerate/core/reductions.hpp
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-namespace accelerate::optim::kernel {
+namespace accelerate::kernel {
 
 // Reductions over fp32 memory that are bound by memory alone. Squares of floats are exact in double and neither overflow nor
 // underflow there, so sums are kept in double. Plain functions with `target` attributes, because a consumer compiles with -O2,
@@ -324,7 +324,7 @@ inline float largest_magnitude(float const* x, int64_t n) {
 #endif
 }
 
-}  // namespace accelerate::optim::kernel
+}  // namespace accelerate::kernel
 
 // ---- accelerate/optim/norm.hpp
 
@@ -471,6 +471,8 @@ concept flat_model = requires(M& m, M const& c) {
     { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
     { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
     { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
+    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
@@ -524,6 +526,20 @@ std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
     return gradients;
 }
 
+/// The sum of squares of all gradients, if the models know it (see `sharding::LocalModel`).
+template <class Model>
+std::optional<double> known_squares([[maybe_unused]] std::span<Model* const> models) {
+    if constexpr (requires(Model& m) { m.sum_of_squares(); }) {
+        double sum = 0;
+        for (auto* model : models) {
+            auto const squares = model->sum_of_squares();
+            if (!squares) return {};
+            sum += *squares;
+        }
+        return sum;
+    } else return {};
+}
+
 }  // namespace detail
 
 /// fp64 where a gradient is, else fp32.
@@ -546,6 +562,9 @@ at::Tensor gradient_norm(std::span<Model* const> models, double p = 2, Operation
     if (operations == Operations::Torch && alone) {
         auto const gradients = detail::gradients_by_parameter(models);
         if (!gradients.empty()) return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p);
+    }
+    if (p == 2 && operations == Operations::Fused) {
+        if (auto const squares = detail::known_squares(models)) return at::scalar_tensor(std::sqrt(*squares), at::kDouble);
     }
     auto const gradients = operations == Operations::Torch ? detail::gradients_by_parameter(models) : detail::owned_gradients(models);
     auto const on_cpu = std::all_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.is_cpu(); });
@@ -1562,6 +1581,7 @@ struct accelerator_options {
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
     std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
+    bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
@@ -1613,7 +1633,10 @@ public:
         return factor;
     }
 
+    bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
+
     std::shared_ptr<guard_type> guard;
+    bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     double weight = 0;             ///< of the losses in this window, where they are weighted
     int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
@@ -8741,19 +8764,24 @@ public:
     }
 
     double gradient_scale() const { return 1; }
+    bool clears_in_step() const { return true; }
+    void gradients_cleared() { cleared_ = versions(); }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
         return true;
     }
     void after_step() {}
 
-    /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
+    /// Clears the flat gradients: one operation for each dtype, none where the step has done it and nothing has been written since. Does
+    /// nothing inside an unfinished window.
     void zero_grad() {
         if (!window_.closed()) return;
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
-        for (auto& flat : flats_) flat.gradients.zero_();
+        if (cleared_ != versions())
+            for (auto& flat : flats_) flat.gradients.zero_();
+        cleared_.clear();
         stage_ = Stage::Accumulating;
     }
 
@@ -8807,6 +8835,7 @@ protected:
         flats_ = std::move(made);
         views_ = std::move(views);
         buckets_ = plan.buckets;
+        cleared_.clear();
         ++layout_;
     }
 
@@ -8839,6 +8868,13 @@ protected:
         return order;
     }
 
+    /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
+    std::vector<uint32_t> versions() const {
+        std::vector<uint32_t> counts;
+        for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
+        return counts;
+    }
+
     at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
 
     NamedParameters parameters_;
@@ -8851,6 +8887,8 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
+    std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
+
     static char const* remedy(Stage stage) {
         switch (stage) {
             case Stage::Accumulating: return "; call accelerator.backward first";
@@ -8863,27 +8901,113 @@ private:
 
 }  // namespace accelerate::sharding
 
+// ---- accelerate/sharding/ready_hook.hpp
+
+namespace accelerate::sharding {
+
+/// Calls `reducer->ready(flat, slot)` when a parameter's gradient has been accumulated. LibTorch has one such hook a parameter:
+/// one that the user had set goes on being called.
+template <class Reducer>
+class ReadyHook final : public torch::autograd::PostAccumulateGradHook {
+public:
+    /// Installs a hook on `parameter`; it must be removed before `reducer` dies.
+    static void install(at::Tensor const& parameter, Reducer* reducer, size_t flat, size_t slot) {
+        auto hook = std::make_unique<ReadyHook>(reducer, flat, slot);
+        hook->before_ = std::move(torch::autograd::impl::post_acc_grad_hooks(parameter));
+        torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::move(hook));
+    }
+
+    /// Puts back what was there before `install`.
+    static void remove(at::Tensor const& parameter, Reducer* reducer) {
+        auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
+        auto* ours = dynamic_cast<ReadyHook*>(current.get());
+        if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
+    }
+
+    ReadyHook(Reducer* reducer, size_t flat, size_t slot) : reducer_(reducer), flat_(flat), slot_(slot) {}
+
+    void operator()(at::Tensor const& parameter) override {
+        if (before_) (*before_)(parameter);
+        reducer_->ready(flat_, slot_);
+    }
+
+private:
+    Reducer* reducer_;
+    size_t flat_, slot_;
+    std::unique_ptr<torch::autograd::PostAccumulateGradHook> before_;
+};
+
+}  // namespace accelerate::sharding
+
 // ---- accelerate/sharding/none.hpp
 
 namespace accelerate::sharding {
 
 /// A prepared model that talks to nobody: every rank trains on its own (or there is one).
+///
+/// Once somebody has asked for the norm of the gradients, squares are added up as backward completes each of them, while it is in the
+/// cache: clipping then reads no gradient.
 class LocalModel : public FlatModel {
 public:
     template <class Communicator>
     LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
         adopt_whole();
     }
+    ~LocalModel() {
+        if (measures_) for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::remove(flats_[f].slots[s].parameter, this); });
+    }
 
     void before_forward() {}
-    void before_backward(at::Tensor const& /*loss*/) {}
+    void before_backward(at::Tensor const& /*loss*/) {
+        squares_.assign(measures_ && window_.closed() ? parameters_.size() : 0, unknown);
+    }
     void after_backward() {
         repair_all();
-        if (window_.closed()) stage_ = Stage::Reduced;
+        if (!window_.closed()) return;
+        stage_ = Stage::Reduced;
+        if (!squares_.empty()) measured_ = versions();
     }
+
+    /// The sum of the squares of all gradients, where it is known without reading them: from the second time it is asked for, on the
+    /// CPU, in fp32, and as long as nobody has written into them since backward. The bits are the same for the same gradients.
+    std::optional<double> sum_of_squares() {
+        if (!measures_) {
+            measures_ = true;
+            for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::install(flats_[f].slots[s].parameter, this, f, s); });
+            return {};
+        }
+        if (squares_.empty() || measured_ != versions()) return {};
+        double sum = 0;
+        for (auto square : squares_) sum += square;
+        if (std::isnan(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
+        return sum;
+    }
+
+    /// Called by the hook of each parameter when its gradient of this backward is complete.
+    void ready(size_t flat, size_t slot) {
+        if (squares_.empty() || !aliased(flat, slot)) return;
+        auto const& place = flats_[flat].slots[slot];
+        auto const& gradients = flats_[flat].gradients;
+        if (!gradients.is_cpu() || gradients.scalar_type() != at::kFloat) return;
+        squares_[static_cast<size_t>(place.registration)] = kernel::sum_of_squares(gradients.const_data_ptr<float>() + place.begin, place.numel);
+    }
+
     static constexpr bool owns_everything = true;
     double sum_over_ranks(double value) const { return value; }
     int64_t replicas() const { return 1; }
+
+private:
+    static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
+    template <class F>
+    void for_each_slot(F&& f) {
+        for (size_t i = 0; i < flats_.size(); ++i)
+            for (size_t s = 0; s < flats_[i].slots.size(); ++s) f(i, s);
+    }
+
+    bool measures_ = false;
+    std::vector<double> squares_;      ///< of each parameter in this backward; none where nobody asks
+    std::vector<uint32_t> measured_;   ///< versions of the gradients that they are of
 };
 
 /// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
@@ -9378,7 +9502,7 @@ struct Lion {
 #include <immintrin.h>
 #endif
 
-namespace accelerate::optim::kernel {
+namespace accelerate::kernel {
 
 // One update in one pass over fp32 memory: each number is read once and written once, with the gradient scaled (unscaled, clipped)
 // on its way. Arithmetic as LibTorch's fused kernels do it, within rounding. Plain functions with `target` attributes, because a
@@ -9397,10 +9521,13 @@ inline bool can_sweep() {
 /// n numbers of each stream. A stream that a rule lacks is `parameters` again.
 struct Strip {
     float* parameters = nullptr;
-    float const* gradients = nullptr;
+    float* gradients = nullptr;
     float* first = nullptr;
     float* second = nullptr;
     int64_t n = 0;
+    bool clear = false;  ///< leave zeros where gradients have been read
+
+    Strip part(int64_t begin, int64_t end) const { return {parameters + begin, gradients + begin, first + begin, second + begin, end - begin, clear}; }
 };
 
 /// `g *= scale; m += (1-b1)*(g-m); v = b2*v + (1-b2)*g*g; p -= step * m / (sqrt(v)*root + eps)`, after `p *= 1 - decay` where decay is
@@ -9512,27 +9639,35 @@ struct Lanes<LionNumbers> {
     }
 };
 
-template <class Numbers>
+template <bool Clear, class Numbers>
 [[gnu::target("avx2,fma")]] inline void sweep_avx2(Numbers const& numbers, Strip const& s) {
     Lanes<Numbers> const lanes(numbers);
+    auto const zero = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 16 <= s.n; i += 16) {
         lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
         lanes(s.parameters + i + 8, s.gradients + i + 8, s.first + i + 8, s.second + i + 8);
+        if constexpr (Clear) {
+            _mm256_storeu_ps(s.gradients + i, zero);
+            _mm256_storeu_ps(s.gradients + i + 8, zero);
+        }
     }
-    for (; i + 8 <= s.n; i += 8) lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
-    if (i == s.n) return;
     // The rest goes through lanes of its own, so that every number sees the same arithmetic wherever a strip ends.
-    auto const bytes = static_cast<size_t>(s.n - i) * sizeof(float);
-    float p[8] = {}, g[8] = {}, first[8] = {}, second[8] = {};
-    std::memcpy(p, s.parameters + i, bytes);
-    std::memcpy(g, s.gradients + i, bytes);
-    std::memcpy(first, s.first + i, bytes);
-    std::memcpy(second, s.second + i, bytes);
-    lanes(p, g, first, second);
-    std::memcpy(s.second + i, second, bytes);
-    std::memcpy(s.first + i, first, bytes);
-    std::memcpy(s.parameters + i, p, bytes);  // last: streams that a rule lacks are this one
+    while (i < s.n) {
+        auto const n = std::min<int64_t>(8, s.n - i);
+        auto const bytes = static_cast<size_t>(n) * sizeof(float);
+        float p[8] = {}, g[8] = {}, first[8] = {}, second[8] = {};
+        std::memcpy(p, s.parameters + i, bytes);
+        std::memcpy(g, s.gradients + i, bytes);
+        std::memcpy(first, s.first + i, bytes);
+        std::memcpy(second, s.second + i, bytes);
+        lanes(p, g, first, second);
+        std::memcpy(s.second + i, second, bytes);
+        std::memcpy(s.first + i, first, bytes);
+        std::memcpy(s.parameters + i, p, bytes);  // last: streams that a rule lacks are this one
+        if constexpr (Clear) std::memset(s.gradients + i, 0, bytes);
+        i += n;
+    }
 }
 
 #endif
@@ -9542,12 +9677,13 @@ template <class Numbers>
 void sweep([[maybe_unused]] Numbers const& numbers, [[maybe_unused]] Strip const& s) {
 #if defined(__x86_64__)
     at::parallel_for(0, s.n, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
-        sweep_avx2(numbers, {s.parameters + begin, s.gradients + begin, s.first + begin, s.second + begin, end - begin});
+        if (s.clear) sweep_avx2<true>(numbers, s.part(begin, end));
+        else sweep_avx2<false>(numbers, s.part(begin, end));
     });
 #endif
 }
 
-}  // namespace accelerate::optim::kernel
+}  // namespace accelerate::kernel
 
 // ---- accelerate/optim/rules.hpp
 
@@ -9898,6 +10034,9 @@ private:
             if (s.sweeps) s.sweep(batch);
             else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
         }
+        if (!s.sweeps) return;
+        for (auto& model : s.models)
+            if (model->clears_in_step()) model->gradients_cleared();
     }
 
     struct Shared {
@@ -9923,8 +10062,10 @@ private:
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
-                    kernel::Strip const strip{parameters, c.gradients[i].template const_data_ptr<float>(), state(0), state(1), c.parameters[i].numel()};
-                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, models[batch.models[i]]->gradient_scale()});
+                    auto const& model = *models[batch.models[i]];
+                    auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
+                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
                 }
             }
         }
@@ -12649,6 +12790,7 @@ public:
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
+        state->keep_gradients = training_->options.keep_gradients;
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -15658,44 +15800,6 @@ struct Tf32 {
 
 }  // namespace accelerate::precision
 
-// ---- accelerate/sharding/ready_hook.hpp
-
-namespace accelerate::sharding {
-
-/// Calls `reducer->ready(flat, slot)` when a parameter's gradient has been accumulated. LibTorch has one such hook a parameter:
-/// one that the user had set goes on being called.
-template <class Reducer>
-class ReadyHook final : public torch::autograd::PostAccumulateGradHook {
-public:
-    /// Installs a hook on `parameter`; it must be removed before `reducer` dies.
-    static void install(at::Tensor const& parameter, Reducer* reducer, size_t flat, size_t slot) {
-        auto hook = std::make_unique<ReadyHook>(reducer, flat, slot);
-        hook->before_ = std::move(torch::autograd::impl::post_acc_grad_hooks(parameter));
-        torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::move(hook));
-    }
-
-    /// Puts back what was there before `install`.
-    static void remove(at::Tensor const& parameter, Reducer* reducer) {
-        auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
-        auto* ours = dynamic_cast<ReadyHook*>(current.get());
-        if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
-    }
-
-    ReadyHook(Reducer* reducer, size_t flat, size_t slot) : reducer_(reducer), flat_(flat), slot_(slot) {}
-
-    void operator()(at::Tensor const& parameter) override {
-        if (before_) (*before_)(parameter);
-        reducer_->ready(flat_, slot_);
-    }
-
-private:
-    Reducer* reducer_;
-    size_t flat_, slot_;
-    std::unique_ptr<torch::autograd::PostAccumulateGradHook> before_;
-};
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/sharding/replicate.hpp
 
 namespace accelerate {
@@ -15818,6 +15922,7 @@ public:
 
     std::span<Piece const> owned() const { return sliced() ? std::span<Piece const>(owned_) : std::span<Piece const>(pieces_); }
     void settle() { release(); }
+    bool clears_in_step() const { return !sliced(); }  // other ranks read a slice where it was reduced
 
     void before_forward() {
         if (alone_ || !O.broadcast_buffers || !window_.closed() || !at::GradMode::is_enabled()) return;

@@ -515,3 +515,64 @@ TEST_CASE("clipping is done by the sweep, or before", "[clipping][clip]") {
         CHECK(model->w.template item<double>() == Approx(-0.5));
     }
 }
+
+TEST_CASE("gradients are cleared by the step that read them, or kept", "[flat_model][optimizer]") {
+    for (bool keep : {false, true}) {
+        Run<> accelerator({.keep_gradients = keep});
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+        auto const grad = [&model = model] { return model->w.grad().template item<double>(); };
+        auto const backward = [&, &model = model](float x) { accelerator.backward(model(torch::full({1}, x)).sum()); };
+        backward(3);
+        CHECK(grad() == 3);
+        optimizer.step();
+        CHECK(grad() == (keep || !optimizer.sweeps() ? 3 : 0));
+        optimizer.zero_grad();
+        CHECK(grad() == 0);
+        backward(4);  // what comes after a step that has cleared is cleared all the same
+        CHECK(grad() == 4);
+        optimizer.zero_grad();
+        CHECK(grad() == 0);
+        backward(5);
+        optimizer.step();
+        model(torch::full({1}, 6.0f)).sum().backward();  // not through the accelerator
+        optimizer.zero_grad();
+        CHECK(grad() == 0);
+        backward(std::numeric_limits<float>::quiet_NaN());
+        optimizer.step();  // refused: nothing was read
+        optimizer.zero_grad();
+        CHECK(grad() == 0);
+        CHECK(model->w.template item<double>() == 0.5 - 3 - 5);
+    }
+}
+
+TEST_CASE("a norm that backward has added up is the norm of the gradients", "[none][clipping][norm]") {
+    struct Two : torch::nn::Module {
+        torch::nn::Linear used{register_module("used", torch::nn::Linear(40, 30))}, sometimes{register_module("sometimes", torch::nn::Linear(30, 20))};
+        torch::Tensor forward(torch::Tensor const& x, bool both) { return both ? sometimes(used(x)) : used(x); }
+    };
+    for (int64_t k : {1, 2}) {
+        Run<> accelerator({.gradient_accumulation_steps = k});
+        torch::manual_seed(5);
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Two>(), acc::optim::Sgd{.lr = 0.01});
+        auto const exact = [&model = model] {
+            double sum = 0;
+            for (auto const& p : model->parameters()) sum += p.grad().to(at::kDouble).square().sum().template item<double>();
+            return std::sqrt(sum);
+        };
+        int64_t known = 0;
+        for (int64_t i = 0; i < 12; ++i) {
+            auto window = accelerator.accumulate(model);
+            auto const y = model(torch::randn({8, 40}), i % 4 != 3);  // now and then a parameter is not reached
+            if (k == 1 && i % 3 == 2) accelerator.backward(acc::weighted(y.square().sum(), 7.0));
+            else accelerator.backward(y.square().mean());
+            if (!accelerator.sync_gradients()) continue;
+            known += model.state().sum_of_squares().has_value();
+            if (i % 5 == 4) model->used->weight.mutable_grad().mul_(3);  // a user's hand after backward
+            auto const before = exact();
+            CHECK(accelerator.clip_grad_norm(model, 1e9).template item<double>() == Approx(before).epsilon(1e-6));
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        CHECK(known >= 2);
+    }
+}

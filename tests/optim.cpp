@@ -11,6 +11,7 @@
 #include <numeric>
 
 namespace acc = accelerate;
+namespace kernel = accelerate::kernel;
 using namespace accelerate::optim;
 using accelerate::sharding::Flat;
 using accelerate::sharding::Piece;
@@ -85,6 +86,8 @@ public:
         return allows;
     }
     double gradient_scale() const { return scale; }
+    bool clears_in_step() const { return clears; }
+    void gradients_cleared() { ++cleared; }
     void after_step() { ++after; }
     void settle() { ++settled; }
     void zero_grad() {
@@ -98,9 +101,9 @@ public:
     }
     std::vector<std::pair<std::string, at::Tensor>> const& parameters() const { return parameters_; }
 
-    bool closed = true, allows = true;
+    bool closed = true, allows = true, clears = false;
     double scale = 1;
-    int before = 0, after = 0, settled = 0;
+    int cleared = 0, before = 0, after = 0, settled = 0;
 
 private:
     std::vector<std::pair<std::string, at::Tensor>> parameters_;
@@ -341,6 +344,23 @@ TEST_CASE("the bits of a sweep do not depend on where a strip ends", "[sweeps]")
     CHECK(torch::equal(run({0, 64, 100}), whole));
     CHECK_FALSE(torch::equal(whole[0], start[0]));
     CHECK(torch::equal(whole[1], start[1]));  // gradients are only read
+}
+
+TEST_CASE("a sweep clears gradients where the model lets it", "[sweeps][optimizer]") {
+    auto kept = some_parameters(), gone = copy(kept);
+    auto keeps = std::make_shared<FakeModel>(kept), clears = std::make_shared<FakeModel>(gone);
+    clears->clears = true;
+    auto a = bind(acc::optim::AdamW{.lr = 1e-2}, std::vector{keeps}), b = bind(acc::optim::AdamW{.lr = 1e-2}, std::vector{clears});
+    for (int64_t i = 0; i < 3; ++i) {
+        give_gradients(kept, i);
+        give_gradients(gone, i);
+        a.step();
+        b.step();
+        CHECK(difference(kept, gone) == 0);
+        for (auto const& flat : keeps->flats()) CHECK(flat.gradients.abs().max().item<float>() > 0);
+        for (auto const& flat : clears->flats()) CHECK((flat.gradients.abs().max().item<float>() == 0) == b.sweeps());
+    }
+    CHECK((keeps->cleared == 0 && clears->cleared == (b.sweeps() ? 3 : 0)));
 }
 
 TEST_CASE("Lion follows its formula in double precision", "[rules][recipes]") {

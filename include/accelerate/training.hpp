@@ -24,6 +24,7 @@ struct accelerator_options {
     bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
     int64_t seed = 0;                               ///< of the initial weights that `make` draws
     std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
+    bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
@@ -75,7 +76,10 @@ public:
         return factor;
     }
 
+    bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
+
     std::shared_ptr<guard_type> guard;
+    bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     double weight = 0;             ///< of the losses in this window, where they are weighted
     int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted

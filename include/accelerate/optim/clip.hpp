@@ -9,6 +9,7 @@
 #include <accelerate/sharding/flat.hpp>
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 namespace accelerate::optim {
 
@@ -46,6 +47,20 @@ std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
     return gradients;
 }
 
+/// The sum of squares of all gradients, if the models know it (see `sharding::LocalModel`).
+template <class Model>
+std::optional<double> known_squares([[maybe_unused]] std::span<Model* const> models) {
+    if constexpr (requires(Model& m) { m.sum_of_squares(); }) {
+        double sum = 0;
+        for (auto* model : models) {
+            auto const squares = model->sum_of_squares();
+            if (!squares) return {};
+            sum += *squares;
+        }
+        return sum;
+    } else return {};
+}
+
 }  // namespace detail
 
 /// fp64 where a gradient is, else fp32.
@@ -68,6 +83,9 @@ at::Tensor gradient_norm(std::span<Model* const> models, double p = 2, Operation
     if (operations == Operations::Torch && alone) {
         auto const gradients = detail::gradients_by_parameter(models);
         if (!gradients.empty()) return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, p)), p);
+    }
+    if (p == 2 && operations == Operations::Fused) {
+        if (auto const squares = detail::known_squares(models)) return at::scalar_tensor(std::sqrt(*squares), at::kDouble);
     }
     auto const gradients = operations == Operations::Torch ? detail::gradients_by_parameter(models) : detail::owned_gradients(models);
     auto const on_cpu = std::all_of(gradients.begin(), gradients.end(), [](at::Tensor const& g) { return g.is_cpu(); });

@@ -3,7 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/isfinite.h>
 
-#include <accelerate/optim/reductions.hpp>
+#include <accelerate/core/reductions.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <algorithm>
 #include <atomic>

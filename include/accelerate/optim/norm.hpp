@@ -6,7 +6,7 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 
-#include <accelerate/optim/reductions.hpp>
+#include <accelerate/core/reductions.hpp>
 #include <span>
 #include <vector>
 

@@ -102,6 +102,9 @@ private:
             if (s.sweeps) s.sweep(batch);
             else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
         }
+        if (!s.sweeps) return;
+        for (auto& model : s.models)
+            if (model->clears_in_step()) model->gradients_cleared();
     }
 
     struct Shared {
@@ -127,8 +130,10 @@ private:
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
-                    kernel::Strip const strip{parameters, c.gradients[i].template const_data_ptr<float>(), state(0), state(1), c.parameters[i].numel()};
-                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, models[batch.models[i]]->gradient_scale()});
+                    auto const& model = *models[batch.models[i]];
+                    auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
+                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -9,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-namespace accelerate::optim::kernel {
+namespace accelerate::kernel {
 
 // One update in one pass over fp32 memory: each number is read once and written once, with the gradient scaled (unscaled, clipped)
 // on its way. Arithmetic as LibTorch's fused kernels do it, within rounding. Plain functions with `target` attributes, because a
@@ -28,10 +29,13 @@ inline bool can_sweep() {
 /// n numbers of each stream. A stream that a rule lacks is `parameters` again.
 struct Strip {
     float* parameters = nullptr;
-    float const* gradients = nullptr;
+    float* gradients = nullptr;
     float* first = nullptr;
     float* second = nullptr;
     int64_t n = 0;
+    bool clear = false;  ///< leave zeros where gradients have been read
+
+    Strip part(int64_t begin, int64_t end) const { return {parameters + begin, gradients + begin, first + begin, second + begin, end - begin, clear}; }
 };
 
 /// `g *= scale; m += (1-b1)*(g-m); v = b2*v + (1-b2)*g*g; p -= step * m / (sqrt(v)*root + eps)`, after `p *= 1 - decay` where decay is
@@ -143,27 +147,35 @@ struct Lanes<LionNumbers> {
     }
 };
 
-template <class Numbers>
+template <bool Clear, class Numbers>
 [[gnu::target("avx2,fma")]] inline void sweep_avx2(Numbers const& numbers, Strip const& s) {
     Lanes<Numbers> const lanes(numbers);
+    auto const zero = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 16 <= s.n; i += 16) {
         lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
         lanes(s.parameters + i + 8, s.gradients + i + 8, s.first + i + 8, s.second + i + 8);
+        if constexpr (Clear) {
+            _mm256_storeu_ps(s.gradients + i, zero);
+            _mm256_storeu_ps(s.gradients + i + 8, zero);
+        }
     }
-    for (; i + 8 <= s.n; i += 8) lanes(s.parameters + i, s.gradients + i, s.first + i, s.second + i);
-    if (i == s.n) return;
     // The rest goes through lanes of its own, so that every number sees the same arithmetic wherever a strip ends.
-    auto const bytes = static_cast<size_t>(s.n - i) * sizeof(float);
-    float p[8] = {}, g[8] = {}, first[8] = {}, second[8] = {};
-    std::memcpy(p, s.parameters + i, bytes);
-    std::memcpy(g, s.gradients + i, bytes);
-    std::memcpy(first, s.first + i, bytes);
-    std::memcpy(second, s.second + i, bytes);
-    lanes(p, g, first, second);
-    std::memcpy(s.second + i, second, bytes);
-    std::memcpy(s.first + i, first, bytes);
-    std::memcpy(s.parameters + i, p, bytes);  // last: streams that a rule lacks are this one
+    while (i < s.n) {
+        auto const n = std::min<int64_t>(8, s.n - i);
+        auto const bytes = static_cast<size_t>(n) * sizeof(float);
+        float p[8] = {}, g[8] = {}, first[8] = {}, second[8] = {};
+        std::memcpy(p, s.parameters + i, bytes);
+        std::memcpy(g, s.gradients + i, bytes);
+        std::memcpy(first, s.first + i, bytes);
+        std::memcpy(second, s.second + i, bytes);
+        lanes(p, g, first, second);
+        std::memcpy(s.second + i, second, bytes);
+        std::memcpy(s.first + i, first, bytes);
+        std::memcpy(s.parameters + i, p, bytes);  // last: streams that a rule lacks are this one
+        if constexpr (Clear) std::memset(s.gradients + i, 0, bytes);
+        i += n;
+    }
 }
 
 #endif
@@ -173,9 +185,10 @@ template <class Numbers>
 void sweep([[maybe_unused]] Numbers const& numbers, [[maybe_unused]] Strip const& s) {
 #if defined(__x86_64__)
     at::parallel_for(0, s.n, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
-        sweep_avx2(numbers, {s.parameters + begin, s.gradients + begin, s.first + begin, s.second + begin, end - begin});
+        if (s.clear) sweep_avx2<true>(numbers, s.part(begin, end));
+        else sweep_avx2<false>(numbers, s.part(begin, end));
     });
 #endif
 }
 
-}  // namespace accelerate::optim::kernel
+}  // namespace accelerate::kernel

@@ -64,6 +64,7 @@ public:
 
     std::span<Piece const> owned() const { return sliced() ? std::span<Piece const>(owned_) : std::span<Piece const>(pieces_); }
     void settle() { release(); }
+    bool clears_in_step() const { return !sliced(); }  // other ranks read a slice where it was reduced
 
     void before_forward() {
         if (alone_ || !O.broadcast_buffers || !window_.closed() || !at::GradMode::is_enabled()) return;

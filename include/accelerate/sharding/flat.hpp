@@ -48,6 +48,8 @@ concept flat_model = requires(M& m, M const& c) {
     { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
     { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
     { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
+    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();

@@ -46,19 +46,24 @@ public:
     }
 
     double gradient_scale() const { return 1; }
+    bool clears_in_step() const { return true; }
+    void gradients_cleared() { cleared_ = versions(); }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
         return true;
     }
     void after_step() {}
 
-    /// Clears the flat gradients: one operation for each dtype. Does nothing inside an unfinished window.
+    /// Clears the flat gradients: one operation for each dtype, none where the step has done it and nothing has been written since. Does
+    /// nothing inside an unfinished window.
     void zero_grad() {
         if (!window_.closed()) return;
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
-        for (auto& flat : flats_) flat.gradients.zero_();
+        if (cleared_ != versions())
+            for (auto& flat : flats_) flat.gradients.zero_();
+        cleared_.clear();
         stage_ = Stage::Accumulating;
     }
 
@@ -112,6 +117,7 @@ protected:
         flats_ = std::move(made);
         views_ = std::move(views);
         buckets_ = plan.buckets;
+        cleared_.clear();
         ++layout_;
     }
 
@@ -144,6 +150,13 @@ protected:
         return order;
     }
 
+    /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
+    std::vector<uint32_t> versions() const {
+        std::vector<uint32_t> counts;
+        for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
+        return counts;
+    }
+
     at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
 
     NamedParameters parameters_;
@@ -156,6 +169,8 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
+    std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
+
     static char const* remedy(Stage stage) {
         switch (stage) {
             case Stage::Accumulating: return "; call accelerator.backward first";

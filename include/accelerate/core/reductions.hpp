@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-namespace accelerate::optim::kernel {
+namespace accelerate::kernel {
 
 // Reductions over fp32 memory that are bound by memory alone. Squares of floats are exact in double and neither overflow nor
 // underflow there, so sums are kept in double. Plain functions with `target` attributes, because a consumer compiles with -O2,
@@ -132,4 +132,4 @@ inline float largest_magnitude(float const* x, int64_t n) {
 #endif
 }
 
-}  // namespace accelerate::optim::kernel
+}  // namespace accelerate::kernel
