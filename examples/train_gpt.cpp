@@ -21,7 +21,7 @@ namespace nn = torch::nn;
 
 struct Settings {
     std::string text = TRAIN_GPT_TEXT, out = "train_gpt_out";
-    int64_t steps = 450, batch = 16, context = 128, width = 128, depth = 4, heads = 4, seed = 1337, accumulate = 1, megabytes = 12;
+    int64_t steps = 450, batch = 16, context = 128, width = 128, depth = 4, heads = 4, seed = 1337, accumulate = 1, megabytes = 12, checkpoint_every = 0;
     double lr = 2e-3, temperature = 0.8;
     int64_t sample = 200;
 };
@@ -155,6 +155,8 @@ int train(Settings const& settings) {
         acc::data::Loader{unseen, {.batch_size = settings.batch, .even_batches = false}},
         acc::schedule::Cosine{.warmup = acc::OptimizerSteps{std::min<int64_t>(20, settings.steps / 10)}, .total = acc::OptimizerSteps{settings.steps}});
 
+    model->blocks->checkpoint_every(settings.checkpoint_every);
+
     acc::check(train.size() > 0, acc::code::data, "train_gpt: the text has ", text.size(), " windows of ", settings.context, " characters and one batch on every rank takes ",
                train.total_batch_size(), "; use more text, or a smaller --batch or --context");
 
@@ -200,6 +202,7 @@ char const* const help = R"(train_gpt: trains a character-level GPT on text, on 
   --width N          features                                                (128)
   --depth N          blocks                                                  (4)
   --heads N          attention heads                                         (4)
+  --checkpoint_every N  recompute every N-th block in backward, to save memory  (0: none)
   --lr X             peak learning rate                                      (2e-3)
   --megabytes N      read at most this much text                             (12)
   --seed N           of weights and order                                    (1337)
@@ -212,7 +215,8 @@ Settings parse(int argc, char** argv) {
     std::map<std::string, std::string*> const texts{{"--text", &s.text}, {"--out", &s.out}};
     std::map<std::string, double*> const reals{{"--lr", &s.lr}, {"--temperature", &s.temperature}};
     std::map<std::string, int64_t*> const whole{{"--steps", &s.steps}, {"--batch", &s.batch}, {"--accumulate", &s.accumulate}, {"--context", &s.context}, {"--width", &s.width},
-                                                {"--depth", &s.depth}, {"--heads", &s.heads}, {"--megabytes", &s.megabytes}, {"--seed", &s.seed}, {"--sample", &s.sample}};
+                                                {"--depth", &s.depth}, {"--heads", &s.heads}, {"--megabytes", &s.megabytes}, {"--seed", &s.seed}, {"--sample", &s.sample},
+                                                {"--checkpoint_every", &s.checkpoint_every}};
     for (int i = 1; i < argc; i += 2) {
         std::string const name = argv[i];
         acc::check(texts.contains(name) || reals.contains(name) || whole.contains(name), acc::code::config, "train_gpt: unknown option ", name, "; see --help");

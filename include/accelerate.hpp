@@ -26,6 +26,7 @@
 #include <accelerate/device/cpu.hpp>
 #include <accelerate/device/cuda.hpp>
 #include <accelerate/module/chain.hpp>
+#include <accelerate/module/checkpointed.hpp>
 #include <accelerate/module/init_empty_weights.hpp>
 #include <accelerate/module/layers.hpp>
 #include <accelerate/module/linear.hpp>

@@ -576,3 +576,58 @@ TEST_CASE("a norm that backward has added up is the norm of the gradients", "[no
         CHECK(known >= 2);
     }
 }
+
+namespace {
+
+template <class S = acc::Plain>
+struct Deep : torch::nn::Module {
+    struct Block : torch::nn::Module {
+        Block() : a(this, "a", 4, 4), b(this, "b", 4, 4) {}
+        torch::Tensor forward(torch::Tensor const& x) { return x + torch::dropout(b(torch::tanh(a(x))), 0.2, is_training()); }
+        acc::Linear<S> a, b;
+    };
+    Deep() : blocks(this, "blocks", 3) {}
+    torch::Tensor forward(torch::Tensor const& x) { return blocks(x); }
+    acc::Layers<S, Block> blocks;
+};
+
+/// Parameters after some steps, of the main rank.
+template <class Sharding>
+acc::TensorMap trained_deep(int64_t ranks, int64_t checkpoint_every) {
+    acc::TensorMap found;
+    acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Bf16<>, Sharding, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 2}, comm);
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Deep>(), acc::optim::AdamW{.lr = 0.01});
+        model->blocks->checkpoint_every(checkpoint_every);
+        model->train(ranks == 1);  // with ranks as threads the random numbers are shared
+        torch::manual_seed(4);
+        for (int64_t i = 0; i < 6; ++i) {
+            auto window = accelerator.accumulate(model);
+            accelerator.backward(loss_of(model(torch::linspace(-1, 1, 8).view({2, 4}) * static_cast<double>(i + 1 + accelerator.process_index()))));
+            accelerator.clip_grad_norm(model, 0.5);
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        auto all = accelerator.get_state_dict(model);
+        if (accelerator.is_main_process()) found = all;
+    });
+    return found;
+}
+
+}  // namespace
+
+TEST_CASE("checkpointed blocks train to the same bits under every sharding", "[checkpointed][layers]") {
+    using namespace acc::sharding;
+    auto const compare = [](auto const& train) {
+        auto const plain = train(0);
+        CHECK(plain.size() == 12);
+        CHECK(same(plain, train(1)));
+        CHECK(same(plain, train(2)));
+    };
+    compare([](int64_t every) { return trained_deep<None>(1, every); });
+    compare([](int64_t every) { return trained_deep<Ddp<>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Ddp<acc::ddp{.gather_gradients = false}>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<>>(1, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<acc::fsdp{.reshard_after_forward = false}>>(2, every); });
+}

@@ -4,8 +4,11 @@
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
 #include "support/errors.hpp"
 
+#include <accelerate/comm/self.hpp>
+#include <accelerate/device/cpu.hpp>
 #include <accelerate/module/boxed.hpp>
 #include <accelerate/module/chain.hpp>
+#include <accelerate/module/checkpointed.hpp>
 #include <accelerate/module/construct.hpp>
 #include <accelerate/module/init_empty_weights.hpp>
 #include <accelerate/module/layers.hpp>
@@ -756,4 +759,195 @@ TEST_CASE("tied weights are one tensor", "[tie_weights][unique_parameters]") {
     CHECK(error_of([&] { acc::tie_weights(*head, "bias", head->bias, words->weight); }).find("E_CONFIG: tie_weights: the module has no parameter \"bias\"") == 0);
     CHECK(error_of([&] { acc::tie_weights(*head, "weight", loose, words->weight); }).find("pass module->weight") != std::string::npos);
     CHECK(error_of([&] { acc::tie_weights(*head, "weight", head->weight, other->weight); }).find("of shape [7, 4], the source a Float of shape [4, 4]") != std::string::npos);
+}
+
+// ---- activation checkpointing ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct DropoutBlock : nn::Module {
+    explicit DropoutBlock(int64_t d = 6) : up(register_module("up", nn::Linear(d, 2 * d))), down(register_module("down", nn::Linear(2 * d, d))) {}
+    torch::Tensor forward(torch::Tensor const& x) { return x + torch::dropout(down(torch::gelu(up(x))), 0.3, is_training()); }
+    nn::Linear up, down;
+};
+
+std::vector<torch::Tensor> copies(std::vector<torch::Tensor> const& list) {
+    std::vector<torch::Tensor> out;
+    for (auto const& t : list) out.push_back(t.defined() ? t.detach().clone() : t);
+    return out;
+}
+bool equal(std::vector<torch::Tensor> const& a, std::vector<torch::Tensor> const& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](auto const& s, auto const& t) { return s.defined() == t.defined() && (!s.defined() || torch::equal(s, t)); });
+}
+
+/// Loss, gradients of the parameters and of the inputs, and the next random number: `loss()` with and without checkpointing.
+template <class F>
+std::vector<torch::Tensor> everything_of(std::vector<torch::Tensor> const& leaves, F&& loss) {
+    for (auto const& t : leaves) t.mutable_grad().reset();
+    torch::manual_seed(11);
+    auto const l = loss();
+    l.backward();
+    auto found = copies({l});
+    for (auto const& t : leaves) found.push_back(t.grad().defined() ? t.grad().clone() : torch::Tensor());
+    found.push_back(torch::rand({}));
+    return found;
+}
+
+}  // namespace
+
+TEST_CASE("checkpointing changes no bit: dropout, tied weights, nesting, several arguments and results", "[checkpointed][forward_state]") {
+    torch::manual_seed(1);
+    nn::Embedding words(9, 6);
+    auto first = std::make_shared<DropoutBlock>(), second = std::make_shared<DropoutBlock>();
+    auto const tokens = torch::arange(8).view({2, 4});
+    auto const free = torch::randn({2, 4, 6}, torch::requires_grad());
+    std::vector<torch::Tensor> leaves{words->weight, free};
+    for (auto const& block : {first, second})
+        for (auto const& p : block->parameters()) leaves.push_back(p);
+    int64_t hooks = 0;
+    auto const handle = first->up->weight.register_hook([&](torch::Tensor const& g) {
+        ++hooks;
+        return g * 2;
+    });
+
+    struct Pair {
+        torch::Tensor left, right;
+        int64_t count = 0;
+    };
+    auto const with = [&](auto&& call) {
+        return [&, call] {
+            auto const x = words(tokens);
+            auto const y = call([=](torch::Tensor const& t) { return first->forward(t); }, x);
+            // Several arguments, one of them a number, and a struct back; the embedding's weight again: tied.
+            auto const pair = call([=](torch::Tensor const& a, torch::Tensor const& b, double c) { return Pair{second->forward(a) * c, torch::matmul(b, words->weight.t()), 3}; }, y, free, 0.5);
+            auto const nested = call([=](torch::Tensor const& a) { return acc::checkpointed([=](torch::Tensor const& b) { return first->forward(b).tanh(); }, second->forward(a)); }, pair.left);
+            return (nested.square().sum() + pair.right.logsumexp(-1).sum()) * static_cast<double>(pair.count);
+        };
+    };
+    auto const plain = everything_of(leaves, with([](auto f, auto const&... a) { return f(a...); }));
+    auto const hooked = std::exchange(hooks, 0);
+    auto const again = everything_of(leaves, with([](auto f, auto const&... a) { return acc::checkpointed(f, a...); }));
+    CHECK(equal(plain, again));
+    CHECK(hooks == hooked);  // a parameter's hook runs once a backward, here as there
+    CHECK(plain[1].abs().max().item<float>() > 0);
+    first->up->weight.remove_hook(handle);
+
+    {
+        torch::NoGradGuard const no_grad;
+        CHECK_FALSE(acc::checkpointed([=](torch::Tensor const& t) { return first->forward(t); }, free).requires_grad());
+    }
+    auto const counts = acc::checkpointed([](torch::Tensor const& t) { return t + 1; }, torch::arange(3));
+    CHECK((!counts.requires_grad() && counts.equal(torch::arange(1, 4))));
+}
+
+TEST_CASE("backward computes again as forward did: under its autocast", "[checkpointed][forward_state]") {
+    using Scope = acc::precision::Bf16<>::scope<acc::device::BasicCpu<acc::comm::Self>>;
+    auto block = std::make_shared<DropoutBlock>();
+    auto const x = torch::randn({3, 6}, torch::requires_grad());
+    std::vector<torch::Tensor> leaves{x};
+    for (auto const& p : block->parameters()) leaves.push_back(p);
+    std::vector<at::ScalarType> dtypes;
+    auto const f = [&](torch::Tensor const& t) {
+        auto const y = block->forward(at::linear(t, block->up->weight).narrow(-1, 0, 6));
+        dtypes.push_back(y.scalar_type());
+        return y;
+    };
+    auto const plain = everything_of(leaves, [&] {
+        Scope const scope;
+        return f(x).to(at::kFloat).square().sum();
+    });
+    auto const again = everything_of(leaves, [&] {
+        auto const y = [&] {
+            Scope const scope;
+            return acc::checkpointed(f, x);
+        }();
+        return y.to(at::kFloat).square().sum();
+    });
+    CHECK(equal(plain, again));
+    REQUIRE(dtypes.size() == 3);
+    CHECK((dtypes[0] == dtypes[1] && dtypes[1] == dtypes[2]));
+    CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+}
+
+TEST_CASE("what cannot be computed again is refused", "[checkpointed]") {
+    auto const x = torch::ones({3}, torch::requires_grad());
+    auto const h = x * 2;
+    CHECK(has(error_of([&] { acc::checkpointed([&](torch::Tensor const& t) { return t * h; }, x); }), {"E_CALL_ORDER: checkpointed", "MulBackward", "as an argument"}));
+    auto const changed = x * 1;
+    auto const y = acc::checkpointed([](torch::Tensor const& t) { return t.square(); }, changed).sum();
+    {
+        torch::NoGradGuard const no_grad;
+        changed.add_(1);
+    }
+    CHECK(has(error_of([&] { y.backward(); }), "changed in place"));
+    auto const twice = acc::checkpointed([](torch::Tensor const& t) { return t.square(); }, x).sum();
+    twice.backward();
+    CHECK(has(error_of([&] { twice.backward(); }), "second backward"));
+    auto const kept = acc::checkpointed([](torch::Tensor const& t) { return t.square(); }, x).sum();
+    x.mutable_grad().reset();
+    kept.backward({}, true);
+    kept.backward();
+    CHECK(x.grad().equal(torch::full({3}, 4.0)));
+}
+
+TEST_CASE("the graph of a checkpointed call owns what it needs", "[checkpointed]") {
+    auto const x = torch::ones({2, 6}, torch::requires_grad());
+    std::weak_ptr<DropoutBlock> alive;
+    torch::Tensor loss;
+    {
+        auto block = std::make_shared<DropoutBlock>();
+        alive = block;
+        loss = acc::checkpointed([block](torch::Tensor const& t) { return block->forward(t); }, x.clone()).sum();
+    }
+    CHECK_FALSE(alive.expired());
+    loss.backward();
+    CHECK(x.grad().defined());
+    loss = torch::Tensor();
+    CHECK(alive.expired());
+}
+
+namespace {
+
+/// The block of a GPT.
+struct GptBlock : nn::Module {
+    explicit GptBlock(int64_t d)
+        : norm1(register_module("norm1", nn::LayerNorm(nn::LayerNormOptions({d})))), qkv(register_module("qkv", nn::Linear(d, 3 * d))), proj(register_module("proj", nn::Linear(d, d))),
+          norm2(register_module("norm2", nn::LayerNorm(nn::LayerNormOptions({d})))), up(register_module("up", nn::Linear(d, 4 * d))), down(register_module("down", nn::Linear(4 * d, d))) {}
+    torch::Tensor forward(torch::Tensor x) {
+        auto const b = x.size(0), t = x.size(1), d = x.size(2);
+        auto const parts = qkv(norm1(x)).view({b, t, 3, 8, d / 8}).permute({2, 0, 3, 1, 4}).unbind(0);
+        x = x + proj(at::scaled_dot_product_attention(parts[0], parts[1], parts[2], {}, 0.0, true).transpose(1, 2).reshape({b, t, d}));
+        return x + down(torch::gelu(up(norm2(x))));
+    }
+    nn::LayerNorm norm1;
+    nn::Linear qkv, proj;
+    nn::LayerNorm norm2;
+    nn::Linear up, down;
+};
+
+}  // namespace
+
+TEST_CASE("24 checkpointed GPT blocks: gradients bit-equal, activations at most a sixth", "[checkpointed][layers]") {
+    constexpr int64_t d = 256, context = 256, batch = 8, depth = 24;
+    torch::manual_seed(2);
+    acc::Layers<acc::Plain, GptBlock> blocks(depth, d);
+    auto const x = torch::randn({batch, context, d});
+    for (auto const& p : blocks->parameters()) p.mutable_grad() = torch::zeros_like(p).requires_grad_(false);
+    auto const run = [&](int64_t every) {
+        blocks->checkpoint_every(every);
+        for (auto const& p : blocks->parameters()) p.mutable_grad().zero_();
+        auto const bytes = peak_bytes([&] { blocks(x).square().mean().backward(); });
+        std::vector<torch::Tensor> gradients;
+        for (auto const& p : blocks->parameters()) gradients.push_back(p.grad().clone());
+        return std::pair(bytes, gradients);
+    };
+    auto const [whole, expected] = run(0);
+    auto const [each, found] = run(1);
+    CHECK(equal(expected, found));
+    CHECK(6 * each <= whole);
+    auto const [third, some] = run(3);
+    CHECK(equal(expected, some));
+    CHECK((third < whole && third > each));
+    WARN("activations: " << whole / 1000000 << " MB, every block checkpointed " << each / 1000000 << " MB (1/" << static_cast<double>(whole) / static_cast<double>(each) << "), every third " << third / 1000000 << " MB");
+    CHECK(error_of([&] { blocks->checkpoint_every(-1); }).find("E_CONFIG") == 0);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/core/error.hpp>
+#include <accelerate/module/checkpointed.hpp>
 #include <accelerate/module/unit.hpp>
 #include <cstdint>
 #include <string>
@@ -45,8 +46,15 @@ public:
     /// One block after the other; what else a block takes (a mask) goes to each.
     template <class X, class... Shared>
     X forward(X x, Shared const&... shared) {
+        if (checkpoint_every_ > 0 && at::GradMode::is_enabled()) return forward_checkpointed(std::move(x), shared...);
         for (auto& unit : units_) x = unit(std::move(x), shared...);
         return x;
+    }
+
+    /// From now on every k-th block is `checkpointed`: it keeps its argument alone, and backward calls it again. 0: none.
+    void checkpoint_every(int64_t k) {
+        check(k >= 0, code::config, "Layers.checkpoint_every: ", k, "; it must not be negative");
+        checkpoint_every_ = k;
     }
 
     unit_type const& operator[](size_t i) const { return units_.at(i); }
@@ -68,6 +76,16 @@ private:
         *this = static_cast<LayersImpl const&>(*other.clone(device));
     }
 
+    template <class X, class... Shared>
+    X forward_checkpointed(X x, Shared const&... shared) {
+        int64_t i = 0;
+        for (auto& unit : units_) {
+            if (++i % checkpoint_every_ == 0) x = checkpointed(unit, std::move(x), shared...);
+            else x = unit(std::move(x), shared...);
+        }
+        return x;
+    }
+
     void reserve(int64_t n) {
         check(n >= 0, code::config, "Layers: ", n, " blocks; the number of blocks must not be negative");
         units_.reserve(static_cast<size_t>(n));
@@ -82,6 +100,7 @@ private:
     }
 
     std::vector<unit_type> units_;
+    int64_t checkpoint_every_ = 0;
 };
 
 /// The holder of `LayersImpl`; not a unit itself, it holds them. `acc::Layers<S, Block<S>> h;` constructed `h(this, "h", depth,
