@@ -159,7 +159,7 @@ TEST_CASE("each operation has the precision that it needs", "[autocast][bf16]") 
     CHECK(torch::allclose(w.grad(), torch::matmul((y.detach().to(at::kFloat) / 10).t(), x), 2e-2, 0));
 }
 
-TEST_CASE("a weight is cast once in a scope", "[bf16][autocast][cast_once_linear][linear]") {
+TEST_CASE("a weight is cast once in a scope", "[bf16][autocast][low_precision_linear][linear]") {
     Linear linear(6, 3);
     nn::Linear theirs(6, 3);
     auto const x = torch::rand({4, 6});
@@ -359,4 +359,65 @@ TEST_CASE("scaler options that cannot work are refused by name", "[grad_scaler]"
     CHECK(refused({.backoff_factor = std::nan("")}, "backoff_factor"));
     CHECK(refused({.growth_interval = 0}, "growth_interval"));
     CHECK(refused({.hysteresis = 0}, "hysteresis"));
+}
+
+namespace {
+
+/// The product of rounded operands in fp64, rounded: what both ways of multiplying are to give, up to the order of fp32 additions.
+torch::Tensor rounded_product(torch::Tensor const& x, nn::LinearImpl const& layer, at::ScalarType compute) {
+    auto const r = [&](torch::Tensor const& t) { return t.detach().to(compute).to(at::kDouble); };
+    return torch::matmul(r(x), r(layer.weight).t()) + r(layer.bias);
+}
+
+template <class Precision>
+void widens() {
+    using Widened = acc::Linear<acc::Strategy<acc::place::Resident, Precision>>;
+    constexpr auto compute = Precision::compute;
+    double const ulp = compute == at::kHalf ? 1.0 / 1024 : 1.0 / 128;
+    torch::manual_seed(6);
+    Widened layer(40, 24);
+    nn::Linear plain(40, 24);
+    {
+        torch::NoGradGuard const no_grad;
+        plain->weight.copy_(layer->weight);
+        plain->bias.copy_(layer->bias);
+    }
+    auto const x = torch::randn({7, 40}, torch::requires_grad());
+    auto const slope = torch::randn({7, 24});
+    torch::Tensor y;
+    {
+        typename Precision::template scope<Cpu> scope;
+        y = layer(x);
+        CHECK(y.scalar_type() == compute);
+        CHECK(at::autocast::is_autocast_enabled(at::kCPU));  // still
+    }
+    auto const exact = rounded_product(x, *layer, compute);
+    CHECK(torch::allclose(y.to(at::kDouble), exact, ulp, 1e-6));
+    // Nearly every number is the rounded exact one to the last bit; a product of operands that were not rounded would miss half of them.
+    auto const hits = [&](torch::Tensor const& of) { return (of.to(compute).to(at::kDouble) == exact.to(compute).to(at::kDouble)).to(at::kDouble).mean().template item<double>(); };
+    CHECK(hits(y) > 0.97);
+    CHECK(hits(plain(x.detach())) < 0.9);
+
+    // Gradients, by the same rounding: g is y's gradient in the low precision.
+    (y.to(at::kFloat) * slope).sum().backward();
+    auto const r = [&](torch::Tensor const& t) { return t.detach().to(compute).to(at::kDouble); };
+    CHECK(torch::allclose(x.grad().to(at::kDouble), torch::matmul(r(slope), r(layer->weight)), ulp, 1e-4));
+    CHECK(torch::allclose(layer->weight.grad().to(at::kDouble), torch::matmul(r(slope).t(), r(x)), ulp, 1e-4));
+    CHECK(torch::equal(layer->weight.grad(), layer->weight.grad().to(compute).to(at::kFloat)));  // rounded, as a native product's is
+    CHECK(layer->weight.grad().scalar_type() == at::kFloat);
+
+    {
+        typename Precision::template scope<Cpu> scope;
+        typename Precision::template scope<Cpu> island(false);
+        CHECK(torch::equal(layer(x.detach()), plain(x.detach())));
+    }
+    CHECK(torch::equal(layer(x.detach()), plain(x.detach())));  // outside any scope
+    CHECK(std::dynamic_pointer_cast<typename Widened::impl_type>(layer->clone())->weight.equal(layer->weight));
+}
+
+}  // namespace
+
+TEST_CASE("a widened product rounds its operands and its result", "[gemm][low_precision_linear]") {
+    widens<acc::precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened}>>();
+    widens<acc::precision::Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>();
 }

@@ -1,18 +1,18 @@
 #pragma once
 
 #include <accelerate/precision/autocast.hpp>
-#include <accelerate/precision/cast_once_linear.hpp>
+#include <accelerate/precision/low_precision_linear.hpp>
 #include <accelerate/precision/policy.hpp>
 
 namespace accelerate::precision {
 
 /// What the precisions by autocast share: parameters, gradients and optimizer in fp32, matrix products in `Compute`, operations that
 /// need it in fp32. Outputs keep the dtype that their operation gave them.
-template <at::ScalarType Compute, bool CacheEnabled>
+template <at::ScalarType Compute, bool CacheEnabled, Gemm G>
 struct AutocastPolicy {
     static constexpr at::ScalarType parameter = at::kFloat, compute = Compute, reduction = at::kFloat, master = at::kFloat;
     template <class Impl>
-    using impl = cast_once_t<Impl>;
+    using impl = low_precision_t<Impl, Product<Compute, G>>;
 
     template <class Device>
     struct scope : Autocast {

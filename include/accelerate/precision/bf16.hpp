@@ -7,6 +7,7 @@ namespace accelerate {
 /// Options of `precision::Bf16`.
 struct bf16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in bf16 meanwhile
+    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is the faster one on CPUs without bf16 units
 };
 
 namespace precision {
@@ -15,7 +16,7 @@ namespace precision {
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
 /// is slower than fp32.
 template <bf16 O = bf16{}>
-struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled> {
+struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
     static constexpr char const* name = "bf16";
 };
 
