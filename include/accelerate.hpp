@@ -38,6 +38,7 @@
 #include <accelerate/partial_state.hpp>
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp16.hpp>
+#include <accelerate/precision/fp8.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <accelerate/sharding/ddp.hpp>

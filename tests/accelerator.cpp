@@ -631,3 +631,84 @@ TEST_CASE("checkpointed blocks train to the same bits under every sharding", "[c
     compare([](int64_t every) { return trained_deep<Fsdp<>>(2, every); });
     compare([](int64_t every) { return trained_deep<Fsdp<acc::fsdp{.reshard_after_forward = false}>>(2, every); });
 }
+
+namespace {
+
+template <class S = acc::Plain>
+struct Mixed : torch::nn::Module {
+    Mixed() : in(this, "in", 16, 32), a(this, "a", 32, 32), b(this, "b", 32, 40), c(this, "c", 40, 32), d(this, "d", 32, 32), out(this, "out", 32, 16) {}
+    torch::Tensor forward(torch::Tensor x) {
+        x = torch::relu(c(torch::relu(b(torch::relu(a(in(x)))))));
+        return out(torch::tanh(d(torch::relu(plain(x)))));
+    }
+    acc::Linear<S> in, a, b, c;
+    torch::nn::Linear plain{register_module("plain", torch::nn::Linear(32, 32))};
+    acc::Linear<S> d, out;
+};
+
+template <class Recipe>
+using Fp8Run = Run<acc::precision::Fp8<Recipe>>;
+
+}  // namespace
+
+TEST_CASE("prepare decides which layers run in fp8 and says why not", "[fp8_layers][fp8_options][fp8]") {
+    Fp8Run<acc::recipe::Tensorwise> accelerator({.fp8 = {.filter = [](std::string const& name) { return name != "d"; }}});
+    auto model = accelerator.make<Mixed>();
+    auto const rows = acc::precision::choose_fp8_layers(*model, {.filter = [](std::string const& name) { return name != "d"; }});
+    std::map<std::string, std::string> reasons;
+    for (auto const& row : rows) reasons[row.name] = row.reason;
+    CHECK(rows.size() == 7);
+    CHECK(reasons["in"] == "the first layer");
+    CHECK(reasons["a"].empty());
+    CHECK(reasons["b"] == "out_features 40 is no multiple of 16");
+    CHECK(reasons["c"] == "in_features 40 is no multiple of 16");
+    CHECK(reasons["plain"] == "a torch::nn::Linear; write acc::Linear<S>");
+    CHECK(reasons["d"] == "left out by the filter");
+    CHECK(reasons["out"] == "the last layer");
+    auto const table = acc::precision::fp8_table(rows);
+    CHECK(table.find("a      32 x 32         fp8\n") != std::string::npos);
+    CHECK(table.find("plain  32 x 32         bf16: a torch::nn::Linear") != std::string::npos);
+    auto prepared = accelerator.prepare(model);
+    CHECK((prepared->a->runs_in_fp8 && !prepared->in->runs_in_fp8 && !prepared->d->runs_in_fp8 && !prepared->out->runs_in_fp8));
+    CHECK_THROWS_WITH(accelerator.prepare(std::make_shared<Small>()), Catch::Contains("E_CONFIG") && Catch::Contains("acc::Linear<S>") && Catch::Contains("a torch::nn::Linear"));
+    Fp8Run<acc::recipe::Tensorwise> nobody({.fp8 = {.filter = [](std::string const&) { return false; }}});
+    CHECK_THROWS_WITH(nobody.prepare(nobody.make<Mixed>()), Catch::Contains("no layer of this model would run in fp8") && Catch::Contains("left out by the filter"));
+}
+
+TEST_CASE("an fp8 model learns, under every recipe and with slices", "[fp8][fp8_linear]") {
+    auto const trained = []<class Accelerator>(Accelerator& accelerator) {
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Mixed>(), acc::optim::AdamW{.lr = 0.01});
+        auto const generator = at::detail::createCPUGenerator(9);
+        auto const x = at::randn({64, 16}, generator), y = torch::sin(x);
+        double loss = 0;
+        for (int64_t i = 0; i < 150; ++i) {
+            auto window = accelerator.accumulate(model);
+            auto const l = torch::mse_loss(model(x).to(at::kFloat), y);
+            accelerator.backward(l);
+            accelerator.clip_grad_norm(model, 1.0);
+            optimizer.step();
+            optimizer.zero_grad();
+            loss = l.template item<double>();
+        }
+        return loss;
+    };
+    Run<> fp32;
+    auto const reference = trained(fp32);
+    auto const compare = [&](auto recipe) {
+        Fp8Run<decltype(recipe)> accelerator;
+        CHECK(accelerator.mixed_precision() == "fp8");
+        auto const loss = trained(accelerator);
+        INFO(decltype(recipe)::name << " " << loss << ", fp32 " << reference);
+        CHECK(loss < 0.1);
+        CHECK(loss < 2 * reference + 0.02);
+    };
+    compare(acc::recipe::Tensorwise());
+    compare(acc::recipe::Rowwise());
+    compare(acc::recipe::Blockwise());
+    std::atomic<int64_t> learned = 0;
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp8<>, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({}, comm);
+        learned += trained(accelerator) < 0.1;
+    });
+    CHECK(learned == 2);
+}

@@ -11,8 +11,12 @@
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp16.hpp>
 #include <accelerate/precision/fp32.hpp>
+#include <accelerate/precision/fp8.hpp>
 #include <accelerate/precision/tf32.hpp>
+#include <algorithm>
+#include <cmath>
 #include <latch>
+#include <limits>
 #include <random>
 #include <thread>
 
@@ -420,4 +424,153 @@ void widens() {
 TEST_CASE("a widened product rounds its operands and its result", "[gemm][low_precision_linear]") {
     widens<acc::precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened}>>();
     widens<acc::precision::Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>();
+}
+
+// ---- fp8 -------------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// The nearest number with `bits` of mantissa and at least exponent `lowest` (below it the grid is even), ties to even; within +-most.
+double nearest(double x, int bits, int lowest, double most) {
+    if (std::isnan(x) || x == 0) return x;
+    x = std::clamp(x, -most, most);
+    int exponent = 0;
+    std::frexp(x, &exponent);
+    double const step = std::ldexp(1.0, std::max(exponent - 1, lowest) - bits);
+    return std::clamp(std::nearbyint(x / step) * step, -most, most);
+}
+double nearest_fp8(double x, at::ScalarType format) { return format == at::kFloat8_e5m2 ? nearest(x, 2, -14, 57344) : nearest(x, 3, -6, 448); }
+
+/// What a recipe's fp8 makes of a matrix, number by number: amax over what shares a scale, the scale in fp32, as hardware has it.
+template <class Recipe>
+torch::Tensor by_hand(torch::Tensor const& a, at::ScalarType format, acc::precision::Operand operand, int margin = 0) {
+    auto const n = a.size(0), m = a.size(1);
+    auto const in = a.to(at::kFloat).contiguous();
+    auto out = torch::empty({n, m}, at::kDouble);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < m; ++j) {
+            int64_t i0 = 0, i1 = n, j0 = 0, j1 = m;
+            if (!std::is_same_v<Recipe, acc::recipe::Tensorwise>) i0 = i, i1 = i + 1;
+            if (std::is_same_v<Recipe, acc::recipe::Blockwise>) {
+                j0 = j / 128 * 128, j1 = std::min(m, j0 + 128);
+                if (operand == acc::precision::Operand::Weight) i0 = i / 128 * 128, i1 = std::min(n, i0 + 128);
+            }
+            auto const amax = in.slice(0, i0, i1).slice(1, j0, j1).abs().max().item<float>();
+            auto const scale = amax > 0 ? (1.0f / amax) * static_cast<float>(std::ldexp(format == at::kFloat8_e5m2 ? 57344 : 448, -margin)) : 1.0f;
+            out[i][j] = nearest_fp8(static_cast<double>(in[i][j].item<float>() * scale), format) / static_cast<double>(scale);
+        }
+    return out;
+}
+
+template <class Recipe>
+void follows_its_recipe() {
+    INFO(Recipe::name);
+    using acc::precision::Operand;
+    using Policy = acc::precision::Fp8<Recipe>;
+    using Layer = acc::Linear<acc::Strategy<acc::place::Resident, Policy>>;
+    torch::manual_seed(8);
+    Layer layer(144, 32);  // one block and a part of one
+    layer->runs_in_fp8 = true;
+    auto const x = (torch::randn({2, 3, 144}) * torch::logspace(-2, 2, 144)).requires_grad_();
+    auto const slope = torch::randn({2, 3, 32}).to(at::kBFloat16).to(at::kFloat);
+    torch::Tensor y;
+    {
+        typename Policy::template scope<Cpu> scope;
+        y = layer(x);
+    }
+    REQUIRE(y.scalar_type() == at::kBFloat16);
+    REQUIRE(y.sizes() == at::IntArrayRef({2, 3, 32}));
+    (y.to(at::kFloat) * slope).sum().backward();
+
+    auto const rows = x.detach().view({6, 144}), w = layer->weight.detach(), g = slope.view({6, 32});
+    auto const e4m3 = at::kFloat8_e4m3fn, e5m2 = at::kFloat8_e5m2;
+    auto const hits = [](torch::Tensor const& got, torch::Tensor const& exact) {
+        return (got.to(at::kBFloat16).to(at::kFloat) == exact.to(at::kBFloat16).to(at::kFloat)).to(at::kFloat).mean().template item<float>();
+    };
+    auto const exact_y = torch::matmul(by_hand<Recipe>(rows, e4m3, Operand::Activation), by_hand<Recipe>(w, e4m3, Operand::Weight).t()) + layer->bias.detach().to(at::kDouble);
+    auto const exact_x = torch::matmul(by_hand<Recipe>(g, e5m2, Operand::Gradient), by_hand<Recipe>(w.t(), e4m3, Operand::Weight).t());
+    auto const exact_w = torch::matmul(by_hand<Recipe>(g.t(), e5m2, Operand::Gradient), by_hand<Recipe>(rows.t(), e4m3, Operand::Activation).t());
+    CHECK(hits(y.view({6, 32}), exact_y) > 0.97f);
+    CHECK(hits(x.grad().view({6, 144}), exact_x) > 0.97f);
+    CHECK(torch::allclose(layer->weight.grad().to(at::kDouble), exact_w, 1e-4, 1e-4));
+    CHECK(torch::allclose(layer->bias.grad(), g.sum(0), 1e-5, 1e-5));
+    // One that does not quantise misses.
+    CHECK(hits(torch::matmul(rows, w.t()) + layer->bias.detach(), exact_y) < 0.5f);
+    CHECK(hits(torch::matmul(g, w), exact_x) < 0.5f);
+}
+
+}  // namespace
+
+TEST_CASE("fp8 rounds every bf16 number to the nearest, and stops at the largest", "[fp8_recipe]") {
+    auto const all = torch::arange(65536, at::kInt).to(at::kShort).view(at::kBFloat16).to(at::kFloat);
+    for (auto format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
+        auto const ours = acc::precision::saturated(all, format);
+        auto const most = acc::precision::largest(format);
+        CHECK(torch::equal(ours.view(at::kByte), all.clamp(-most, most).to(format).view(at::kByte)));
+        auto const wide = ours.to(at::kFloat);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < 65536; ++i) {
+            auto const x = all.const_data_ptr<float>()[i], found = wide.const_data_ptr<float>()[i];
+            auto const expected = nearest_fp8(static_cast<double>(x), format);
+            wrong += std::isnan(x) ? !std::isnan(found) : static_cast<double>(found) != expected;
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("an fp8 layer differs from fp32 as its recipe says", "[fp8_linear][fp8_recipe][fp8]") {
+    follows_its_recipe<acc::recipe::Tensorwise>();
+    follows_its_recipe<acc::recipe::Rowwise>();
+    follows_its_recipe<acc::recipe::Blockwise>();
+}
+
+TEST_CASE("fp8: padding changes nothing, zeros stay zero, what is not finite is noticed, margin leaves room", "[fp8_recipe][fp8_linear]") {
+    using acc::precision::Operand;
+    auto const check_padding = [](auto recipe) {
+        using Recipe = decltype(recipe);
+        auto const a = torch::randn({5, 200});
+        auto const through = acc::precision::through_fp8<Recipe>(a, at::kFloat8_e4m3fn, Operand::Activation);
+        auto const padded = acc::precision::through_fp8<Recipe>(at::pad(a, {0, 8, 0, 11}), at::kFloat8_e4m3fn, Operand::Activation);
+        CHECK(torch::equal(padded.slice(0, 0, 5).slice(1, 0, 200), through));
+        CHECK(padded.slice(0, 5).abs().max().template item<float>() == 0);
+        CHECK(torch::equal(acc::precision::through_fp8<Recipe>(torch::zeros({4, 6}), at::kFloat8_e4m3fn, Operand::Weight), torch::zeros({4, 6})));
+        for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+            auto spoiled = a.clone();
+            spoiled[2][3] = bad;
+            CHECK_FALSE(acc::precision::through_fp8<Recipe>(spoiled, at::kFloat8_e4m3fn, Operand::Activation)[2][3].isfinite().template item<bool>());
+        }
+        CHECK(torch::equal(by_hand<Recipe>(a, at::kFloat8_e4m3fn, Operand::Activation, 2).to(at::kFloat), acc::precision::through_fp8<Recipe>(a, at::kFloat8_e4m3fn, Operand::Activation, 2)));
+    };
+    check_padding(acc::recipe::Tensorwise());
+    check_padding(acc::recipe::Rowwise());
+    check_padding(acc::recipe::Blockwise());
+}
+
+TEST_CASE("an fp8 layer runs in bf16 where it is told to", "[fp8_linear][fp8]") {
+    using Layer = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<>>>;
+    using AlsoInEval = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<acc::recipe::Tensorwise, acc::fp8{.use_autocast_during_eval = true}>>>;
+    using Overridden = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<acc::recipe::Tensorwise, acc::fp8{.override_fprop = true}>>>;
+    auto const x = torch::randn({16, 32});
+    Layer layer(torch::nn::LinearOptions(32, 16).bias(false));
+    AlsoInEval also(torch::nn::LinearOptions(32, 16).bias(false));
+    Overridden overridden(torch::nn::LinearOptions(32, 16).bias(false));
+    {
+        torch::NoGradGuard const no_grad;
+        also->weight.copy_(layer->weight);
+        overridden->weight.copy_(layer->weight);
+    }
+    acc::precision::Fp8<>::scope<Cpu> scope;
+    auto const bf16 = at::linear(x, layer->weight);
+    CHECK(torch::equal(layer(x), bf16));  // nobody has prepared it
+    layer->runs_in_fp8 = also->runs_in_fp8 = overridden->runs_in_fp8 = true;
+    auto const fp8 = layer(x);
+    CHECK_FALSE(torch::equal(fp8, bf16));
+    CHECK((fp8 - bf16).abs().max().item<float>() < 0.2f * bf16.abs().max().item<float>());
+    CHECK(torch::allclose(overridden(x).to(at::kFloat), bf16.to(at::kFloat), 1e-2, 1e-3));
+    layer->eval();
+    also->eval();
+    CHECK(torch::equal(layer(x), bf16));
+    CHECK(torch::equal(also(x), fp8));
+    acc::precision::Fp8<>::scope<Cpu> island(false);
+    CHECK(torch::equal(also(x), at::linear(x, also->weight)));
 }

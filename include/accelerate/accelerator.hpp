@@ -257,6 +257,7 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8); }) Precision::prepare(*module, training_->options.fp8);
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);

@@ -5,6 +5,7 @@
 
 #include <accelerate/data/loops.hpp>
 #include <accelerate/optim/clip.hpp>
+#include <accelerate/precision/fp8_options.hpp>
 #include <accelerate/precision/policy.hpp>
 #include <accelerate/sharding/policy.hpp>
 #include <accelerate/step_guard.hpp>
@@ -27,6 +28,7 @@ struct accelerator_options {
     bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
+    fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 

@@ -27,22 +27,22 @@ public:
 
     template <class... In>
     decltype(auto) forward(In&&... in) {
-        auto& unit = this->Holds::sharded_unit;
-        if (!unit.bound()) {
-            check(!unit.placed(), code::call_order, "unit \"", unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
+        auto& held_unit = this->Holds::sharded_unit;  // no name here that a block might have for a member: compilers warn of shadows
+        if (!held_unit.bound()) {
+            check(!held_unit.placed(), code::call_order, "unit \"", held_unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
             return Block::forward(std::forward<In>(in)...);
         }
-        unit.acquire();
-        if (unit.next() != nullptr) unit.next()->prefetch();
-        auto out = Block::forward(std::forward<In>(in)...);
-        if (unit.root()) return out;  // its model knows when backward begins
-        if constexpr (Reshard) unit.release();
-        for_each_tensor(out, [&](at::Tensor const& t) {
+        held_unit.acquire();
+        if (held_unit.next() != nullptr) held_unit.next()->prefetch();
+        auto forwarded = Block::forward(std::forward<In>(in)...);
+        if (held_unit.root()) return forwarded;  // its model knows when backward begins
+        if constexpr (Reshard) held_unit.release();
+        for_each_tensor(forwarded, [&](at::Tensor const& t) {
             // Holds the module, not `this`: the graph may outlive the model.
             if (t.requires_grad())
                 t.register_hook([self = std::static_pointer_cast<ShardedImpl>(this->shared_from_this())](at::Tensor const&) { self->Holds::sharded_unit.before_backward(); });
         });
-        return out;
+        return forwarded;
     }
 
     /// Not offered: a copy of a shard is no model.

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <accelerate/precision/autocast_policy.hpp>
+#include <accelerate/precision/fp8_layers.hpp>
+
+namespace accelerate::precision {
+
+/// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
+/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`; scales are those of the matrix at hand. Emulated on
+/// every device so far: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
+struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
+    static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
+    static constexpr char const* name = "fp8";
+    template <class Impl>
+    using impl = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, Fp8Linear<Impl, Recipe, O>, Impl>;
+
+    static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
+};
+
+}  // namespace accelerate::precision

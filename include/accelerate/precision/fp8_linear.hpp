@@ -1,0 +1,91 @@
+#pragma once
+
+#include <ATen/ops/matmul.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <accelerate/precision/fp8_recipe.hpp>
+#include <accelerate/precision/low_precision_linear.hpp>
+
+namespace accelerate {
+
+/// Options of `precision::Fp8`; names are TransformerEngine's.
+struct fp8 {
+    int64_t margin = 0;                     ///< powers of two between the largest number and the end of the range
+    bool use_autocast_during_eval = false;  ///< fp8 also in modules that are in eval mode; else they run in bf16
+    /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
+    bool override_fprop = false, override_dgrad = false, override_wgrad = false;
+    Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+};
+
+namespace precision {
+
+/// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, products are
+/// those of fp32 (emulated: no fp8 units are used), results have the dtypes that a bf16 layer's would.
+template <class Recipe, fp8 O>
+struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
+    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias) {
+        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
+        context->save_for_backward({x, weight});
+        context->saved_data["bias"] = bias.has_value();
+        auto y = product<O.override_fprop>(rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
+        if (bias) y = y + *bias;
+        auto shape = x.sizes().vec();
+        shape.back() = weight.size(0);
+        return y.to(at::kBFloat16).view(shape);
+    }
+
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
+        auto const saved = context->get_saved_variables();
+        auto const& x = saved[0];
+        auto const& weight = saved[1];
+        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
+        auto const g = gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
+        at::Tensor to_x, to_weight, to_bias;
+        if (context->needs_input_grad(0))
+            to_x = product<O.override_dgrad>(g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight).to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
+        if (context->needs_input_grad(1))
+            to_weight = product<O.override_wgrad>(g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
+        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
+        return {to_x, to_weight, to_bias};
+    }
+
+private:
+    /// a b^T. Both are summed over their last dimension; scales go along it.
+    template <bool InBf16>
+    static at::Tensor product(at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
+        auto const rounded = [](at::Tensor const& t, at::ScalarType format, Operand is) {
+            if constexpr (InBf16) return t.to(at::kBFloat16).to(at::kFloat);
+            else return through_fp8<Recipe>(t, format, is, O.margin);
+        };
+        return at::matmul(rounded(a, a_format, a_is), rounded(b, b_format, b_is).t());
+    }
+};
+
+/// What `prepare` asks and tells an `acc::Linear<S>` of an fp8 policy.
+struct Fp8Layer {
+    bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
+};
+
+/// `torch::nn::LinearImpl` that multiplies in fp8 where `prepare` has said so, inside a scope of the policy, else as a bf16 layer.
+template <class Impl, class Recipe, fp8 O>
+class Fp8Linear : public Impl, public Fp8Layer {
+public:
+    using Impl::Impl;
+
+    at::Tensor forward(at::Tensor const& x) {
+        auto const device = x.device().type();
+        if (!runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+            return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias);
+        AutocastPause const pause(device);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt);
+    }
+
+    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
+        auto copy = std::make_shared<Fp8Linear>(*this);
+        static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
+        return copy;
+    }
+};
+
+}  // namespace precision
+}  // namespace accelerate

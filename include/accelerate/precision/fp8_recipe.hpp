@@ -1,0 +1,70 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/pad.h>
+#include <ATen/ops/where.h>
+
+#include <cmath>
+#include <cstdint>
+
+namespace accelerate {
+namespace precision {
+
+/// What a matrix is in a linear layer; its last dimension is the one that is summed over.
+enum class Operand { Activation, Weight, Gradient };
+
+/// The largest finite number of an fp8 format.
+constexpr double largest(at::ScalarType fp8) { return fp8 == at::kFloat8_e5m2 ? 57344 : 448; }
+
+/// The nearest fp8 number, the largest one beyond the range (LibTorch's own cast gives NaN or infinity there). NaN stays NaN.
+inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.clamp(-largest(fp8), largest(fp8)).to(fp8); }
+
+}  // namespace precision
+
+/// How many scales an fp8 matrix has. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the fp32 matrix
+/// `a` (rows, columns) shares its scale with, in a shape that broadcasts with it.
+namespace recipe {
+
+/// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
+struct Tensorwise {
+    static constexpr char const* name = "Tensorwise";
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax(); }
+};
+
+/// One scale a row, so that a large number spoils its own row alone (torchao's `rowwise`).
+struct Rowwise {
+    static constexpr char const* name = "Rowwise";
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax({1}, true); }
+};
+
+/// One scale for each 128 columns of a row, for weights for each 128 x 128 block (DeepSeek-V3, arXiv 2412.19437).
+struct Blockwise {
+    static constexpr char const* name = "Blockwise";
+    static constexpr int64_t block = 128;
+    static at::Tensor amax(at::Tensor const& a, precision::Operand operand) {
+        auto const height = operand == precision::Operand::Weight ? block : 1;
+        auto const blocks = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+        auto const down = blocks(a.size(0), height), across = blocks(a.size(1), block);
+        auto const padded = at::pad(a.abs(), {0, across * block - a.size(1), 0, down * height - a.size(0)});
+        auto const each = padded.view({down, height, across, block}).amax({1, 3}, true).expand({down, height, across, block}).reshape({down * height, across * block});
+        return each.narrow(0, 0, a.size(0)).narrow(1, 0, a.size(1));
+    }
+};
+
+}  // namespace recipe
+
+namespace precision {
+
+/// An fp32 matrix as a recipe's fp8 numbers say it: scaled by `largest / 2^margin / amax`, rounded to fp8, scaled back. Where amax is
+/// zero the scale is one; a NaN or an infinity makes NaNs, so that it is noticed.
+template <class Recipe>
+at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand, int64_t margin = 0) {
+    if (a.numel() == 0) return a;
+    auto const amax = Recipe::amax(a, operand);
+    auto const scale = at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+    return saturated(a * scale, fp8).to(at::kFloat) / scale;
+}
+
+}  // namespace precision
+}  // namespace accelerate
