@@ -90,7 +90,7 @@ set(ACCELERATE_DEFAULT_LOADER "Stateful" CACHE STRING "Loader policy of accelera
 # Ddp<accelerate::ddp{.bucket_cap_mb = 50}>; any other name with :: is taken as it is, a policy of the user's.
 function(_accelerate_policy_type result slot name)
   set(plain Cpu Cuda Fp32 Tf32 None)
-  set(templates Bf16 Fp16 Ddp Fsdp Stateful)
+  set(templates Bf16 Fp16 Fp8 Ddp Fsdp Stateful)
   string(TOLOWER "${slot}" room)
   if(name MATCHES "^([A-Za-z0-9_]+)<" AND CMAKE_MATCH_1 IN_LIST templates)
     set(type "::accelerate::${room}::${name}")

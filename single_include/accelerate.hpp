@@ -23,6 +23,7 @@
 #include <concepts>
 #include <string>
 #include <optional>
+#include <functional>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <cstddef>
@@ -33,7 +34,6 @@
 #include <string_view>
 #include <map>
 #include <cstdlib>
-#include <functional>
 #include <mutex>
 #include <set>
 #include <cstdio>
@@ -125,11 +125,15 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <ATen/ops/linear.h>
+#include <torch/nn/modules/linear.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/pad.h>
+#include <ATen/ops/where.h>
 #include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/nn/modules/linear.h>
 
 // ---- accelerate/data/loops.hpp
 
@@ -627,6 +631,18 @@ void clip_grad_value(std::span<Model* const> models, double value) {
 }
 
 }  // namespace accelerate::optim
+
+// ---- accelerate/precision/fp8_options.hpp
+
+namespace accelerate {
+
+/// Which `acc::Linear<S>` layers run in fp8 under an fp8 policy.
+struct fp8_layers {
+    std::function<bool(std::string const& name)> filter = {};  ///< of those that can; empty: all
+    bool keep_first_and_last = true;                           ///< the first and the last linear layer of a model stay in bf16
+};
+
+}  // namespace accelerate
 
 // ---- accelerate/precision/policy.hpp
 
@@ -1587,6 +1603,7 @@ struct accelerator_options {
     bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
+    fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -12790,6 +12807,7 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8); }) Precision::prepare(*module, training_->options.fp8);
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
@@ -15648,7 +15666,46 @@ using Cuda = AbsentCuda<>;
 
 #endif
 
-// ---- accelerate/precision/cast_once_linear.hpp
+// ---- accelerate/precision/gemm.hpp
+
+namespace accelerate {
+
+/// How an arithmetic leaf (`acc::Linear<S>`) of a low precision multiplies.
+enum class Gemm {
+    Native,   ///< the device's own product of low-precision matrices: what the hardware is for
+    /// Operands rounded to the low precision, their product in fp32, the result rounded: the same numbers to within the order of
+    /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this.
+    Widened,
+};
+
+namespace precision {
+
+/// `at::linear` of a scope of `Compute`, in the way of `G`.
+template <at::ScalarType Compute, Gemm G>
+struct Product {
+    // LibTorch's own layer transposes the weight first, and autocast caches only whole weights: through that every forward of a scope
+    // casts again.
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) { return at::linear(x, weight, bias); }
+};
+
+/// Costs a pass over each operand and the result. Gradients are rounded as those of the native product are, by the casts' backward.
+template <at::ScalarType Compute>
+struct Product<Compute, Gemm::Widened> {
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
+        auto const device = x.device().type();
+        if (!at::autocast::is_autocast_enabled(device)) return at::linear(x, weight, bias);  // an island of full precision
+        AutocastPause const pause(device);
+        return at::linear(rounded(x), rounded(weight), bias.defined() ? rounded(bias) : bias).to(Compute);
+    }
+
+private:
+    static at::Tensor rounded(at::Tensor const& t) { return t.to(Compute).to(at::kFloat); }
+};
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/precision/low_precision_linear.hpp
 
 namespace torch::nn {
 class Module;
@@ -15657,25 +15714,24 @@ class LinearImpl;
 
 namespace accelerate::precision {
 
-/// `torch::nn::LinearImpl` as one `at::linear`. LibTorch's own transposes the weight first, and autocast caches only whole
-/// weights: through it every forward of a scope casts again. Names, options and files are those of LibTorch's.
-template <class Impl>
-class CastOnceLinear : public Impl {
+/// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias)`. Names, options and files are those of LibTorch's.
+template <class Impl, class Product>
+class LowPrecisionLinear : public Impl {
 public:
     using Impl::Impl;
 
-    at::Tensor forward(at::Tensor const& x) { return at::linear(x, this->weight, this->bias); }
+    at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias); }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
-        auto copy = std::make_shared<CastOnceLinear>(*this);
+        auto copy = std::make_shared<LowPrecisionLinear>(*this);
         static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
         return copy;
     }
 };
 
 /// What autocast asks of a leaf: for LibTorch's linear layer the one above, for anything else itself.
-template <class Impl>
-using cast_once_t = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, CastOnceLinear<Impl>, Impl>;
+template <class Impl, class Product>
+using low_precision_t = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, LowPrecisionLinear<Impl, Product>, Impl>;
 
 }  // namespace accelerate::precision
 
@@ -15685,11 +15741,11 @@ namespace accelerate::precision {
 
 /// What the precisions by autocast share: parameters, gradients and optimizer in fp32, matrix products in `Compute`, operations that
 /// need it in fp32. Outputs keep the dtype that their operation gave them.
-template <at::ScalarType Compute, bool CacheEnabled>
+template <at::ScalarType Compute, bool CacheEnabled, Gemm G>
 struct AutocastPolicy {
     static constexpr at::ScalarType parameter = at::kFloat, compute = Compute, reduction = at::kFloat, master = at::kFloat;
     template <class Impl>
-    using impl = cast_once_t<Impl>;
+    using impl = low_precision_t<Impl, Product<Compute, G>>;
 
     template <class Device>
     struct scope : Autocast {
@@ -15711,6 +15767,7 @@ namespace accelerate {
 /// Options of `precision::Bf16`.
 struct bf16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in bf16 meanwhile
+    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is the faster one on CPUs without bf16 units
 };
 
 namespace precision {
@@ -15719,7 +15776,7 @@ namespace precision {
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
 /// is slower than fp32.
 template <bf16 O = bf16{}>
-struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled> {
+struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
     static constexpr char const* name = "bf16";
 };
 
@@ -15741,6 +15798,7 @@ enum class LossScale {
 struct fp16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in fp16 meanwhile
     LossScale loss_scale = LossScale::Dynamic;
+    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is a hundred times faster on CPUs without fp16 units
 };
 
 namespace precision {
@@ -15749,7 +15807,7 @@ namespace precision {
 /// ends at 65504 and at 6e-8: the loss is scaled, gradients are unscaled before they are used, and a step whose gradients overflowed
 /// is skipped. Outputs keep the dtype that their operation gave them. On CPUs it is a hundred times slower than fp32.
 template <fp16 O = fp16{}>
-struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled> {
+struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled, O.gemm> {
     static_assert(O.loss_scale != LossScale::None, "precision::Fp16: without a gradient scaler gradients below 6e-8 are lost; use LossScale::Dynamic or LossScale::Constant, or precision::Bf16<>");
     static constexpr char const* name = "fp16";
     using scaler = std::conditional_t<O.loss_scale == LossScale::Constant, ConstantScaler, DynamicScaler>;
@@ -15757,6 +15815,233 @@ struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled> {
 
 }  // namespace precision
 }  // namespace accelerate
+
+// ---- accelerate/precision/fp8_recipe.hpp
+
+namespace accelerate {
+namespace precision {
+
+/// What a matrix is in a linear layer; its last dimension is the one that is summed over.
+enum class Operand { Activation, Weight, Gradient };
+
+/// The largest finite number of an fp8 format.
+constexpr double largest(at::ScalarType fp8) { return fp8 == at::kFloat8_e5m2 ? 57344 : 448; }
+
+/// The nearest fp8 number, the largest one beyond the range (LibTorch's own cast gives NaN or infinity there). NaN stays NaN.
+inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.clamp(-largest(fp8), largest(fp8)).to(fp8); }
+
+}  // namespace precision
+
+/// How many scales an fp8 matrix has. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the fp32 matrix
+/// `a` (rows, columns) shares its scale with, in a shape that broadcasts with it.
+namespace recipe {
+
+/// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
+struct Tensorwise {
+    static constexpr char const* name = "Tensorwise";
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax(); }
+};
+
+/// One scale a row, so that a large number spoils its own row alone (torchao's `rowwise`).
+struct Rowwise {
+    static constexpr char const* name = "Rowwise";
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax({1}, true); }
+};
+
+/// One scale for each 128 columns of a row, for weights for each 128 x 128 block (DeepSeek-V3, arXiv 2412.19437).
+struct Blockwise {
+    static constexpr char const* name = "Blockwise";
+    static constexpr int64_t block = 128;
+    static at::Tensor amax(at::Tensor const& a, precision::Operand operand) {
+        auto const height = operand == precision::Operand::Weight ? block : 1;
+        auto const blocks = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+        auto const down = blocks(a.size(0), height), across = blocks(a.size(1), block);
+        auto const padded = at::pad(a.abs(), {0, across * block - a.size(1), 0, down * height - a.size(0)});
+        auto const each = padded.view({down, height, across, block}).amax({1, 3}, true).expand({down, height, across, block}).reshape({down * height, across * block});
+        return each.narrow(0, 0, a.size(0)).narrow(1, 0, a.size(1));
+    }
+};
+
+}  // namespace recipe
+
+namespace precision {
+
+/// An fp32 matrix as a recipe's fp8 numbers say it: scaled by `largest / 2^margin / amax`, rounded to fp8, scaled back. Where amax is
+/// zero the scale is one; a NaN or an infinity makes NaNs, so that it is noticed.
+template <class Recipe>
+at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand, int64_t margin = 0) {
+    if (a.numel() == 0) return a;
+    auto const amax = Recipe::amax(a, operand);
+    auto const scale = at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+    return saturated(a * scale, fp8).to(at::kFloat) / scale;
+}
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/precision/fp8_linear.hpp
+
+namespace accelerate {
+
+/// Options of `precision::Fp8`; names are TransformerEngine's.
+struct fp8 {
+    int64_t margin = 0;                     ///< powers of two between the largest number and the end of the range
+    bool use_autocast_during_eval = false;  ///< fp8 also in modules that are in eval mode; else they run in bf16
+    /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
+    bool override_fprop = false, override_dgrad = false, override_wgrad = false;
+    Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+};
+
+namespace precision {
+
+/// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, products are
+/// those of fp32 (emulated: no fp8 units are used), results have the dtypes that a bf16 layer's would.
+template <class Recipe, fp8 O>
+struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
+    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias) {
+        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
+        context->save_for_backward({x, weight});
+        context->saved_data["bias"] = bias.has_value();
+        auto y = product<O.override_fprop>(rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
+        if (bias) y = y + *bias;
+        auto shape = x.sizes().vec();
+        shape.back() = weight.size(0);
+        return y.to(at::kBFloat16).view(shape);
+    }
+
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
+        auto const saved = context->get_saved_variables();
+        auto const& x = saved[0];
+        auto const& weight = saved[1];
+        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
+        auto const g = gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
+        at::Tensor to_x, to_weight, to_bias;
+        if (context->needs_input_grad(0))
+            to_x = product<O.override_dgrad>(g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight).to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
+        if (context->needs_input_grad(1))
+            to_weight = product<O.override_wgrad>(g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
+        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
+        return {to_x, to_weight, to_bias};
+    }
+
+private:
+    /// a b^T. Both are summed over their last dimension; scales go along it.
+    template <bool InBf16>
+    static at::Tensor product(at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
+        auto const rounded = [](at::Tensor const& t, at::ScalarType format, Operand is) {
+            if constexpr (InBf16) return t.to(at::kBFloat16).to(at::kFloat);
+            else return through_fp8<Recipe>(t, format, is, O.margin);
+        };
+        return at::matmul(rounded(a, a_format, a_is), rounded(b, b_format, b_is).t());
+    }
+};
+
+/// What `prepare` asks and tells an `acc::Linear<S>` of an fp8 policy.
+struct Fp8Layer {
+    bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
+};
+
+/// `torch::nn::LinearImpl` that multiplies in fp8 where `prepare` has said so, inside a scope of the policy, else as a bf16 layer.
+template <class Impl, class Recipe, fp8 O>
+class Fp8Linear : public Impl, public Fp8Layer {
+public:
+    using Impl::Impl;
+
+    at::Tensor forward(at::Tensor const& x) {
+        auto const device = x.device().type();
+        if (!runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+            return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias);
+        AutocastPause const pause(device);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt);
+    }
+
+    std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
+        auto copy = std::make_shared<Fp8Linear>(*this);
+        static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
+        return copy;
+    }
+};
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/precision/fp8_layers.hpp
+
+namespace accelerate {
+
+namespace precision {
+
+/// A linear layer of a model, and why it does not run in fp8 if it does not.
+struct Fp8Row {
+    std::string name;
+    int64_t in = 0, out = 0;
+    std::string reason;  ///< empty: it runs in fp8
+};
+
+/// Decides for each linear layer of a model whether it runs in fp8; in the order of registration.
+inline std::vector<Fp8Row> choose_fp8_layers(torch::nn::Module& model, fp8_layers const& options) {
+    std::vector<std::pair<Fp8Row, Fp8Layer*>> found;
+    for (auto const& item : model.named_modules("", false)) {
+        auto const* linear = item.value()->as<torch::nn::LinearImpl>();
+        if (linear != nullptr) found.push_back({{item.key(), linear->options.in_features(), linear->options.out_features(), {}}, dynamic_cast<Fp8Layer*>(item.value().get())});
+    }
+    std::vector<Fp8Row> rows;
+    for (size_t i = 0; i < found.size(); ++i) {
+        auto& [row, layer] = found[i];
+        // The rules of the GPU's kernels, also where they are emulated: what trains here must train there.
+        if (layer == nullptr) row.reason = "a torch::nn::Linear; write acc::Linear<S>";
+        else if (row.in % 16 != 0) row.reason = concat("in_features ", row.in, " is no multiple of 16");
+        else if (row.out % 16 != 0) row.reason = concat("out_features ", row.out, " is no multiple of 16");
+        else if (options.keep_first_and_last && i == 0) row.reason = "the first layer";
+        else if (options.keep_first_and_last && i + 1 == found.size()) row.reason = "the last layer";
+        else if (options.filter && !options.filter(row.name)) row.reason = "left out by the filter";
+        if (layer != nullptr) layer->runs_in_fp8 = row.reason.empty();
+        rows.push_back(std::move(row));
+    }
+    return rows;
+}
+
+/// The choice as a table; what `prepare` prints.
+inline std::string fp8_table(std::vector<Fp8Row> const& rows) {
+    size_t widest = 5;
+    for (auto const& row : rows) widest = std::max(widest, row.name.size());
+    auto const padded = [](std::string text, size_t width) { return text + std::string(width > text.size() ? width - text.size() : 0, ' '); };
+    std::string text = "  " + padded("layer", widest) + "  " + padded("shape", 14) + "  runs in\n";
+    for (auto const& row : rows)
+        text += "  " + padded(row.name, widest) + "  " + padded(concat(row.out, " x ", row.in), 14) + "  " + (row.reason.empty() ? "fp8" : "bf16: " + row.reason) + "\n";
+    return text;
+}
+
+/// `prepare` of an fp8 policy: chooses, prints the table, and refuses (E_CONFIG) a model of which no layer runs in fp8.
+inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, char const* recipe) {
+    auto const rows = choose_fp8_layers(model, options);
+    auto const chosen = std::count_if(rows.begin(), rows.end(), [](Fp8Row const& row) { return row.reason.empty(); });
+    check(chosen > 0, code::config, "prepare: no layer of this model would run in fp8; use acc::Linear<S> with dimensions that are multiples of 16 in a model built by accelerator.make, or .fp8 = "
+          "{.keep_first_and_last = false}, or another precision\n", fp8_table(rows));
+    log::info("fp8, ", recipe, ": ", chosen, " of ", rows.size(), " linear layers (emulated: rounded to fp8, multiplied in fp32)\n", fp8_table(rows));
+}
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/precision/fp8.hpp
+
+namespace accelerate::precision {
+
+/// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
+/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`; scales are those of the matrix at hand. Emulated on
+/// every device so far: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
+struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
+    static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
+    static constexpr char const* name = "fp8";
+    template <class Impl>
+    using impl = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, Fp8Linear<Impl, Recipe, O>, Impl>;
+
+    static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
+};
+
+}  // namespace accelerate::precision
 
 // ---- accelerate/precision/tf32.hpp
 
@@ -16478,22 +16763,22 @@ public:
 
     template <class... In>
     decltype(auto) forward(In&&... in) {
-        auto& unit = this->Holds::sharded_unit;
-        if (!unit.bound()) {
-            check(!unit.placed(), code::call_order, "unit \"", unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
+        auto& held_unit = this->Holds::sharded_unit;  // no name here that a block might have for a member: compilers warn of shadows
+        if (!held_unit.bound()) {
+            check(!held_unit.placed(), code::call_order, "unit \"", held_unit.name(), "\": its parameters are spread over the ranks; pass the model to prepare before using it");
             return Block::forward(std::forward<In>(in)...);
         }
-        unit.acquire();
-        if (unit.next() != nullptr) unit.next()->prefetch();
-        auto out = Block::forward(std::forward<In>(in)...);
-        if (unit.root()) return out;  // its model knows when backward begins
-        if constexpr (Reshard) unit.release();
-        for_each_tensor(out, [&](at::Tensor const& t) {
+        held_unit.acquire();
+        if (held_unit.next() != nullptr) held_unit.next()->prefetch();
+        auto forwarded = Block::forward(std::forward<In>(in)...);
+        if (held_unit.root()) return forwarded;  // its model knows when backward begins
+        if constexpr (Reshard) held_unit.release();
+        for_each_tensor(forwarded, [&](at::Tensor const& t) {
             // Holds the module, not `this`: the graph may outlive the model.
             if (t.requires_grad())
                 t.register_hook([self = std::static_pointer_cast<ShardedImpl>(this->shared_from_this())](at::Tensor const&) { self->Holds::sharded_unit.before_backward(); });
         });
-        return out;
+        return forwarded;
     }
 
     /// Not offered: a copy of a shard is no model.

@@ -5,6 +5,7 @@
 #include <accelerate/device/cuda.hpp>
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp16.hpp>
+#include <accelerate/precision/fp8.hpp>
 #include <accelerate/precision/fp32.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <accelerate/sharding/ddp.hpp>

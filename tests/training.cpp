@@ -1,0 +1,343 @@
+// Whole loops: in every precision and under every sharding, what a step does, refuses and recomputes. Ranks are threads.
+#include "support/catch.hpp"
+
+#include "support/scale.hpp"
+
+namespace acc = accelerate;
+
+namespace {
+
+/// Two layers whose arithmetic every precision has; small enough for fp16 on a CPU.
+struct Small : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(3, 4))}, b{register_module("b", torch::nn::Linear(4, 2))};
+    torch::Tensor forward(torch::Tensor const& x) { return b(torch::tanh(a(x))); }
+};
+
+enum class Where { Loss, Activation, Gradient };
+
+torch::Tensor loss_of(torch::Tensor const& y) { return y.to(at::kFloat).square().mean(); }
+
+/// A backward of a window of one, with `value` put somewhere.
+template <class Accelerator, class Model>
+void spoiled_backward(Accelerator& accelerator, Model& model, torch::Tensor const& x, Where where, float value) {
+    auto window = accelerator.accumulate(model);
+    auto y = model(x);
+    if (where == Where::Activation) y = y * value;
+    if (where == Where::Gradient && y.requires_grad()) y.register_hook([value](torch::Tensor const& g) { return torch::full_like(g, value); });
+    auto loss = loss_of(y);
+    if (where == Where::Loss) loss = loss * value;
+    accelerator.backward(loss);
+}
+
+/// Parameters and optimizer state of this rank, by name.
+template <class Accelerator, class Model, class Optimizer>
+acc::TensorMap everything(Accelerator& accelerator, Model const& model, Optimizer const& optimizer) {
+    auto all = accelerator.get_state_dict(model);
+    for (auto const& [name, t] : optimizer.state_dict().tensors) all.insert("optimizer." + name, t.clone());
+    return all;
+}
+
+bool same(acc::TensorMap const& a, acc::TensorMap const& b) {
+    if (a.size() != b.size()) return false;
+    for (auto const& [name, t] : a)
+        if (!torch::equal(t, b.at(name))) return false;
+    return true;
+}
+
+/// Each of three values in each of three places, on the last rank only. Every rank must skip, keep every bit, and go on afterwards.
+template <class Precision, class Sharding>
+int64_t skipped_cases(int64_t ranks, bool clip) {
+    std::atomic<int64_t> right = 0;
+    acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, Precision, Sharding, acc::loader::Stateful<>> accelerator({.grad_scaler = {.init_scale = 256}}, comm);
+        auto [model, optimizer, schedule] = accelerator.prepare(std::make_shared<Small>(), acc::optim::AdamW{.lr = 0.01}, acc::schedule::Linear{.total = acc::OptimizerSteps{100}});
+        auto const x = torch::ones({2, 3});
+        auto const step = [&, &model = model, &optimizer = optimizer, &schedule = schedule] {
+            if (clip) accelerator.clip_grad_norm(model, 0.1);
+            optimizer.step();
+            schedule.step();
+            optimizer.zero_grad();
+        };
+        bool const last = accelerator.process_index() == ranks - 1;
+        spoiled_backward(accelerator, model, x, Where::Loss, 1);
+        step();
+        for (auto where : {Where::Loss, Where::Activation, Where::Gradient})
+            for (float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+                auto const before = everything(accelerator, model, optimizer);
+                auto const lr = optimizer.lr();
+                if (last) spoiled_backward(accelerator, model, x, where, value);
+                else spoiled_backward(accelerator, model, x, Where::Loss, 1);
+                step();
+                bool ok = accelerator.optimizer_step_was_skipped() && optimizer.step_was_skipped() && optimizer.lr() == lr && same(before, everything(accelerator, model, optimizer));
+                spoiled_backward(accelerator, model, x, Where::Loss, 1);
+                step();
+                ok = ok && !accelerator.optimizer_step_was_skipped() && optimizer.lr() < lr && !same(before, everything(accelerator, model, optimizer));
+                right += ok;
+            }
+    });
+    return right;
+}
+
+template <class Precision>
+void skips_everywhere() {
+    using namespace acc::sharding;
+    INFO("precision " << Precision::name);
+    for (bool clip : {false, true}) {
+        CHECK(skipped_cases<Precision, None>(1, clip) == 9);
+        CHECK(skipped_cases<Precision, Ddp<>>(2, clip) == 18);
+        CHECK(skipped_cases<Precision, Ddp<acc::ddp{.gather_gradients = false}>>(2, clip) == 18);
+        CHECK(skipped_cases<Precision, Fsdp<>>(3, clip) == 27);
+    }
+}
+
+using SelfFp16 = Run<acc::precision::Fp16<>>;
+
+}  // namespace
+
+TEST_CASE("a step whose gradients are not finite changes nothing, on any rank", "[step_guard][non_finite]") {
+    SECTION("fp32") { skips_everywhere<acc::precision::Fp32>(); }
+    SECTION("tf32") { skips_everywhere<acc::precision::Tf32>(); }
+    SECTION("bf16") { skips_everywhere<acc::precision::Bf16<>>(); }
+    SECTION("fp16") { skips_everywhere<acc::precision::Fp16<>>(); }
+    SECTION("fp16, constant scale") { skips_everywhere<acc::precision::Fp16<acc::fp16{.loss_scale = acc::LossScale::Constant}>>(); }
+}
+
+TEST_CASE("what becomes of a step that is not finite is the user's choice", "[non_finite][step_guard]") {
+    auto const nan = std::numeric_limits<float>::quiet_NaN();
+    auto const steps = [&]<class Accelerator>(Accelerator& accelerator, std::vector<float> const& factors) {
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+        for (float factor : factors) {
+            accelerator.backward(model(torch::full({1}, factor)).sum());
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        return model->w.template item<double>();
+    };
+    using Catch::Matchers::Contains;
+    {
+        Run<> accelerator({.non_finite = acc::NonFinite::raise()});
+        CHECK_THROWS_WITH(steps(accelerator, {1, nan}), Contains("E_NONFINITE") && Contains("\"w\"") && Contains("optimizer.step"));
+    }
+    {
+        Run<> accelerator({.non_finite = acc::NonFinite::abort_after(2)});
+        CHECK(steps(accelerator, {nan, 1, nan, 1}) == -1.5);  // never two in a row
+        CHECK_THROWS_WITH(steps(accelerator, {nan, nan, 1}), Contains("E_NONFINITE") && Contains("2 steps in a row"));
+    }
+    {
+        Run<> accelerator({.non_finite = acc::NonFinite::ignore()});
+        CHECK(std::isnan(steps(accelerator, {1, nan})));
+    }
+    {
+        SelfFp16 accelerator({.non_finite = acc::NonFinite::raise(), .grad_scaler = {.init_scale = 4}});
+        CHECK_THROWS_WITH(steps(accelerator, {nan, nan, nan, nan}), Contains("loss scale 1, now 0.5"));  // the scaler could do no more
+    }
+    CHECK_THROWS_WITH(SelfFp16({.non_finite = acc::NonFinite::ignore()}), Contains("E_CONFIG"));
+    CHECK_THROWS_WITH(SelfFp16({.grad_scaler = {.growth_factor = 0.5}}), Contains("growth_factor"));
+}
+
+TEST_CASE("ranks raise together", "[non_finite][step_guard]") {
+    std::atomic<int64_t> raised = 0;
+    CHECK_THROWS_WITH(acc::debug_launcher(3, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({.non_finite = acc::NonFinite::raise()}, comm);
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Small>(), acc::optim::Sgd{.lr = 1.0});
+        spoiled_backward(accelerator, model, torch::ones({2, 3}), Where::Gradient, accelerator.process_index() == 1 ? INFINITY : 1.0f);
+        try {
+            optimizer.step();
+        } catch (acc::Error const& e) {
+            raised += e.code() == acc::code::non_finite && std::string(e.what()).find("\"a.weight\"") != std::string::npos;
+            throw;
+        }
+    }), Catch::Contains("E_NONFINITE"));
+    CHECK(raised == 3);
+}
+
+TEST_CASE("a loss scale changes nothing but what fp16 can hold", "[grad_scaler][step_guard][clipping]") {
+    // Powers of two are exact: any scale gives the bits of no scale, clipped or not, and whatever the scaler does in between.
+    auto const train = []<class Accelerator>(Accelerator& accelerator, double max_norm) {
+        torch::manual_seed(3);
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Small>(), acc::optim::AdamW{.lr = 0.01});
+        std::vector<torch::Tensor> seen;
+        for (int64_t i = 0; i < 8; ++i) {
+            auto window = accelerator.accumulate(model);
+            accelerator.backward(loss_of(model(torch::linspace(-1, 1, 6).view({2, 3}) * static_cast<double>(i + 1))));
+            if (max_norm > 0) seen.push_back(accelerator.clip_grad_norm(model, max_norm));
+            if (i == 5) {
+                accelerator.unscale_gradients(model);
+                seen.push_back(model->a->weight.grad().clone());
+            }
+            optimizer.step();
+            optimizer.zero_grad();
+            if (accelerator.sync_gradients()) seen.push_back(model->b->weight.detach().clone());
+        }
+        return seen;
+    };
+    auto const equal = [](std::vector<torch::Tensor> const& a, std::vector<torch::Tensor> const& b) {
+        return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto const& s, auto const& t) { return torch::equal(s, t); });
+    };
+    for (double max_norm : {0.0, 0.05, 100.0})
+        for (int64_t k : {1, 2}) {
+            SelfFp16 one({.gradient_accumulation_steps = k, .grad_scaler = {.init_scale = 1024, .growth_interval = 1000}});
+            SelfFp16 growing({.gradient_accumulation_steps = k, .grad_scaler = {.init_scale = 16, .growth_interval = 1}});
+            auto const a = train(one, max_norm), b = train(growing, max_norm);
+            CHECK(a.size() == static_cast<size_t>(8 / k + 1 + (max_norm > 0 ? 8 : 0)));
+            CHECK(equal(a, b));
+            CHECK(growing.scaler().get_scale() == 16 << (8 / k));
+        }
+}
+
+TEST_CASE("one update of the scaler a step, however many optimizers; one verdict for all", "[grad_scaler][step_guard]") {
+    SelfFp16 accelerator;
+    auto [first, second, one, two] = accelerator.prepare(std::make_shared<Scale>(), std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::optim::Sgd{.lr = 1.0});
+    auto const step = [&, &first = first, &second = second, &one = one, &two = two](float a, float b) {
+        auto window = accelerator.accumulate(first, second);
+        accelerator.backward(first(torch::full({1}, a)).sum() + second(torch::full({1}, b)).sum());
+        one.step();
+        two.step();
+        one.zero_grad();
+        two.zero_grad();
+    };
+    step(1, 1);
+    step(1, 1);
+    CHECK(accelerator.scaler().state_dict().values["_growth_tracker"] == 2);
+    step(1, INFINITY);  // the first must not step either
+    CHECK((one.steps() == 2 && two.steps() == 2 && one.step_was_skipped() && two.step_was_skipped()));
+    CHECK(accelerator.scaler().get_scale() == 32768);
+    step(1, 1);
+    CHECK((one.steps() == 3 && two.steps() == 3 && !accelerator.optimizer_step_was_skipped()));
+}
+
+namespace {
+
+template <class S = acc::Plain>
+struct Deep : torch::nn::Module {
+    struct Block : torch::nn::Module {
+        Block() : a(this, "a", 4, 4), b(this, "b", 4, 4) {}
+        torch::Tensor forward(torch::Tensor const& x) { return x + torch::dropout(b(torch::tanh(a(x))), 0.2, is_training()); }
+        acc::Linear<S> a, b;
+    };
+    Deep() : blocks(this, "blocks", 3) {}
+    torch::Tensor forward(torch::Tensor const& x) { return blocks(x); }
+    acc::Layers<S, Block> blocks;
+};
+
+/// Parameters after some steps, of the main rank.
+template <class Sharding>
+acc::TensorMap trained_deep(int64_t ranks, int64_t checkpoint_every) {
+    acc::TensorMap found;
+    acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Bf16<>, Sharding, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 2}, comm);
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Deep>(), acc::optim::AdamW{.lr = 0.01});
+        model->blocks->checkpoint_every(checkpoint_every);
+        model->train(ranks == 1);  // with ranks as threads the random numbers are shared
+        torch::manual_seed(4);
+        for (int64_t i = 0; i < 6; ++i) {
+            auto window = accelerator.accumulate(model);
+            accelerator.backward(loss_of(model(torch::linspace(-1, 1, 8).view({2, 4}) * static_cast<double>(i + 1 + accelerator.process_index()))));
+            accelerator.clip_grad_norm(model, 0.5);
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        auto all = accelerator.get_state_dict(model);
+        if (accelerator.is_main_process()) found = all;
+    });
+    return found;
+}
+
+}  // namespace
+
+TEST_CASE("checkpointed blocks train to the same bits under every sharding", "[checkpointed][layers]") {
+    using namespace acc::sharding;
+    auto const compare = [](auto const& train) {
+        auto const plain = train(0);
+        CHECK(plain.size() == 12);
+        CHECK(same(plain, train(1)));
+        CHECK(same(plain, train(2)));
+    };
+    compare([](int64_t every) { return trained_deep<None>(1, every); });
+    compare([](int64_t every) { return trained_deep<Ddp<>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Ddp<acc::ddp{.gather_gradients = false}>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<>>(1, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<>>(2, every); });
+    compare([](int64_t every) { return trained_deep<Fsdp<acc::fsdp{.reshard_after_forward = false}>>(2, every); });
+}
+
+namespace {
+
+template <class S = acc::Plain>
+struct Mixed : torch::nn::Module {
+    Mixed() : in(this, "in", 16, 32), a(this, "a", 32, 32), b(this, "b", 32, 40), c(this, "c", 40, 32), d(this, "d", 32, 32), out(this, "out", 32, 16) {}
+    torch::Tensor forward(torch::Tensor x) {
+        x = torch::relu(c(torch::relu(b(torch::relu(a(in(x)))))));
+        return out(torch::tanh(d(torch::relu(plain(x)))));
+    }
+    acc::Linear<S> in, a, b, c;
+    torch::nn::Linear plain{register_module("plain", torch::nn::Linear(32, 32))};
+    acc::Linear<S> d, out;
+};
+
+template <class Recipe>
+using Fp8Run = Run<acc::precision::Fp8<Recipe>>;
+
+}  // namespace
+
+TEST_CASE("prepare decides which layers run in fp8 and says why not", "[fp8_layers][fp8_options][fp8]") {
+    Fp8Run<acc::recipe::Tensorwise> accelerator({.fp8 = {.filter = [](std::string const& name) { return name != "d"; }}});
+    auto model = accelerator.make<Mixed>();
+    auto const rows = acc::precision::choose_fp8_layers(*model, {.filter = [](std::string const& name) { return name != "d"; }});
+    std::map<std::string, std::string> reasons;
+    for (auto const& row : rows) reasons[row.name] = row.reason;
+    CHECK(rows.size() == 7);
+    CHECK(reasons["in"] == "the first layer");
+    CHECK(reasons["a"].empty());
+    CHECK(reasons["b"] == "out_features 40 is no multiple of 16");
+    CHECK(reasons["c"] == "in_features 40 is no multiple of 16");
+    CHECK(reasons["plain"] == "a torch::nn::Linear; write acc::Linear<S>");
+    CHECK(reasons["d"] == "left out by the filter");
+    CHECK(reasons["out"] == "the last layer");
+    auto const table = acc::precision::fp8_table(rows);
+    CHECK(table.find("a      32 x 32         fp8\n") != std::string::npos);
+    CHECK(table.find("plain  32 x 32         bf16: a torch::nn::Linear") != std::string::npos);
+    auto prepared = accelerator.prepare(model);
+    CHECK((prepared->a->runs_in_fp8 && !prepared->in->runs_in_fp8 && !prepared->d->runs_in_fp8 && !prepared->out->runs_in_fp8));
+    CHECK_THROWS_WITH(accelerator.prepare(std::make_shared<Small>()), Catch::Contains("E_CONFIG") && Catch::Contains("acc::Linear<S>") && Catch::Contains("a torch::nn::Linear"));
+    Fp8Run<acc::recipe::Tensorwise> nobody({.fp8 = {.filter = [](std::string const&) { return false; }}});
+    CHECK_THROWS_WITH(nobody.prepare(nobody.make<Mixed>()), Catch::Contains("no layer of this model would run in fp8") && Catch::Contains("left out by the filter"));
+}
+
+TEST_CASE("an fp8 model learns, under every recipe and with slices", "[fp8][fp8_linear]") {
+    auto const trained = []<class Accelerator>(Accelerator& accelerator) {
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Mixed>(), acc::optim::AdamW{.lr = 0.01});
+        auto const generator = at::detail::createCPUGenerator(9);
+        auto const x = at::randn({64, 16}, generator), y = torch::sin(x);
+        double loss = 0;
+        for (int64_t i = 0; i < 150; ++i) {
+            auto window = accelerator.accumulate(model);
+            auto const l = torch::mse_loss(model(x).to(at::kFloat), y);
+            accelerator.backward(l);
+            accelerator.clip_grad_norm(model, 1.0);
+            optimizer.step();
+            optimizer.zero_grad();
+            loss = l.template item<double>();
+        }
+        return loss;
+    };
+    Run<> fp32;
+    auto const reference = trained(fp32);
+    auto const compare = [&](auto recipe) {
+        Fp8Run<decltype(recipe)> accelerator;
+        CHECK(accelerator.mixed_precision() == "fp8");
+        auto const loss = trained(accelerator);
+        INFO(decltype(recipe)::name << " " << loss << ", fp32 " << reference);
+        CHECK(loss < 0.1);
+        CHECK(loss < 2 * reference + 0.02);
+    };
+    compare(acc::recipe::Tensorwise());
+    compare(acc::recipe::Rowwise());
+    compare(acc::recipe::Blockwise());
+    std::atomic<int64_t> learned = 0;
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp8<>, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({}, comm);
+        learned += trained(accelerator) < 0.1;
+    });
+    CHECK(learned == 2);
+}
