@@ -181,7 +181,7 @@ TEST_CASE("a loss scale changes nothing but what fp16 can hold", "[grad_scaler][
             auto const a = train(one, max_norm), b = train(growing, max_norm);
             CHECK(a.size() == static_cast<size_t>(8 / k + 1 + (max_norm > 0 ? 8 : 0)));
             CHECK(equal(a, b));
-            CHECK(growing.scaler().get_scale() == 16 << (8 / k));
+            CHECK(growing.scaler().get_scale() == static_cast<float>(16 << (8 / k)));
         }
 }
 
