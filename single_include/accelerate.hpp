@@ -1489,21 +1489,19 @@ public:
     void join(Model* model) { members_.push_back(model); }
     void leave(Model* model) { std::erase(members_, model); }
 
-    /// The loss scale of a backward over these models: that with which they have begun their windows, else the present one.
+    /// Where the precision scales, the loss scale of a backward over these models: that with which they have begun their windows, else
+    /// the present one.
     double scale_loss(std::span<Model* const> models) {
-        if constexpr (!scales) return 1;
-        else {
-            double scale = 0;
-            for (auto const* model : models) {
-                if (model->loss_scale == 0) continue;
-                check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
-                      model->loss_scale, "; name them in one accumulate, or step before");
-                scale = model->loss_scale;
-            }
-            if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
-            for (auto* model : models) model->loss_scale = scale;
-            return scale;
+        double scale = 0;
+        for (auto const* model : models) {
+            if (model->loss_scale == 0) continue;
+            check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
+                  model->loss_scale, "; name them in one accumulate, or step before");
+            scale = model->loss_scale;
         }
+        if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
+        for (auto* model : models) model->loss_scale = scale;
+        return scale;
     }
 
     /// Whether the gradients of `model`, which are complete, may be used.
@@ -1515,13 +1513,7 @@ public:
 
     /// Whether the gradients of one model are finite on every rank. Collective where ranks own slices only.
     bool finite(Model const& model) const {
-        bool const mine = optim::gradients_are_finite(model);
-        if constexpr (Model::owns_everything) return mine;
-        else {
-            auto found = at::scalar_tensor(mine ? 0.0 : 1.0, at::kDouble);
-            model.fold(found, comm::Reduction::Max);
-            return found.template item<double>() == 0;
-        }
+        return over_ranks(model, optim::gradients_are_finite(model) ? 0 : 1, comm::Reduction::Max) == 0;
     }
 
     bool skipped() const { return skipped_; }
@@ -1529,6 +1521,16 @@ public:
     Scaler& scaler() { return scaler_; }
 
 private:
+    /// A small number, or the largest there is, folded over the ranks where each owns slices only.
+    static int64_t over_ranks(Model const& model, int64_t number, comm::Reduction reduction) {
+        if constexpr (Model::owns_everything) return number;
+        else {
+            auto folded = at::scalar_tensor(number, at::kLong);
+            model.fold(folded, reduction);
+            return folded.template item<int64_t>();
+        }
+    }
+
     static bool waits_for_step(Model const& model) {
         using sharding::Stage;
         return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
@@ -1542,7 +1544,6 @@ private:
             if (!model->finite) model->finite = finite(*model);
             if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
                 culprit = first_of(*model);
-            model->allowed = true;
             round_.push_back(model);
         }
         skipped_ = found;
@@ -1567,12 +1568,7 @@ private:
     }
 
     std::string first_of(Model const& model) const {
-        auto first = optim::first_non_finite(model);
-        if constexpr (!Model::owns_everything) {
-            auto smallest = at::scalar_tensor(static_cast<double>(std::min<int64_t>(first, int64_t{1} << 52)), at::kDouble);
-            model.fold(smallest, comm::Reduction::Min);
-            first = static_cast<int64_t>(smallest.template item<double>());
-        }
+        auto const first = over_ranks(model, optim::first_non_finite(model), comm::Reduction::Min);
         auto const& parameters = model.parameters();
         return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
     }
@@ -1627,15 +1623,12 @@ public:
     }
     void after_step() {
         Base::after_step();
-        forget_verdict();
-        gradient_scale_ = 1, loss_scale = 0;
+        forget_gradients();
         Precision::parameters_changed();
     }
     void zero_grad() {
         Base::zero_grad();
-        if (!this->window_closed()) return;
-        forget_verdict();
-        gradient_scale_ = 1, loss_scale = 0;
+        if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
 
@@ -1668,6 +1661,11 @@ public:
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
 
 private:
+    void forget_gradients() {
+        forget_verdict();
+        take_scale();
+    }
+
     double gradient_scale_ = 1;
 };
 
@@ -12685,9 +12683,8 @@ public:
         auto const unscale = [](model_state& m) {
             using sharding::Stage;
             if (!m.window_closed()) return;
-            auto const stage = m.stage();
-            m.advance("accelerator.unscale_gradients", Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
-            if (stage == Stage::Clipped) m.advance("accelerator.unscale_gradients", stage, {Stage::Unscaled});
+            auto const clipped = m.stage() == Stage::Clipped;
+            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
             optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();
@@ -15714,6 +15711,14 @@ class LinearImpl;
 
 namespace accelerate::precision {
 
+/// The clone of a layer that derives from `Impl`.
+template <class Impl, class Layer>
+std::shared_ptr<Layer> clone_of(Layer const& layer, std::optional<at::Device> const& device) {
+    auto copy = std::make_shared<Layer>(layer);
+    static_cast<Impl&>(*copy) = static_cast<Impl const&>(*layer.Impl::clone(device));
+    return copy;
+}
+
 /// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias)`. Names, options and files are those of LibTorch's.
 template <class Impl, class Product>
 class LowPrecisionLinear : public Impl {
@@ -15723,15 +15728,13 @@ public:
     at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias); }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
-        auto copy = std::make_shared<LowPrecisionLinear>(*this);
-        static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
-        return copy;
+        return clone_of<Impl>(*this, device);
     }
 };
 
-/// What autocast asks of a leaf: for LibTorch's linear layer the one above, for anything else itself.
-template <class Impl, class Product>
-using low_precision_t = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, LowPrecisionLinear<Impl, Product>, Impl>;
+/// What a precision makes of a leaf: of LibTorch's linear layer `Layer`, of anything else itself.
+template <class Impl, class Layer>
+using linear_becomes_t = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, Layer, Impl>;
 
 }  // namespace accelerate::precision
 
@@ -15745,7 +15748,7 @@ template <at::ScalarType Compute, bool CacheEnabled, Gemm G>
 struct AutocastPolicy {
     static constexpr at::ScalarType parameter = at::kFloat, compute = Compute, reduction = at::kFloat, master = at::kFloat;
     template <class Impl>
-    using impl = low_precision_t<Impl, Product<Compute, G>>;
+    using impl = linear_becomes_t<Impl, LowPrecisionLinear<Impl, Product<Compute, G>>>;
 
     template <class Device>
     struct scope : Autocast {
@@ -15956,9 +15959,7 @@ public:
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
-        auto copy = std::make_shared<Fp8Linear>(*this);
-        static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
-        return copy;
+        return clone_of<Impl>(*this, device);
     }
 };
 
@@ -16036,7 +16037,7 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
     static constexpr char const* name = "fp8";
     template <class Impl>
-    using impl = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, Fp8Linear<Impl, Recipe, O>, Impl>;
+    using impl = linear_becomes_t<Impl, Fp8Linear<Impl, Recipe, O>>;
 
     static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
 };
@@ -17349,7 +17350,7 @@ public:
     /// One block after the other; what else a block takes (a mask) goes to each.
     template <class X, class... Shared>
     X forward(X x, Shared const&... shared) {
-        if (checkpoint_every_ > 0 && at::GradMode::is_enabled()) return forward_checkpointed(std::move(x), shared...);
+        if (checkpoint_every_ > 0) return forward_checkpointed(std::move(x), shared...);
         for (auto& unit : units_) x = unit(std::move(x), shared...);
         return x;
     }

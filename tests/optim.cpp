@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/errors.hpp"
 
 #include <ATen/record_function.h>
 #include <torch/torch.h>
@@ -191,16 +192,6 @@ std::vector<std::string> operations_of(F&& f) {
     f();
     at::removeCallback(handle);
     return names;
-}
-
-template <class F>
-acc::Code code_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.code();
-    }
-    return {"nothing was thrown"};
 }
 
 template <class... Models>

@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/errors.hpp"
 
 #include <accelerate/optim/scheduler.hpp>
 
@@ -48,16 +49,6 @@ void follows(Recipe recipe, std::vector<double> const& expected) {
         bound.step();
     }
     for (size_t i = expected.size(); i-- > 0;) CHECK(recipe.factor(static_cast<int64_t>(i)) == Approx(expected[i]).epsilon(1e-12).margin(1e-15));
-}
-
-template <class F>
-acc::Code code_of(F&& f) {
-    try {
-        f();
-    } catch (acc::Error const& e) {
-        return e.code();
-    }
-    return {"nothing was thrown"};
 }
 
 OptimizerSteps steps(int64_t n) { return OptimizerSteps{n}; }

@@ -135,9 +135,8 @@ public:
         auto const unscale = [](model_state& m) {
             using sharding::Stage;
             if (!m.window_closed()) return;
-            auto const stage = m.stage();
-            m.advance("accelerator.unscale_gradients", Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
-            if (stage == Stage::Clipped) m.advance("accelerator.unscale_gradients", stage, {Stage::Unscaled});
+            auto const clipped = m.stage() == Stage::Clipped;
+            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
             optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();

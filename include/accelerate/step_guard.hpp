@@ -29,21 +29,19 @@ public:
     void join(Model* model) { members_.push_back(model); }
     void leave(Model* model) { std::erase(members_, model); }
 
-    /// The loss scale of a backward over these models: that with which they have begun their windows, else the present one.
+    /// Where the precision scales, the loss scale of a backward over these models: that with which they have begun their windows, else
+    /// the present one.
     double scale_loss(std::span<Model* const> models) {
-        if constexpr (!scales) return 1;
-        else {
-            double scale = 0;
-            for (auto const* model : models) {
-                if (model->loss_scale == 0) continue;
-                check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
-                      model->loss_scale, "; name them in one accumulate, or step before");
-                scale = model->loss_scale;
-            }
-            if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
-            for (auto* model : models) model->loss_scale = scale;
-            return scale;
+        double scale = 0;
+        for (auto const* model : models) {
+            if (model->loss_scale == 0) continue;
+            check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
+                  model->loss_scale, "; name them in one accumulate, or step before");
+            scale = model->loss_scale;
         }
+        if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
+        for (auto* model : models) model->loss_scale = scale;
+        return scale;
     }
 
     /// Whether the gradients of `model`, which are complete, may be used.
@@ -55,13 +53,7 @@ public:
 
     /// Whether the gradients of one model are finite on every rank. Collective where ranks own slices only.
     bool finite(Model const& model) const {
-        bool const mine = optim::gradients_are_finite(model);
-        if constexpr (Model::owns_everything) return mine;
-        else {
-            auto found = at::scalar_tensor(mine ? 0.0 : 1.0, at::kDouble);
-            model.fold(found, comm::Reduction::Max);
-            return found.template item<double>() == 0;
-        }
+        return over_ranks(model, optim::gradients_are_finite(model) ? 0 : 1, comm::Reduction::Max) == 0;
     }
 
     bool skipped() const { return skipped_; }
@@ -69,6 +61,16 @@ public:
     Scaler& scaler() { return scaler_; }
 
 private:
+    /// A small number, or the largest there is, folded over the ranks where each owns slices only.
+    static int64_t over_ranks(Model const& model, int64_t number, comm::Reduction reduction) {
+        if constexpr (Model::owns_everything) return number;
+        else {
+            auto folded = at::scalar_tensor(number, at::kLong);
+            model.fold(folded, reduction);
+            return folded.template item<int64_t>();
+        }
+    }
+
     static bool waits_for_step(Model const& model) {
         using sharding::Stage;
         return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
@@ -82,7 +84,6 @@ private:
             if (!model->finite) model->finite = finite(*model);
             if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
                 culprit = first_of(*model);
-            model->allowed = true;
             round_.push_back(model);
         }
         skipped_ = found;
@@ -107,12 +108,7 @@ private:
     }
 
     std::string first_of(Model const& model) const {
-        auto first = optim::first_non_finite(model);
-        if constexpr (!Model::owns_everything) {
-            auto smallest = at::scalar_tensor(static_cast<double>(std::min<int64_t>(first, int64_t{1} << 52)), at::kDouble);
-            model.fold(smallest, comm::Reduction::Min);
-            first = static_cast<int64_t>(smallest.template item<double>());
-        }
+        auto const first = over_ranks(model, optim::first_non_finite(model), comm::Reduction::Min);
         auto const& parameters = model.parameters();
         return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
     }

@@ -52,15 +52,12 @@ public:
     }
     void after_step() {
         Base::after_step();
-        forget_verdict();
-        gradient_scale_ = 1, loss_scale = 0;
+        forget_gradients();
         Precision::parameters_changed();
     }
     void zero_grad() {
         Base::zero_grad();
-        if (!this->window_closed()) return;
-        forget_verdict();
-        gradient_scale_ = 1, loss_scale = 0;
+        if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
 
@@ -93,6 +90,11 @@ public:
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
 
 private:
+    void forget_gradients() {
+        forget_verdict();
+        take_scale();
+    }
+
     double gradient_scale_ = 1;
 };
 

@@ -28,6 +28,17 @@ std::string error_of(F&& f) {
     return "nothing was thrown";
 }
 
+/// The code of the Error that a call throws.
+template <class F>
+accelerate::Code code_of(F&& f) {
+    try {
+        f();
+    } catch (accelerate::Error const& e) {
+        return e.code();
+    }
+    return {"nothing was thrown"};
+}
+
 /// Whether a text has all those parts.
 inline bool has(std::string const& text, std::initializer_list<std::string> parts) {
     bool all = true;

@@ -46,7 +46,7 @@ public:
     /// One block after the other; what else a block takes (a mask) goes to each.
     template <class X, class... Shared>
     X forward(X x, Shared const&... shared) {
-        if (checkpoint_every_ > 0 && at::GradMode::is_enabled()) return forward_checkpointed(std::move(x), shared...);
+        if (checkpoint_every_ > 0) return forward_checkpointed(std::move(x), shared...);
         for (auto& unit : units_) x = unit(std::move(x), shared...);
         return x;
     }

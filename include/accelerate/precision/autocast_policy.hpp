@@ -12,7 +12,7 @@ template <at::ScalarType Compute, bool CacheEnabled, Gemm G>
 struct AutocastPolicy {
     static constexpr at::ScalarType parameter = at::kFloat, compute = Compute, reduction = at::kFloat, master = at::kFloat;
     template <class Impl>
-    using impl = low_precision_t<Impl, Product<Compute, G>>;
+    using impl = linear_becomes_t<Impl, LowPrecisionLinear<Impl, Product<Compute, G>>>;
 
     template <class Device>
     struct scope : Autocast {

@@ -13,7 +13,7 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
     static constexpr char const* name = "fp8";
     template <class Impl>
-    using impl = std::conditional_t<std::is_same_v<Impl, torch::nn::LinearImpl>, Fp8Linear<Impl, Recipe, O>, Impl>;
+    using impl = linear_becomes_t<Impl, Fp8Linear<Impl, Recipe, O>>;
 
     static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
 };

@@ -81,9 +81,7 @@ public:
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
-        auto copy = std::make_shared<Fp8Linear>(*this);
-        static_cast<Impl&>(*copy) = static_cast<Impl const&>(*Impl::clone(device));
-        return copy;
+        return clone_of<Impl>(*this, device);
     }
 };
 
