@@ -1177,8 +1177,11 @@ public:
     /// Error E_NONFINITE on every rank. Where a dynamic scaler can still shrink its scale the step is skipped: overflows are its way of
     /// finding it.
     static constexpr NonFinite raise() { return NonFinite(0); }
-    /// As `skip`, but error E_NONFINITE at the k-th such step in a row.
-    static constexpr NonFinite abort_after(int64_t k) { return NonFinite(k); }
+    /// As `skip`, but error E_NONFINITE at the k-th such step in a row, k >= 1.
+    static NonFinite abort_after(int64_t k) {
+        check(k >= 1, code::config, "NonFinite::abort_after: expected at least 1 step, found ", k);
+        return NonFinite(k);
+    }
     /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
     static constexpr NonFinite ignore() { return NonFinite(-1); }
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Wrong uses must not compile, and the compiler must say why: tests/misuse/*.cpp, each WRONG_name of theirs by itself.
+"""Wrong uses must not compile, and the compiler must say why: tests/misuse/*.cpp, each WRONG_name of theirs.
 
-  misuse.py BUILD [NAME...]   BUILD has compile_commands.json; NAME picks cases
+  misuse.py BUILD [NAME...]   BUILD has compile_commands.json; NAME picks cases, each compiled by itself
 
-A case passes when its compilation fails, the text beside its WRONG_name is printed, and the whole output has at most 20 lines. Each
-file must compile as it stands. As it takes minutes, what passed is not compiled again until a header, a case, the command or the
-compiler has changed.
+A case passes when its compilation fails, the text beside its WRONG_name is printed, and the output has at most 20 lines. Each file must
+compile as it stands. Cases of one file that do not exclude each other and have different texts are compiled together, which is most
+of the time saved: then all their texts must be printed, in at most 20 lines a case; where they are not, halves of them are tried.
+What passed is not compiled again until a header, a case, the command or the compiler has changed.
 """
 import concurrent.futures
 import hashlib
@@ -23,7 +24,7 @@ MOST_LINES = 20
 
 def state(build):
     """A hash of everything that the result depends on, LibTorch's own headers excepted: their folder is in the command."""
-    words, directory = command_of(build)
+    words, _ = command_of(build)
     found = hashlib.sha256(repr(words).encode())
     found.update(subprocess.run([words[0], "--version"], stdout=subprocess.PIPE, check=True).stdout)
     for file in [pathlib.Path(__file__), *sorted((HERE / "misuse").glob("*.cpp")), *sorted((HERE.parent / "include").rglob("*.hpp"))]:
@@ -60,7 +61,7 @@ def compiler(build):
 def compile_file(command, file, *flags):
     words, header, directory = command
     own = re.search(r"^// flags: (.*)", file.read_text(encoding="utf-8"), re.M)
-    words = [*words, *own[1].split()] if own else [*words, "-include", header]  # other macros do not go with the precompiled header
+    words = [*words, *(own[1].split() if own else ("-include", header))]  # other macros do not go with the precompiled header
     done = subprocess.run([*words, *flags, str(file)], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, LC_ALL="C"))
     return done.returncode, done.stdout
 
@@ -74,25 +75,58 @@ def lacks(command, file):
     return None
 
 
-def judge(command, file, name, expected):
-    status, text = compile_file(command, file, "-DWRONG", f"-DWRONG_{name}")
+def rounds(text):
+    """The cases of a file, as {name: text}, in rounds that can be compiled together."""
+    groups, begun = [], True  # the cases of a group exclude each other
+    for line in text.splitlines():
+        case = re.match(r"#(if|elif).*WRONG_(\w+)\)?  // (.+)", line)
+        begun = begun or re.match(r"struct|class", line) is not None
+        if not case:
+            continue
+        # An #elif excludes what is before it. So do members left out of one type: without most of them it is no policy at all.
+        left_out = line.startswith("#ifndef")
+        if case[1] == "if" and (begun or not left_out):
+            groups.append([])
+            begun = not left_out
+        groups[-1].append((case[2], case[3]))
+    found = []
+    for group in groups:
+        free = list(found)
+        for name, expected in group:
+            into = next((r for r in free if expected not in r.values()), None)
+            if into is None:
+                found.append(into := {})
+            else:
+                free.remove(into)
+            into[name] = expected
+    return found
+
+
+def judge(command, file, cases):
+    """A row of the report for each of these cases, compiled together; in halves where that does not show that all are right."""
+    status, text = compile_file(command, file, "-DWRONG", *(f"-DWRONG_{name}" for name in cases))
     lines = len(text.splitlines())
     flat = " ".join(text.split())
+    missing = [expected for expected in cases.values() if expected not in flat]
     problems = []
     if status == 0:
         problems.append("it compiles")
-    elif expected not in flat:
-        problems.append(f"the text is missing: {expected}")
-    if lines > MOST_LINES:
+    elif missing:
+        problems.append(f"the text is missing: {missing[0]}")
+    if lines > MOST_LINES * len(cases):
         problems.append(f"{lines} lines")
-    return name, lines, problems, text
+    if problems and len(cases) > 1:
+        pairs, half = list(cases.items()), len(cases) // 2
+        return [row for part in (pairs[:half], pairs[half:]) for row in judge(command, file, dict(part))]
+    beside = f", {len(cases)} together" if len(cases) > 1 else ""
+    return [(f"{name:<34} {lines / len(cases):4.0f} lines{beside}  {'; '.join(problems) or 'ok'}", bool(problems), text) for name in cases]
 
 
 def main():
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__.strip())
         return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
-    build, wanted, failed = pathlib.Path(sys.argv[1]).absolute(), set(sys.argv[2:]), 0
+    build, wanted, failed, cases = pathlib.Path(sys.argv[1]).absolute(), set(sys.argv[2:]), 0, 0
     passed = build / "tests" / "misuse" / "passed.txt"
     if not wanted and passed.is_file() and passed.read_text(encoding="utf-8") == state(build):
         print("nothing has changed since all of it passed")
@@ -104,21 +138,24 @@ def main():
             if missing := lacks(command, file):
                 print(f"{file.name} is left out: {missing} is not there")
                 continue
-            cases = re.findall(r"WRONG_(\w+)\)?  // (.+)", file.read_text(encoding="utf-8"))
-            if not wanted:
+            together = rounds(file.read_text(encoding="utf-8"))
+            if wanted:
+                together = [{name: expected} for r in together for name, expected in r.items() if name in wanted]
+            else:
                 right[file] = pool.submit(compile_file, command, file)
-            wrong += [pool.submit(judge, command, file, *case) for case in cases if not wanted or case[0] in wanted]
+            wrong += [pool.submit(judge, command, file, r) for r in together]
         for file, future in right.items():
             status, text = future.result()
             failed += status != 0 or bool(text)
-            print(f"{file.name} as it stands: {'compiles' if status == 0 and not text else text}")
+            print(f"{file.name} as it stands: {'compiles' if status == 0 and not text else text}", flush=True)
         for future in wrong:
-            name, lines, problems, text = future.result()
-            failed += bool(problems)
-            print(f"{name:<34} {lines:3d} lines  {'; '.join(problems) or 'ok'}", flush=True)
-            if problems or wanted:
-                print(text)
-    print(f"{len(wrong) + len(right)} compilations, {failed} not as they should be")
+            for line, problem, text in future.result():
+                cases += 1
+                failed += problem
+                print(line, flush=True)
+                if problem or wanted:
+                    print(text)
+    print(f"{len(right)} files, {cases} wrong uses, {failed} not as they should be")
     if not wanted:
         passed.unlink(missing_ok=True)
         if not failed:

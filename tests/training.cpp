@@ -13,6 +13,14 @@ struct Small : torch::nn::Module {
     torch::Tensor forward(torch::Tensor const& x) { return b(torch::tanh(a(x))); }
 };
 
+/// The same for fp8, in which only the middle layer runs.
+template <class S = acc::Plain>
+struct SmallFp8 : torch::nn::Module {
+    SmallFp8() : a(this, "a", 3, 16), b(this, "b", 16, 16), c(this, "c", 16, 2) {}
+    torch::Tensor forward(torch::Tensor const& x) { return c(torch::tanh(b(torch::tanh(a(x))))); }
+    acc::Linear<S> a, b, c;
+};
+
 enum class Where { Loss, Activation, Gradient };
 
 torch::Tensor loss_of(torch::Tensor const& y) { return y.to(at::kFloat).square().mean(); }
@@ -50,7 +58,11 @@ int64_t skipped_cases(int64_t ranks, bool clip) {
     std::atomic<int64_t> right = 0;
     acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
         acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, Precision, Sharding, acc::loader::Stateful<>> accelerator({.grad_scaler = {.init_scale = 256}}, comm);
-        auto [model, optimizer, schedule] = accelerator.prepare(std::make_shared<Small>(), acc::optim::AdamW{.lr = 0.01}, acc::schedule::Linear{.total = acc::OptimizerSteps{100}});
+        auto const small = [&] {
+            if constexpr (Precision::compute == at::kFloat8_e4m3fn) return accelerator.template make<SmallFp8>();
+            else return std::make_shared<Small>();
+        };
+        auto [model, optimizer, schedule] = accelerator.prepare(small(), acc::optim::AdamW{.lr = 0.01}, acc::schedule::Linear{.total = acc::OptimizerSteps{100}});
         auto const x = torch::ones({2, 3});
         auto const step = [&, &model = model, &optimizer = optimizer, &schedule = schedule] {
             if (clip) accelerator.clip_grad_norm(model, 0.1);
@@ -78,16 +90,11 @@ int64_t skipped_cases(int64_t ranks, bool clip) {
     return right;
 }
 
-template <class Precision>
-void skips_everywhere() {
-    using namespace acc::sharding;
-    INFO("precision " << Precision::name);
-    for (bool clip : {false, true}) {
-        CHECK(skipped_cases<Precision, None>(1, clip) == 9);
-        CHECK(skipped_cases<Precision, Ddp<>>(2, clip) == 18);
-        CHECK(skipped_cases<Precision, Ddp<acc::ddp{.gather_gradients = false}>>(2, clip) == 18);
-        CHECK(skipped_cases<Precision, Fsdp<>>(3, clip) == 27);
-    }
+/// Clipped or not, on `ranks` ranks.
+template <class Precision, class Sharding>
+void skips(int64_t ranks) {
+    INFO("precision " << Precision::name << ", sharding " << Sharding::name);
+    for (bool clip : {false, true}) CHECK(skipped_cases<Precision, Sharding>(ranks, clip) == 9 * ranks);
 }
 
 using SelfFp16 = Run<acc::precision::Fp16<>>;
@@ -95,11 +102,24 @@ using SelfFp16 = Run<acc::precision::Fp16<>>;
 }  // namespace
 
 TEST_CASE("a step whose gradients are not finite changes nothing, on any rank", "[step_guard][non_finite]") {
-    SECTION("fp32") { skips_everywhere<acc::precision::Fp32>(); }
-    SECTION("tf32") { skips_everywhere<acc::precision::Tf32>(); }
-    SECTION("bf16") { skips_everywhere<acc::precision::Bf16<>>(); }
-    SECTION("fp16") { skips_everywhere<acc::precision::Fp16<>>(); }
-    SECTION("fp16, constant scale") { skips_everywhere<acc::precision::Fp16<acc::fp16{.loss_scale = acc::LossScale::Constant}>>(); }
+    using namespace acc::sharding;
+    using namespace acc::precision;
+    SECTION("every precision, each rank with a part of the gradients") {
+        skips<Fp32, Fsdp<>>(3);
+        skips<Tf32, Fsdp<>>(3);
+        skips<Bf16<>, Fsdp<>>(3);
+        skips<Fp16<>, Fsdp<>>(3);
+        skips<Fp16<acc::fp16{.loss_scale = acc::LossScale::Constant}>, Fsdp<>>(3);
+        skips<Fp8<>, Fsdp<>>(3);
+    }
+    SECTION("every sharding, without a scaler and with one") {
+        skips<Fp32, None>(1);
+        skips<Fp32, Ddp<>>(2);
+        skips<Fp32, Ddp<acc::ddp{.gather_gradients = false}>>(2);
+        skips<Fp16<>, None>(1);
+        skips<Fp16<>, Ddp<>>(2);
+        skips<Fp16<>, Ddp<acc::ddp{.gather_gradients = false}>>(2);
+    }
 }
 
 TEST_CASE("what becomes of a step that is not finite is the user's choice", "[non_finite][step_guard]") {
@@ -131,6 +151,7 @@ TEST_CASE("what becomes of a step that is not finite is the user's choice", "[no
         SelfFp16 accelerator({.non_finite = acc::NonFinite::raise(), .grad_scaler = {.init_scale = 4}});
         CHECK_THROWS_WITH(steps(accelerator, {nan, nan, nan, nan}), Contains("loss scale 1, now 0.5"));  // the scaler could do no more
     }
+    CHECK_THROWS_WITH(acc::NonFinite::abort_after(-2), Contains("E_CONFIG") && Contains("found -2"));
     CHECK_THROWS_WITH(SelfFp16({.non_finite = acc::NonFinite::ignore()}), Contains("E_CONFIG"));
     CHECK_THROWS_WITH(SelfFp16({.grad_scaler = {.growth_factor = 0.5}}), Contains("growth_factor"));
 }

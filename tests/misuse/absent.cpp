@@ -3,16 +3,17 @@
 #include <accelerate/device/cuda.hpp>
 #include <accelerate/partial_state.hpp>
 
-int64_t ranks() {
-#if defined(WRONG_absent_mpi)  // comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON
-    return accelerate::comm::Mpi::world().size();
-#elif defined(WRONG_absent_mpi_device)  // comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON
-    return accelerate::PartialState<accelerate::device::BasicCpu<accelerate::comm::Mpi>>().num_processes();
-#elif defined(WRONG_absent_nccl)  // comm::Nccl: this build is without NCCL; set ACCELERATE_WITH_NCCL=ON
-    return accelerate::comm::Nccl::world().size();
-#elif defined(WRONG_absent_cuda)  // device::Cuda: this build is without CUDA; set ACCELERATE_WITH_CUDA=ON
-    return accelerate::PartialState<accelerate::device::Cuda>().num_processes();
-#else
-    return accelerate::comm::Self::world().size();
+int64_t ranks() { return accelerate::comm::Self::world().size(); }
+
+#ifdef WRONG_absent_mpi  // comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON
+int64_t mpi() { return accelerate::comm::Mpi::world().size(); }
 #endif
-}
+#ifdef WRONG_absent_mpi_device  // comm::Mpi: this build is without MPI; set ACCELERATE_WITH_MPI=ON
+int64_t mpi_device() { return accelerate::PartialState<accelerate::device::BasicCpu<accelerate::comm::Mpi>>().num_processes(); }
+#endif
+#ifdef WRONG_absent_nccl  // comm::Nccl: this build is without NCCL; set ACCELERATE_WITH_NCCL=ON
+int64_t nccl() { return accelerate::comm::Nccl::world().size(); }
+#endif
+#ifdef WRONG_absent_cuda  // device::Cuda: this build is without CUDA; set ACCELERATE_WITH_CUDA=ON
+int64_t cuda() { return accelerate::PartialState<accelerate::device::Cuda>().num_processes(); }
+#endif

@@ -16,18 +16,21 @@ void metrics([[maybe_unused]] torch::Tensor const& values) {
     acc::metrics::WeightedMean weighted;
     acc::metrics::Accuracy accuracy;
     acc::metrics::Perplexity perplexity;
-#if defined(WRONG_mean_of_a_mean)  // metrics::Mean: give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch
-    mean.update(0.5);
-#elif defined(WRONG_mean_of_an_item)  // metrics::Mean: give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch
-    mean.update(values.mean().item<double>());
-#elif defined(WRONG_weight_of_a_batch)  // metrics::WeightedMean: give one value and one weight for each sample, as tensors
-    weighted.update(values, 8);
-#elif defined(WRONG_accuracy_of_a_batch)  // metrics::Accuracy: give the prediction and the label of each sample, as tensors
-    accuracy.update(0.9);
-#elif defined(WRONG_perplexity_of_a_mean)  // metrics::Perplexity: give the loss of each token (cross_entropy with reduction none)
-    perplexity.update(1.5);
-#else
     mean.update(values), weighted.update(values, values), accuracy.update(values, values), perplexity.update(values);
+#ifdef WRONG_mean_of_a_mean  // metrics::Mean: give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch
+    mean.update(0.5);
+#endif
+#ifdef WRONG_mean_of_an_item  // metrics::Mean: give one value for each sample (for example a loss with reduction none), not a mean of this rank's batch
+    mean.update(values.mean().item<double>());
+#endif
+#ifdef WRONG_weight_of_a_batch  // metrics::WeightedMean: give one value and one weight for each sample, as tensors
+    weighted.update(values, 8);
+#endif
+#ifdef WRONG_accuracy_of_a_batch  // metrics::Accuracy: give the prediction and the label of each sample, as tensors
+    accuracy.update(0.9);
+#endif
+#ifdef WRONG_perplexity_of_a_mean  // metrics::Perplexity: give the loss of each token (cross_entropy with reduction none)
+    perplexity.update(1.5);
 #endif
 }
 
