@@ -130,6 +130,9 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/pad.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/engine.h>
@@ -664,6 +667,8 @@ struct SomeImpl {};
 ///                           function. An empty type costs nothing.
 ///   `pause<Device>`         full precision inside such a scope: backward and the optimizer step
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
+///   `prepare(model, fp8_layers)`  optional: what it does to a model before anything else
+///   `after_update(model)`   optional: makes what is called after each optimizer step with the device and `max_over_ranks(tensor)`
 ///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
 template <class P, class Device = precision::detail::SomeDevice>
@@ -1628,6 +1633,7 @@ public:
         Base::after_step();
         forget_gradients();
         Precision::parameters_changed();
+        if (updated) updated();
     }
     void zero_grad() {
         Base::zero_grad();
@@ -1662,6 +1668,7 @@ public:
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
     std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
+    std::function<void()> updated; ///< what the precision does after a step, on every rank; empty: nothing
 
 private:
     void forget_gradients() {
@@ -12812,6 +12819,8 @@ public:
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        if constexpr (requires { Precision::after_update(*module); })
+            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
@@ -15822,6 +15831,113 @@ struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled, O.gemm> {
 }  // namespace precision
 }  // namespace accelerate
 
+// ---- accelerate/precision/amax_history.hpp
+
+namespace accelerate {
+
+/// How `recipe::Delayed` makes one magnitude of its history (TransformerEngine's `amax_compute_algo`).
+enum class AmaxCompute {
+    MostRecent,  ///< that of the last step
+    Max,         ///< the largest of the history
+};
+
+/// Options of `recipe::Delayed`; names and defaults are TransformerEngine's under Accelerate.
+struct delayed {
+    AmaxCompute amax_compute_algo = AmaxCompute::MostRecent;
+    int64_t interval = 1;  ///< steps between two changes of the scales
+};
+
+namespace precision {
+
+/// The largest magnitudes that an fp8 layer met in its last `length` optimizer steps, of activations and of gradients: what delayed
+/// scaling goes by (TransformerEngine's `DelayedScaling`). The magnitudes of a window's micro-batches count as one, their largest, and
+/// `merge` makes that one of all ranks. What is not finite is left out. A few numbers on the device of the layer; no call waits for it.
+class AmaxHistory {
+public:
+    enum Stream : int64_t { Activations, Gradients };
+    static constexpr int64_t streams = 2;
+
+    AmaxHistory(int64_t length, delayed const& options) : length_(length), options_(options) {}
+    AmaxHistory(AmaxHistory const& other) : AmaxHistory(other.length_, other.options_) { *this = other; }
+    /// Copies of the tensors: two layers never share a history.
+    AmaxHistory& operator=(AmaxHistory const& other) {
+        auto const copied = [](at::Tensor const& t) { return t.defined() ? t.clone() : t; };
+        length_ = other.length_, options_ = other.options_, steps_ = other.steps_;
+        past_ = copied(other.past_), amax_ = copied(other.amax_), now_ = copied(other.now_);
+        return *this;
+    }
+
+    /// The magnitude to scale `a` by: that of the steps before; of `a` itself where there was none, and where it is not finite, so that
+    /// an infinity does not become a large number. Notes the magnitude of `a`.
+    at::Tensor amax(at::Tensor const& a, Stream stream) {
+        place_on(a.device());
+        auto const own = a.abs().amax();
+        auto noted = now_[stream];
+        auto const finite = own.isfinite();
+        noted.copy_(at::maximum(noted, at::where(finite, own, at::zeros_like(own))));
+        return at::where(finite.logical_and(amax_[stream] > 0), amax_[stream], own);
+    }
+
+    /// The magnitudes of this step so far, fp32 [streams], to be made those of all ranks before `step`.
+    at::Tensor& now(at::Device device) {
+        place_on(device);
+        return now_;
+    }
+
+    /// After an optimizer step: its magnitudes become history, and every `interval` steps those to scale by.
+    void step() {
+        if (!now_.defined()) return;  // has met nothing
+        past_.select(1, steps_++ % length_).copy_(now_);
+        if (steps_ % options_.interval == 0) {
+            auto const next = options_.amax_compute_algo == AmaxCompute::Max ? past_.amax({1}) : now_;
+            amax_.copy_(at::where(next > 0, next, amax_));
+        }
+        now_.zero_();
+    }
+
+    /// "amax_history" [streams, length] and "amax" [streams], fp32, in `tensors`, and "steps" in `values`, all behind `prefix`.
+    template <std::same_as<StateDict> State>
+    void save(State& state, std::string const& prefix) const {
+        state.values[prefix + "steps"] = steps_;
+        if (!now_.defined()) return;
+        state.tensors.insert(prefix + "amax_history", past_.clone());
+        state.tensors.insert(prefix + "amax", amax_.clone());
+    }
+    /// As saved. Another length than the saved history's keeps its newest steps. Nothing saved: as if it had met nothing.
+    template <std::same_as<StateDict> State>
+    void load(State const& state, std::string const& prefix) {
+        *this = AmaxHistory(length_, options_);
+        if (!state.tensors.contains(prefix + "amax_history")) return;
+        auto const& past = state.tensors.at(prefix + "amax_history");
+        auto const& amax = state.tensors.at(prefix + "amax");
+        check(past.dim() == 2 && past.size(0) == streams && past.size(1) >= 1 && amax.dim() == 1 && amax.size(0) == streams, code::data, "fp8 state: \"", prefix,
+              "amax_history\" and \"", prefix, "amax\" should be [", streams, ", steps] and [", streams, "], found ", past.sizes(), " and ", amax.sizes());
+        auto const steps = state.template value<int64_t>(prefix + "steps", "fp8 state");
+        check(steps >= 0, code::data, "fp8 state: \"", prefix, "steps\" is ", steps);
+        place_on(past.device());
+        auto const saved = past.size(1), kept = std::min({saved, length_, steps});
+        for (int64_t back = 1; back <= kept; ++back) past_.select(1, (steps - back) % length_).copy_(past.select(1, (steps - back) % saved));
+        amax_.copy_(amax);
+        steps_ = steps;
+    }
+
+private:
+    void place_on(at::Device device) {
+        if (now_.defined() && now_.device() == device) return;
+        auto const options = at::TensorOptions().dtype(at::kFloat).device(device);
+        auto const moved = [&](at::Tensor& t, at::IntArrayRef sizes) { t = t.defined() ? t.to(device) : at::zeros(sizes, options); };
+        moved(past_, {streams, length_}), moved(amax_, {streams}), moved(now_, {streams});
+    }
+
+    int64_t length_;
+    delayed options_;
+    int64_t steps_ = 0;
+    at::Tensor past_, amax_, now_;
+};
+
+}  // namespace precision
+}  // namespace accelerate
+
 // ---- accelerate/precision/fp8_recipe.hpp
 
 namespace accelerate {
@@ -15838,8 +15954,9 @@ inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.
 
 }  // namespace precision
 
-/// How many scales an fp8 matrix has. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the fp32 matrix
-/// `a` (rows, columns) shares its scale with, in a shape that broadcasts with it.
+/// How many scales an fp8 matrix has, and from what. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the
+/// fp32 matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
+/// activations and gradients by that instead.
 namespace recipe {
 
 /// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
@@ -15868,22 +15985,102 @@ struct Blockwise {
     }
 };
 
+/// One scale a matrix, for activations and gradients from the steps before (TransformerEngine's `DelayedScaling`, for which `History`
+/// is `amax_history_len`): on hardware that saves a pass over them, and what grows from one step to the next saturates. Weights are
+/// scaled by themselves: they are at hand once a window, and after loading no scale is left over from other ones.
+template <int64_t History = 1024, delayed O = delayed{}>
+struct Delayed : Tensorwise {
+    static_assert(History >= 1 && O.interval >= 1, "recipe::Delayed: the history and the interval need at least one step");
+    static constexpr char const* name = "Delayed";
+    static precision::AmaxHistory history() { return {History, O}; }
+};
+
 }  // namespace recipe
 
 namespace precision {
 
-/// An fp32 matrix as a recipe's fp8 numbers say it: scaled by `largest / 2^margin / amax`, rounded to fp8, scaled back. Where amax is
-/// zero the scale is one; a NaN or an infinity makes NaNs, so that it is noticed.
+/// A recipe with a memory.
+template <class Recipe>
+concept has_history = requires { Recipe::history(); };
+
+/// What an fp32 matrix is multiplied by before it is rounded: `largest / 2^margin / amax`; one where amax is zero. A NaN or an infinity
+/// makes NaNs, so that it is noticed.
+inline at::Tensor fp8_scale(at::Tensor const& amax, at::ScalarType fp8, int64_t margin = 0) {
+    return at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+}
+
+/// An fp32 matrix as a recipe's fp8 numbers say it: scaled, rounded to fp8, scaled back.
 template <class Recipe>
 at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand, int64_t margin = 0) {
     if (a.numel() == 0) return a;
-    auto const amax = Recipe::amax(a, operand);
-    auto const scale = at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+    auto const scale = fp8_scale(Recipe::amax(a, operand), fp8, margin);
     return saturated(a * scale, fp8).to(at::kFloat) / scale;
 }
 
 }  // namespace precision
 }  // namespace accelerate
+
+// ---- accelerate/precision/fp8_watch.hpp
+
+namespace accelerate::precision {
+
+/// What became of the numbers of one operand that were rounded to fp8.
+struct Fp8Counts {
+    int64_t numbers = 0;
+    int64_t saturated = 0;    ///< beyond the range after scaling: became the largest fp8 number
+    int64_t underflowed = 0;  ///< not zero, and became zero
+};
+
+/// Counts what fp8 does to the operands of a layer (`fp8{.counters = true}`), and how far its results are from those of bf16
+/// (`fp8{.shadow = true}`). Adds up on the layer's device; only reading waits for it.
+class Fp8Watch {
+public:
+    Fp8Watch() = default;
+    Fp8Watch(Fp8Watch const&) {}  // a copied layer has done nothing yet
+    Fp8Watch& operator=(Fp8Watch const&) { return reset(); }
+
+    Fp8Watch& reset() {
+        counts_.reset(), squares_.reset();
+        return *this;
+    }
+
+    /// `scaled` was rounded to `rounded`, of dtype `fp8`.
+    void count(Operand operand, at::Tensor const& scaled, at::Tensor const& rounded, at::ScalarType fp8) {
+        if (!counts_.defined()) counts_ = at::zeros({operands, 3}, scaled.options().dtype(at::kLong));
+        auto const beyond = (scaled.abs() >= rounds_beyond(fp8)).sum();
+        auto const vanished = (scaled != 0).logical_and(rounded.to(at::kFloat) == 0).sum();
+        counts_[static_cast<int64_t>(operand)].add_(at::stack({at::full_like(beyond, scaled.numel()), beyond, vanished}));
+    }
+
+    /// A forward gave `y` in fp8 and would have given `reference` in bf16.
+    void compare(at::Tensor const& y, at::Tensor const& reference) {
+        if (!squares_.defined()) squares_ = at::zeros({2}, y.options().dtype(at::kDouble));
+        auto const expected = reference.to(at::kDouble);
+        squares_.add_(at::stack({(y.to(at::kDouble) - expected).square().sum(), expected.square().sum()}));
+    }
+
+    Fp8Counts counts(Operand operand) const {
+        if (!counts_.defined()) return {};
+        auto const row = counts_[static_cast<int64_t>(operand)].cpu();
+        return {row[0].item<int64_t>(), row[1].item<int64_t>(), row[2].item<int64_t>()};
+    }
+    /// |fp8 - bf16| / |bf16| over all forwards, in the 2-norm; zero where nothing was compared.
+    double error() const {
+        if (!squares_.defined()) return 0;
+        auto const both = squares_.cpu();
+        auto const expected = both[1].item<double>();
+        return expected > 0 ? std::sqrt(both[0].item<double>() / expected) : 0;
+    }
+
+private:
+    static constexpr int64_t operands = 3;
+    /// What the next number of the format would be the nearest of, if there were one: half a step above the largest.
+    static constexpr double rounds_beyond(at::ScalarType fp8) { return fp8 == at::kFloat8_e5m2 ? 61440 : 464; }
+
+    at::Tensor counts_, squares_;
+};
+
+}  // namespace accelerate::precision
 
 // ---- accelerate/precision/fp8_linear.hpp
 
@@ -15896,69 +16093,116 @@ struct fp8 {
     /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
     bool override_fprop = false, override_dgrad = false, override_wgrad = false;
     Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+    bool counters = false;                  ///< counts saturations and underflows (`precision::fp8_report`); costs a few passes
+    bool shadow = false;                    ///< computes each forward in bf16 as well, to compare with (`precision::fp8_report`)
 };
 
 namespace precision {
+
+/// What an fp8 layer remembers from call to call. Shared with the graphs of its forwards, which may outlive it.
+struct Fp8State : torch::CustomClassHolder {
+    explicit Fp8State(AmaxHistory h) : history(std::move(h)) {}
+
+    AmaxHistory history;
+    Fp8Watch watch;
+};
 
 /// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, products are
 /// those of fp32 (emulated: no fp8 units are used), results have the dtypes that a bf16 layer's would.
 template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
-    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias) {
+    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
+                              c10::intrusive_ptr<Fp8State> const& state) {
         auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
         context->save_for_backward({x, weight});
         context->saved_data["bias"] = bias.has_value();
-        auto y = product<O.override_fprop>(rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
-        if (bias) y = y + *bias;
+        context->saved_data["state"] = at::IValue::make_capsule(state);
+        auto const result = [&]<bool InBf16>(std::bool_constant<InBf16>) {
+            auto const y = product<InBf16>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
+            return (bias ? y + *bias : y).to(at::kBFloat16);
+        };
+        auto const y = result(std::bool_constant<O.override_fprop>());
+        if constexpr (O.shadow) state->watch.compare(y, result(std::true_type()));
         auto shape = x.sizes().vec();
         shape.back() = weight.size(0);
-        return y.to(at::kBFloat16).view(shape);
+        return y.view(shape);
     }
 
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
         auto const saved = context->get_saved_variables();
         auto const& x = saved[0];
         auto const& weight = saved[1];
+        auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
+        AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
         auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
         auto const g = gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
         at::Tensor to_x, to_weight, to_bias;
         if (context->needs_input_grad(0))
-            to_x = product<O.override_dgrad>(g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight).to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
+            to_x = product<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight)
+                       .to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
         if (context->needs_input_grad(1))
-            to_weight = product<O.override_wgrad>(g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
+            to_weight = product<O.override_wgrad>(state, g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
         if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
-        return {to_x, to_weight, to_bias};
+        return {to_x, to_weight, to_bias, at::Tensor()};
     }
 
 private:
     /// a b^T. Both are summed over their last dimension; scales go along it.
     template <bool InBf16>
-    static at::Tensor product(at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
-        auto const rounded = [](at::Tensor const& t, at::ScalarType format, Operand is) {
+    static at::Tensor product(Fp8State& state, at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
+        auto const as_used = [&](at::Tensor const& t, at::ScalarType format, Operand is) {
             if constexpr (InBf16) return t.to(at::kBFloat16).to(at::kFloat);
-            else return through_fp8<Recipe>(t, format, is, O.margin);
+            else return rounded(state, t, format, is);
         };
-        return at::matmul(rounded(a, a_format, a_is), rounded(b, b_format, b_is).t());
+        return at::matmul(as_used(a, a_format, a_is), as_used(b, b_format, b_is).t());
+    }
+
+    static at::Tensor rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is) {
+        if (t.numel() == 0) return t;
+        auto const amax = [&] {
+            if constexpr (has_history<Recipe>)
+                if (is != Operand::Weight) return state.history.amax(t, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
+            return Recipe::amax(t, is);
+        };
+        auto const scale = fp8_scale(amax(), format, O.margin), scaled = t * scale, in_fp8 = saturated(scaled, format);
+        if constexpr (O.counters) state.watch.count(is, scaled, in_fp8, format);
+        return in_fp8.to(at::kFloat) / scale;
     }
 };
 
 /// What `prepare` asks and tells an `acc::Linear<S>` of an fp8 policy.
 struct Fp8Layer {
+    explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history))) {}
+    Fp8Layer(Fp8Layer const& other) : runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(*other.state)) {}
+    Fp8Layer& operator=(Fp8Layer const&) = delete;
+
     bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
+    c10::intrusive_ptr<Fp8State> state;
+};
+
+template <class Recipe>
+struct Fp8LayerOf : Fp8Layer {
+    Fp8LayerOf() : Fp8Layer(history()) {}
+
+private:
+    static AmaxHistory history() {
+        if constexpr (has_history<Recipe>) return Recipe::history();
+        else return {1, {}};
+    }
 };
 
 /// `torch::nn::LinearImpl` that multiplies in fp8 where `prepare` has said so, inside a scope of the policy, else as a bf16 layer.
 template <class Impl, class Recipe, fp8 O>
-class Fp8Linear : public Impl, public Fp8Layer {
+class Fp8Linear : public Impl, public Fp8LayerOf<Recipe> {
 public:
     using Impl::Impl;
 
     at::Tensor forward(at::Tensor const& x) {
         auto const device = x.device().type();
-        if (!runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+        if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias);
         AutocastPause const pause(device);
-        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state);
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
@@ -15981,6 +16225,13 @@ struct Fp8Row {
     int64_t in = 0, out = 0;
     std::string reason;  ///< empty: it runs in fp8
 };
+
+/// The fp8 layers of a model, in the order of registration.
+template <class F>
+void for_each_fp8_layer(torch::nn::Module& model, F&& f) {
+    for (auto const& item : model.named_modules("", false))
+        if (auto* layer = dynamic_cast<Fp8Layer*>(item.value().get()); layer != nullptr && layer->runs_in_fp8) f(item.key(), *layer);
+}
 
 /// Decides for each linear layer of a model whether it runs in fp8; in the order of registration.
 inline std::vector<Fp8Row> choose_fp8_layers(torch::nn::Module& model, fp8_layers const& options) {
@@ -16028,13 +16279,115 @@ inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, cha
 }  // namespace precision
 }  // namespace accelerate
 
+// ---- accelerate/precision/fp8_history.hpp
+
+namespace accelerate::precision {
+
+/// What a recipe with a history does for a model after each optimizer step: the magnitudes of all ranks become one, their largest, in
+/// one collective for all layers, and then the histories go on. Shares the layers' states.
+class Fp8Histories {
+public:
+    explicit Fp8Histories(torch::nn::Module& model) {
+        for_each_fp8_layer(model, [&](std::string const&, Fp8Layer& layer) { states_.push_back(layer.state); });
+    }
+
+    /// `max_over_ranks(t)` makes the fp32 vector `t` the largest of all ranks', in place.
+    template <class F>
+    void operator()(at::Device device, F&& max_over_ranks) const {
+        std::vector<at::Tensor> all;
+        for (auto const& state : states_) all.push_back(state->history.now(device));
+        auto const together = at::cat(all);
+        max_over_ranks(together);
+        for (size_t i = 0; i < states_.size(); ++i) {
+            all[i].copy_(together.narrow(0, static_cast<int64_t>(i) * AmaxHistory::streams, AmaxHistory::streams));
+            states_[i]->history.step();
+        }
+    }
+
+private:
+    std::vector<c10::intrusive_ptr<Fp8State>> states_;
+};
+
+/// The histories of a model's fp8 layers, by layer; the same on every rank after a step. Small: two rows of `History` numbers a layer.
+template <std::same_as<StateDict> State = StateDict>
+State fp8_state_dict(torch::nn::Module& model) {
+    State state;
+    state.values["version"] = 1;
+    for_each_fp8_layer(model, [&](std::string const& name, Fp8Layer& layer) { layer.state->history.save(state, name + "."); });
+    return state;
+}
+
+/// Histories as they were saved; a layer that the state does not have starts anew, from the numbers that it meets. Error E_DATA for
+/// what is no such state, or of a later version.
+template <std::same_as<StateDict> State>
+void load_fp8_state_dict(torch::nn::Module& model, State const& state) {
+    auto const version = state.template value<int64_t>("version", "fp8 state");
+    check(version == 1, code::data, "fp8 state: this build reads version 1, found ", version);
+    for_each_fp8_layer(model, [&](std::string const& name, Fp8Layer& layer) { layer.state->history.load(state, name + "."); });
+}
+
+}  // namespace accelerate::precision
+
+// ---- accelerate/precision/fp8_report.hpp
+
+namespace accelerate::precision {
+
+/// What fp8 did to a layer so far, on this rank.
+struct Fp8Report {
+    std::string name;
+    Fp8Counts activation, weight, gradient;  ///< under `fp8{.counters = true}`
+    double shadow_error = 0;                 ///< |fp8 - bf16| / |bf16| of its forwards, under `fp8{.shadow = true}`
+};
+
+/// A row for each fp8 layer of a model. Waits for the device.
+inline std::vector<Fp8Report> fp8_report(torch::nn::Module& model) {
+    std::vector<Fp8Report> rows;
+    for_each_fp8_layer(model, [&](std::string const& name, Fp8Layer& layer) {
+        auto const& watch = layer.state->watch;
+        rows.push_back({name, watch.counts(Operand::Activation), watch.counts(Operand::Weight), watch.counts(Operand::Gradient), watch.error()});
+    });
+    return rows;
+}
+
+/// Begins counting anew.
+inline void reset_fp8_report(torch::nn::Module& model) {
+    for_each_fp8_layer(model, [](std::string const&, Fp8Layer& layer) { layer.state->watch.reset(); });
+}
+
+/// The report as a table, to print: shares of numbers that saturated and that became zero.
+inline std::string fp8_report_table(std::vector<Fp8Report> const& rows) {
+    size_t widest = 5;
+    for (auto const& row : rows) widest = std::max(widest, row.name.size());
+    auto const line = [&](std::string const& name, auto... cells) {
+        auto text = "  " + name + std::string(widest - name.size(), ' ');
+        ((text += "  " + std::string(cells.size() < 21 ? 21 - cells.size() : 0, ' ') + cells), ...);
+        return text + "\n";
+    };
+    auto const share = [](int64_t part, int64_t all) {
+        char text[16];
+        std::snprintf(text, sizeof text, "%.3f %%", all > 0 ? 100.0 * static_cast<double>(part) / static_cast<double>(all) : 0.0);
+        return std::string(text);
+    };
+    auto const cell = [&](Fp8Counts const& c) { return share(c.saturated, c.numbers) + ", " + share(c.underflowed, c.numbers); };
+    auto text = line("layer", std::string("activations"), std::string("weights"), std::string("gradients"), std::string("from bf16"));
+    for (auto const& row : rows) {
+        char error[16];
+        std::snprintf(error, sizeof error, "%.4f", row.shadow_error);
+        text += line(row.name, cell(row.activation), cell(row.weight), cell(row.gradient), std::string(error));
+    }
+    return text;
+}
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/fp8.hpp
 
 namespace accelerate::precision {
 
 /// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
-/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`; scales are those of the matrix at hand. Emulated on
-/// every device so far: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`, whose scales are those of the matrix at hand, and
+/// `Delayed`, whose are of the steps before. Emulated on every device so far: what it costs in accuracy is real, its speed is not. A
+/// model without a layer that can is refused.
 template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
 struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
@@ -16043,6 +16396,12 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     using impl = linear_becomes_t<Impl, Fp8Linear<Impl, Recipe, O>>;
 
     static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
+
+    static Fp8Histories after_update(torch::nn::Module& model)
+        requires has_history<Recipe>
+    {
+        return Fp8Histories(model);
+    }
 };
 
 }  // namespace accelerate::precision

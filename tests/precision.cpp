@@ -443,19 +443,19 @@ double nearest_fp8(double x, at::ScalarType format) { return format == at::kFloa
 
 /// What a recipe's fp8 makes of a matrix, number by number: amax over what shares a scale, the scale in fp32, as hardware has it.
 template <class Recipe>
-torch::Tensor by_hand(torch::Tensor const& a, at::ScalarType format, acc::precision::Operand operand, int margin = 0) {
+torch::Tensor by_hand(torch::Tensor const& a, at::ScalarType format, acc::precision::Operand operand, int margin = 0, float delayed_amax = 0) {
     auto const n = a.size(0), m = a.size(1);
     auto const in = a.to(at::kFloat).contiguous();
     auto out = torch::empty({n, m}, at::kDouble);
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < m; ++j) {
             int64_t i0 = 0, i1 = n, j0 = 0, j1 = m;
-            if (!std::is_same_v<Recipe, acc::recipe::Tensorwise>) i0 = i, i1 = i + 1;
+            if (!std::is_base_of_v<acc::recipe::Tensorwise, Recipe>) i0 = i, i1 = i + 1;
             if (std::is_same_v<Recipe, acc::recipe::Blockwise>) {
                 j0 = j / 128 * 128, j1 = std::min(m, j0 + 128);
                 if (operand == acc::precision::Operand::Weight) i0 = i / 128 * 128, i1 = std::min(n, i0 + 128);
             }
-            auto const amax = in.slice(0, i0, i1).slice(1, j0, j1).abs().max().item<float>();
+            auto const amax = delayed_amax > 0 ? delayed_amax : in.slice(0, i0, i1).slice(1, j0, j1).abs().max().item<float>();
             auto const scale = amax > 0 ? (1.0f / amax) * static_cast<float>(std::ldexp(format == at::kFloat8_e5m2 ? 57344 : 448, -margin)) : 1.0f;
             out[i][j] = nearest_fp8(static_cast<double>(in[i][j].item<float>() * scale), format) / static_cast<double>(scale);
         }
@@ -522,6 +522,7 @@ TEST_CASE("an fp8 layer differs from fp32 as its recipe says", "[fp8_linear][fp8
     follows_its_recipe<acc::recipe::Tensorwise>();
     follows_its_recipe<acc::recipe::Rowwise>();
     follows_its_recipe<acc::recipe::Blockwise>();
+    follows_its_recipe<acc::recipe::Delayed<>>();  // without a history it goes by the numbers at hand
 }
 
 TEST_CASE("fp8: padding changes nothing, zeros stay zero, what is not finite is noticed, margin leaves room", "[fp8_recipe][fp8_linear]") {
@@ -544,6 +545,116 @@ TEST_CASE("fp8: padding changes nothing, zeros stay zero, what is not finite is 
     check_padding(acc::recipe::Tensorwise());
     check_padding(acc::recipe::Rowwise());
     check_padding(acc::recipe::Blockwise());
+}
+
+TEST_CASE("an amax history gives the magnitudes of the steps before", "[amax_history]") {
+    using History = acc::precision::AmaxHistory;
+    auto const follow = [](int64_t length, acc::delayed options) {
+        INFO("length " << length << ", interval " << options.interval << ", max " << (options.amax_compute_algo == acc::AmaxCompute::Max));
+        History history(length, options);
+        std::vector<double> past;  // one a step
+        double in_use = 0;
+        int64_t wrong = 0;
+        for (int64_t step = 0; step < 12; ++step) {
+            double most = 0;
+            for (float magnitude : {3.0f, 40.0f, step % 5 == 3 ? 0.0f : 7.0f * static_cast<float>(step + 1), std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+                if (step % 5 == 3 && std::isfinite(magnitude)) magnitude = 0;  // a step without: the scale stays
+                auto const found = history.amax(torch::tensor({{-magnitude, 0.0f}, {magnitude / 2, 0.0f}}), History::Gradients).item<double>();
+                if (!std::isfinite(magnitude)) wrong += std::isfinite(found);
+                else wrong += found != (in_use > 0 ? in_use : static_cast<double>(magnitude)), most = std::max(most, static_cast<double>(magnitude));
+            }
+            // What was saved goes on in another one as here.
+            if (step == 7) {
+                acc::StateDict state;
+                history.save(state, "layer.");
+                CHECK(state.tensors.at("layer.amax_history").sizes() == at::IntArrayRef({2, length}));
+                History other(length, options);
+                other.load(state, "layer.");
+                auto const same_now = history.now(at::kCPU).clone();
+                other.now(at::kCPU).copy_(same_now);
+                history = other;
+            }
+            history.step();
+            past.push_back(most);
+            if ((step + 1) % options.interval != 0) continue;
+            auto const from = past.end() - std::min<int64_t>(length, step + 1);
+            auto const next = options.amax_compute_algo == acc::AmaxCompute::Max ? *std::max_element(from, past.end()) : past.back();
+            if (next > 0) in_use = next;
+        }
+        CHECK(wrong == 0);
+        History const copy(history);
+        CHECK(History(copy).now(at::kCPU).data_ptr() != history.now(at::kCPU).data_ptr());
+    };
+    for (int64_t length : {1, 3, 20})
+        for (int64_t interval : {1, 2})
+            for (auto algo : {acc::AmaxCompute::MostRecent, acc::AmaxCompute::Max}) follow(length, {algo, interval});
+    History history(3, {});
+    acc::StateDict state{{{"a.amax_history", torch::zeros({3})}, {"a.amax", torch::zeros({2})}}, {{"a.steps", 1}}};
+    CHECK_THROWS_WITH(history.load(state, "a."), Catch::Contains("E_DATA") && Catch::Contains("a.amax_history"));
+    CHECK_NOTHROW(history.load(state, "b."));  // not saved: starts anew
+}
+
+TEST_CASE("a delayed layer scales by the steps before, and its watch counts what that costs", "[fp8_linear][fp8_recipe][fp8_watch][fp8_report][fp8_history]") {
+    using acc::precision::Operand;
+    using Recipe = acc::recipe::Delayed<4>;
+    using Policy = acc::precision::Fp8<Recipe, acc::fp8{.counters = true, .shadow = true}>;
+    torch::manual_seed(12);
+    struct Two : torch::nn::Module {
+        acc::Linear<acc::Strategy<acc::place::Resident, Policy>> layer{this, "layer", 48, 32};
+    } model;
+    auto& layer = model.layer;
+    layer->runs_in_fp8 = true;
+    auto const e4m3 = at::kFloat8_e4m3fn, e5m2 = at::kFloat8_e5m2;
+    auto const run = [&](torch::Tensor const& x, torch::Tensor const& slope) {
+        typename Policy::template scope<Cpu> scope;
+        auto const y = layer(x).to(at::kFloat);
+        (y * slope).sum().backward();
+        return y.detach();
+    };
+    auto const amax = [](torch::Tensor const& t) { return t.abs().max().item<float>(); };
+    auto const x = torch::randn({8, 48}), slope = torch::randn({8, 32}).to(at::kBFloat16).to(at::kFloat);
+    run(x, slope);
+    acc::precision::Fp8Histories const update(model);
+    update(at::kCPU, [&](torch::Tensor const& t) { t.mul_(2); });  // as if another rank had met twice as much
+    acc::precision::reset_fp8_report(model);
+    layer->zero_grad();
+
+    auto const larger = x * 3, steeper = slope * 4, w = layer->weight.detach();  // more than the range has room for
+    auto const y = run(larger.requires_grad_(), steeper);
+    auto const rows = larger.detach();
+    auto const in_use = 2 * amax(x), in_use_back = 2 * amax(slope);
+    auto const x8 = by_hand<Recipe>(rows, e4m3, Operand::Activation, 0, in_use), g8 = by_hand<Recipe>(steeper, e5m2, Operand::Gradient, 0, in_use_back);
+    auto const w8 = by_hand<Recipe>(w, e4m3, Operand::Weight);  // weights go by themselves
+    auto const close = [](torch::Tensor const& got, torch::Tensor const& exact) { return torch::allclose(got.to(at::kDouble), exact, 1e-2, 1e-2 * exact.abs().max().item<double>()); };
+    CHECK(close(y, torch::matmul(x8, w8.t()) + layer->bias.detach().to(at::kDouble)));
+    CHECK(close(larger.grad(), torch::matmul(g8, w8)));
+    CHECK((layer->weight.grad().to(at::kDouble) - torch::matmul(g8.t(), x8)).abs().max().item<double>() < 1e-6 * torch::matmul(g8.t(), x8).abs().max().item<double>());
+    CHECK_FALSE(close(y, torch::matmul(rows, w.t()).to(at::kDouble) + layer->bias.detach().to(at::kDouble)));  // what saturated is missing
+
+    auto const beyond = [](torch::Tensor const& t, float scale_amax, double largest, double limit) { return ((t / scale_amax * largest).abs() >= limit).sum().item<int64_t>(); };
+    auto const report = acc::precision::fp8_report(model);
+    REQUIRE(report.size() == 1);
+    CHECK(report[0].name == "layer");
+    CHECK(report[0].activation.numbers == 2 * 8 * 48);  // of the forward and of the weight's gradient
+    CHECK(report[0].activation.saturated == 2 * beyond(rows, in_use, 448, 464));
+    CHECK(report[0].activation.saturated > 0);
+    CHECK(report[0].gradient.saturated == 2 * beyond(steeper, in_use_back, 57344, 61440));
+    CHECK(report[0].weight.saturated == 0);
+    CHECK(report[0].weight.underflowed == 2 * ((w8 == 0).logical_and(w != 0)).sum().item<int64_t>());
+    auto const bf16 = at::matmul(rows.to(at::kBFloat16).to(at::kDouble), w.to(at::kBFloat16).to(at::kDouble).t()) + layer->bias.detach().to(at::kDouble);
+    CHECK(report[0].shadow_error == Approx(((y.to(at::kDouble) - bf16).norm() / bf16.norm()).item<double>()).epsilon(0.02));
+    CHECK(acc::precision::fp8_report_table(report).find("layer") != std::string::npos);
+
+    auto const state = acc::precision::fp8_state_dict(model);
+    CHECK(state.tensors.at("layer.amax")[0].item<float>() == in_use);
+    auto later = state;
+    later.values["version"] = 2;
+    CHECK_THROWS_WITH(acc::precision::load_fp8_state_dict(model, later), Catch::Contains("E_DATA") && Catch::Contains("version"));
+    acc::precision::load_fp8_state_dict(model, acc::StateDict{{}, {{"version", 1}}});  // loaded weights, no history: the old one is forgotten
+    auto const fresh = run(rows, steeper);
+    CHECK(close(fresh, torch::matmul(by_hand<Recipe>(rows, e4m3, Operand::Activation), w8.t()) + layer->bias.detach().to(at::kDouble)));
+    acc::precision::load_fp8_state_dict(model, state);
+    CHECK(torch::equal(run(rows, steeper), y));
 }
 
 TEST_CASE("an fp8 layer runs in bf16 where it is told to", "[fp8_linear][fp8]") {

@@ -355,10 +355,46 @@ TEST_CASE("an fp8 model learns, under every recipe and with slices", "[fp8][fp8_
     compare(acc::recipe::Tensorwise());
     compare(acc::recipe::Rowwise());
     compare(acc::recipe::Blockwise());
+    compare(acc::recipe::Delayed<8>());
+}
+
+TEST_CASE("ranks share the history of an fp8 model", "[fp8_history][amax_history]") {
+    // Two ranks with a half of the batch each scale by what one with all of it would.
+    using Recipe = acc::recipe::Delayed<4, acc::delayed{.amax_compute_algo = acc::AmaxCompute::Max}>;
+    auto const trained = []<class Accelerator>(Accelerator& accelerator, acc::StateDict& history) {
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Mixed>(), acc::optim::AdamW{.lr = 0.01});
+        auto const generator = at::detail::createCPUGenerator(9);
+        auto const rows = 64 / accelerator.num_processes();
+        auto const x = at::randn({64, 16}, generator).narrow(0, accelerator.process_index() * rows, rows), y = torch::sin(x);
+        double loss = 0;
+        for (int64_t i = 0; i < 150; ++i) {
+            auto window = accelerator.accumulate(model);
+            auto const l = torch::mse_loss(model(x).to(at::kFloat), y);
+            accelerator.backward(l);
+            optimizer.step();
+            optimizer.zero_grad();
+            loss = accelerator.reduce(l.detach(), "mean").template item<double>();
+            if (i == 2) history = acc::precision::fp8_state_dict(*model);
+        }
+        return loss;
+    };
+    acc::StateDict one, two[2];
+    Fp8Run<Recipe> single;
+    trained(single, one);
     std::atomic<int64_t> learned = 0;
     acc::debug_launcher(2, [&](acc::comm::Threads comm) {
-        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp8<>, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({}, comm);
-        learned += trained(accelerator) < 0.1;
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp8<Recipe>, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({}, comm);
+        learned += trained(accelerator, two[comm.rank()]) < 0.1;
     });
     CHECK(learned == 2);
+    CHECK(one.tensors.size() == 4);  // of the two layers in fp8
+    CHECK(same(two[0].tensors, two[1].tensors));
+    for (auto const& [name, t] : one.tensors) {
+        INFO(name);
+        // Gradients of a mean over half as many rows are twice as large on a rank.
+        auto expected = t.clone();
+        expected[acc::precision::AmaxHistory::Gradients] *= 2;
+        CHECK(torch::allclose(two[0].tensors.at(name), expected, 0.05));
+        CHECK((expected[0] > 0).any().item<bool>());
+    }
 }

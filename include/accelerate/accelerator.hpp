@@ -261,6 +261,8 @@ public:
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        if constexpr (requires { Precision::after_update(*module); })
+            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }

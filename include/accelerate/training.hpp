@@ -10,6 +10,7 @@
 #include <accelerate/sharding/policy.hpp>
 #include <accelerate/step_guard.hpp>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -54,6 +55,7 @@ public:
         Base::after_step();
         forget_gradients();
         Precision::parameters_changed();
+        if (updated) updated();
     }
     void zero_grad() {
         Base::zero_grad();
@@ -88,6 +90,7 @@ public:
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
     std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
+    std::function<void()> updated; ///< what the precision does after a step, on every rank; empty: nothing
 
 private:
     void forget_gradients() {

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <accelerate/precision/autocast_policy.hpp>
+#include <accelerate/precision/fp8_history.hpp>
 #include <accelerate/precision/fp8_layers.hpp>
+#include <accelerate/precision/fp8_report.hpp>
 
 namespace accelerate::precision {
 
 /// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
-/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`; scales are those of the matrix at hand. Emulated on
-/// every device so far: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+/// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`, whose scales are those of the matrix at hand, and
+/// `Delayed`, whose are of the steps before. Emulated on every device so far: what it costs in accuracy is real, its speed is not. A
+/// model without a layer that can is refused.
 template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
 struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
@@ -16,6 +19,12 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     using impl = linear_becomes_t<Impl, Fp8Linear<Impl, Recipe, O>>;
 
     static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
+
+    static Fp8Histories after_update(torch::nn::Module& model)
+        requires has_history<Recipe>
+    {
+        return Fp8Histories(model);
+    }
 };
 
 }  // namespace accelerate::precision

@@ -21,6 +21,13 @@ struct Fp8Row {
     std::string reason;  ///< empty: it runs in fp8
 };
 
+/// The fp8 layers of a model, in the order of registration.
+template <class F>
+void for_each_fp8_layer(torch::nn::Module& model, F&& f) {
+    for (auto const& item : model.named_modules("", false))
+        if (auto* layer = dynamic_cast<Fp8Layer*>(item.value().get()); layer != nullptr && layer->runs_in_fp8) f(item.key(), *layer);
+}
+
 /// Decides for each linear layer of a model whether it runs in fp8; in the order of registration.
 inline std::vector<Fp8Row> choose_fp8_layers(torch::nn::Module& model, fp8_layers const& options) {
     std::vector<std::pair<Fp8Row, Fp8Layer*>> found;

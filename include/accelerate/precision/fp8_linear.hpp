@@ -4,7 +4,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <accelerate/precision/fp8_recipe.hpp>
+#include <accelerate/precision/fp8_watch.hpp>
 #include <accelerate/precision/low_precision_linear.hpp>
+#include <utility>
 
 namespace accelerate {
 
@@ -15,69 +17,116 @@ struct fp8 {
     /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
     bool override_fprop = false, override_dgrad = false, override_wgrad = false;
     Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+    bool counters = false;                  ///< counts saturations and underflows (`precision::fp8_report`); costs a few passes
+    bool shadow = false;                    ///< computes each forward in bf16 as well, to compare with (`precision::fp8_report`)
 };
 
 namespace precision {
+
+/// What an fp8 layer remembers from call to call. Shared with the graphs of its forwards, which may outlive it.
+struct Fp8State : torch::CustomClassHolder {
+    explicit Fp8State(AmaxHistory h) : history(std::move(h)) {}
+
+    AmaxHistory history;
+    Fp8Watch watch;
+};
 
 /// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, products are
 /// those of fp32 (emulated: no fp8 units are used), results have the dtypes that a bf16 layer's would.
 template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
-    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias) {
+    static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
+                              c10::intrusive_ptr<Fp8State> const& state) {
         auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
         context->save_for_backward({x, weight});
         context->saved_data["bias"] = bias.has_value();
-        auto y = product<O.override_fprop>(rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
-        if (bias) y = y + *bias;
+        context->saved_data["state"] = at::IValue::make_capsule(state);
+        auto const result = [&]<bool InBf16>(std::bool_constant<InBf16>) {
+            auto const y = product<InBf16>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
+            return (bias ? y + *bias : y).to(at::kBFloat16);
+        };
+        auto const y = result(std::bool_constant<O.override_fprop>());
+        if constexpr (O.shadow) state->watch.compare(y, result(std::true_type()));
         auto shape = x.sizes().vec();
         shape.back() = weight.size(0);
-        return y.to(at::kBFloat16).view(shape);
+        return y.view(shape);
     }
 
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list const& gradients) {
         auto const saved = context->get_saved_variables();
         auto const& x = saved[0];
         auto const& weight = saved[1];
+        auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
+        AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
         auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
         auto const g = gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
         at::Tensor to_x, to_weight, to_bias;
         if (context->needs_input_grad(0))
-            to_x = product<O.override_dgrad>(g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight).to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
+            to_x = product<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight)
+                       .to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
         if (context->needs_input_grad(1))
-            to_weight = product<O.override_wgrad>(g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
+            to_weight = product<O.override_wgrad>(state, g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
         if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
-        return {to_x, to_weight, to_bias};
+        return {to_x, to_weight, to_bias, at::Tensor()};
     }
 
 private:
     /// a b^T. Both are summed over their last dimension; scales go along it.
     template <bool InBf16>
-    static at::Tensor product(at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
-        auto const rounded = [](at::Tensor const& t, at::ScalarType format, Operand is) {
+    static at::Tensor product(Fp8State& state, at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
+        auto const as_used = [&](at::Tensor const& t, at::ScalarType format, Operand is) {
             if constexpr (InBf16) return t.to(at::kBFloat16).to(at::kFloat);
-            else return through_fp8<Recipe>(t, format, is, O.margin);
+            else return rounded(state, t, format, is);
         };
-        return at::matmul(rounded(a, a_format, a_is), rounded(b, b_format, b_is).t());
+        return at::matmul(as_used(a, a_format, a_is), as_used(b, b_format, b_is).t());
+    }
+
+    static at::Tensor rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is) {
+        if (t.numel() == 0) return t;
+        auto const amax = [&] {
+            if constexpr (has_history<Recipe>)
+                if (is != Operand::Weight) return state.history.amax(t, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
+            return Recipe::amax(t, is);
+        };
+        auto const scale = fp8_scale(amax(), format, O.margin), scaled = t * scale, in_fp8 = saturated(scaled, format);
+        if constexpr (O.counters) state.watch.count(is, scaled, in_fp8, format);
+        return in_fp8.to(at::kFloat) / scale;
     }
 };
 
 /// What `prepare` asks and tells an `acc::Linear<S>` of an fp8 policy.
 struct Fp8Layer {
+    explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history))) {}
+    Fp8Layer(Fp8Layer const& other) : runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(*other.state)) {}
+    Fp8Layer& operator=(Fp8Layer const&) = delete;
+
     bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
+    c10::intrusive_ptr<Fp8State> state;
+};
+
+template <class Recipe>
+struct Fp8LayerOf : Fp8Layer {
+    Fp8LayerOf() : Fp8Layer(history()) {}
+
+private:
+    static AmaxHistory history() {
+        if constexpr (has_history<Recipe>) return Recipe::history();
+        else return {1, {}};
+    }
 };
 
 /// `torch::nn::LinearImpl` that multiplies in fp8 where `prepare` has said so, inside a scope of the policy, else as a bf16 layer.
 template <class Impl, class Recipe, fp8 O>
-class Fp8Linear : public Impl, public Fp8Layer {
+class Fp8Linear : public Impl, public Fp8LayerOf<Recipe> {
 public:
     using Impl::Impl;
 
     at::Tensor forward(at::Tensor const& x) {
         auto const device = x.device().type();
-        if (!runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+        if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias);
         AutocastPause const pause(device);
-        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state);
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {

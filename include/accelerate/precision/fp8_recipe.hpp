@@ -5,6 +5,7 @@
 #include <ATen/ops/pad.h>
 #include <ATen/ops/where.h>
 
+#include <accelerate/precision/amax_history.hpp>
 #include <cmath>
 #include <cstdint>
 
@@ -22,8 +23,9 @@ inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.
 
 }  // namespace precision
 
-/// How many scales an fp8 matrix has. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the fp32 matrix
-/// `a` (rows, columns) shares its scale with, in a shape that broadcasts with it.
+/// How many scales an fp8 matrix has, and from what. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the
+/// fp32 matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
+/// activations and gradients by that instead.
 namespace recipe {
 
 /// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
@@ -52,17 +54,35 @@ struct Blockwise {
     }
 };
 
+/// One scale a matrix, for activations and gradients from the steps before (TransformerEngine's `DelayedScaling`, for which `History`
+/// is `amax_history_len`): on hardware that saves a pass over them, and what grows from one step to the next saturates. Weights are
+/// scaled by themselves: they are at hand once a window, and after loading no scale is left over from other ones.
+template <int64_t History = 1024, delayed O = delayed{}>
+struct Delayed : Tensorwise {
+    static_assert(History >= 1 && O.interval >= 1, "recipe::Delayed: the history and the interval need at least one step");
+    static constexpr char const* name = "Delayed";
+    static precision::AmaxHistory history() { return {History, O}; }
+};
+
 }  // namespace recipe
 
 namespace precision {
 
-/// An fp32 matrix as a recipe's fp8 numbers say it: scaled by `largest / 2^margin / amax`, rounded to fp8, scaled back. Where amax is
-/// zero the scale is one; a NaN or an infinity makes NaNs, so that it is noticed.
+/// A recipe with a memory.
+template <class Recipe>
+concept has_history = requires { Recipe::history(); };
+
+/// What an fp32 matrix is multiplied by before it is rounded: `largest / 2^margin / amax`; one where amax is zero. A NaN or an infinity
+/// makes NaNs, so that it is noticed.
+inline at::Tensor fp8_scale(at::Tensor const& amax, at::ScalarType fp8, int64_t margin = 0) {
+    return at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+}
+
+/// An fp32 matrix as a recipe's fp8 numbers say it: scaled, rounded to fp8, scaled back.
 template <class Recipe>
 at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand, int64_t margin = 0) {
     if (a.numel() == 0) return a;
-    auto const amax = Recipe::amax(a, operand);
-    auto const scale = at::where(amax > 0, amax.reciprocal() * std::ldexp(largest(fp8), static_cast<int>(-margin)), at::ones_like(amax));
+    auto const scale = fp8_scale(Recipe::amax(a, operand), fp8, margin);
     return saturated(a * scale, fp8).to(at::kFloat) / scale;
 }
 

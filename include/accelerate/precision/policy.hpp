@@ -23,6 +23,8 @@ struct SomeImpl {};
 ///                           function. An empty type costs nothing.
 ///   `pause<Device>`         full precision inside such a scope: backward and the optimizer step
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
+///   `prepare(model, fp8_layers)`  optional: what it does to a model before anything else
+///   `after_update(model)`   optional: makes what is called after each optimizer step with the device and `max_over_ranks(tensor)`
 ///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
 template <class P, class Device = precision::detail::SomeDevice>
