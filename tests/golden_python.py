@@ -17,7 +17,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 GOLDEN = HERE / "data" / "golden"
-DEFAULTS = {"ranks": 1, "samples": 96, "batch": 8, "accumulation": 1, "epochs": 1, "bf16": False, "bits": False, "split": False, "even": True, "drop_last": False}
+DEFAULTS = {"ranks": 1, "samples": 96, "batch": 8, "accumulation": 1, "epochs": 1, "bf16": False, "bits": False, "split": False, "even": True, "drop_last": False, "warmup": 2, "total": 20}
 CASES = {
     "plain": {},
     "accumulation, short last window": {"samples": 88, "accumulation": 4, "epochs": 2},
@@ -85,8 +85,9 @@ def peer(case):
         def __getitem__(self, i):
             return self.tokens[32 * i:32 * i + 32], self.tokens[32 * i + 1:32 * i + 33]
 
-    def factor(s):  # transformers' get_cosine_schedule_with_warmup(2, 20), counted in optimizer steps
-        return s / 2 if s < 2 else 0.5 * (1 + math.cos(math.pi * (s - 2) / 18))
+    def factor(s):  # transformers' get_cosine_schedule_with_warmup, counted in optimizer steps
+        warmup, total = case["warmup"], case["total"]
+        return s / warmup if s < warmup else 0.5 * (1 + math.cos(math.pi * (s - warmup) / (total - warmup)))
 
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if case["bf16"] else "no", gradient_accumulation_steps=case["accumulation"],
                               dataloader_config=DataLoaderConfiguration(split_batches=case["split"], even_batches=case["even"]))

@@ -315,6 +315,7 @@ TEST_CASE("prepare decides which layers run in fp8 and says why not", "[fp8_laye
     CHECK(reasons["plain"] == "a torch::nn::Linear; write acc::Linear<S>");
     CHECK(reasons["d"] == "left out by the filter");
     CHECK(reasons["out"] == "the last layer");
+    CHECK(acc::precision::fp8_share(rows) == Approx(32.0 * 32 / (16 * 32 + 32 * 32 + 32 * 40 + 40 * 32 + 32 * 32 + 32 * 32 + 32 * 16)));
     auto const table = acc::precision::fp8_table(rows);
     CHECK(table.find("a      32 x 32         fp8\n") != std::string::npos);
     CHECK(table.find("plain  32 x 32         bf16: a torch::nn::Linear") != std::string::npos);

@@ -18,7 +18,7 @@ void run(nlohmann::json const& c) {
         golden::Gpt(),
         acc::optim::AdamW{.lr = 1e-3, .betas = {0.9, 0.95}, .weight_decay = 0.1, .operations = c.at("bits").get<bool>() ? acc::Operations::Torch : acc::Operations::Fused},
         acc::data::Loader{tokens, {.batch_size = c.at("batch"), .drop_last = c.at("drop_last"), .even_batches = c.at("even"), .split_batches = c.at("split")}},
-        acc::schedule::Cosine{.warmup = acc::OptimizerSteps{2}, .total = acc::OptimizerSteps{20}});
+        acc::schedule::Cosine{.warmup = acc::OptimizerSteps{c.at("warmup")}, .total = acc::OptimizerSteps{c.at("total")}});
     std::vector<double> losses, norms, rates;
     while (loader.epoch() < c.at("epochs").get<int64_t>())
         for (auto& batch : loader) {

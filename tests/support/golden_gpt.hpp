@@ -20,11 +20,13 @@ struct AffineImpl : torch::nn::Module {
 };
 TORCH_MODULE(Affine);
 
-struct BlockImpl : torch::nn::Module {
-    explicit BlockImpl(int64_t d)
-        : ln1(register_module("ln1", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))), qkv(register_module("qkv", Affine(d, 3 * d))),
-          proj(register_module("proj", Affine(d, d))), ln2(register_module("ln2", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))),
-          fc(register_module("fc", Affine(d, 4 * d))), out(register_module("out", Affine(4 * d, d))) {}
+/// `Linear` is the holder of its linear layers.
+template <class Linear>
+struct Block : torch::nn::Module {
+    explicit Block(int64_t d)
+        : ln1(register_module("ln1", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))), qkv(register_module("qkv", Linear(d, 3 * d))),
+          proj(register_module("proj", Linear(d, d))), ln2(register_module("ln2", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))),
+          fc(register_module("fc", Linear(d, 4 * d))), out(register_module("out", Linear(4 * d, d))) {}
 
     torch::Tensor forward(torch::Tensor x) {
         auto const b = x.size(0), t = x.size(1), d = x.size(2);
@@ -38,33 +40,40 @@ struct BlockImpl : torch::nn::Module {
     }
 
     torch::nn::LayerNorm ln1;
-    Affine qkv, proj;
+    Linear qkv, proj;
     torch::nn::LayerNorm ln2;
-    Affine fc, out;
+    Linear fc, out;
 };
-TORCH_MODULE(Block);
 
-struct GptImpl : torch::nn::Module {
+template <class Linear>
+struct BasicGpt : torch::nn::Module {
     static constexpr int64_t vocab = 65, context = 32, width = 64, depth = 2;
-    GptImpl()
+    BasicGpt()
         : wte(register_module("wte", torch::nn::Embedding(vocab, width))), wpe(register_module("wpe", torch::nn::Embedding(context, width))),
           blocks(register_module("blocks", torch::nn::ModuleList())), ln_f(nullptr), head(nullptr) {
-        for (int64_t i = 0; i < depth; ++i) blocks->push_back(Block(width));
+        for (int64_t i = 0; i < depth; ++i) blocks->push_back(std::make_shared<Block<Linear>>(width));
         ln_f = register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})));
-        head = register_module("head", Affine(width, vocab));
+        head = register_module("head", Linear(width, vocab));
+    }
+    torch::Tensor forward(torch::Tensor const& tokens) {
+        auto x = wte(tokens) + wpe(torch::arange(tokens.size(1)));
+        for (auto& block : *blocks) x = block->template as<Block<Linear>>()->forward(x);
+        return head(ln_f(x));
+    }
+    /// The weights that every recorded run began with.
+    void load_init() {
         torch::NoGradGuard no_grad;
         auto const weights = accelerate::load_file(folder() / "init.safetensors");
         for (auto& p : named_parameters()) p.value().copy_(weights.at(p.key()));
     }
-    torch::Tensor forward(torch::Tensor const& tokens) {
-        auto x = wte(tokens) + wpe(torch::arange(tokens.size(1)));
-        for (auto& block : *blocks) x = block->as<BlockImpl>()->forward(x);
-        return head(ln_f(x));
-    }
     torch::nn::Embedding wte, wpe;
     torch::nn::ModuleList blocks;
     torch::nn::LayerNorm ln_f;
-    Affine head;
+    Linear head;
+};
+
+struct GptImpl : BasicGpt<Affine> {
+    GptImpl() { load_init(); }
 };
 TORCH_MODULE(Gpt);
 
