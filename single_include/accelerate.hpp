@@ -104,6 +104,8 @@
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/optim/optimizer.h>
 #include <numbers>
 #include <torch/csrc/autograd/custom_function.h>
@@ -129,9 +131,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/pad.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/maximum.h>
-#include <ATen/ops/zeros_like.h>
 #include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
@@ -1616,6 +1616,7 @@ template <class Base, class Precision>
 class TrainedModel : public Base {
 public:
     using guard_type = StepGuard<TrainedModel, precision::scaler_of<Precision>>;
+    static constexpr at::ScalarType master = Precision::master;  ///< what an optimizer updates
 
     template <class Communicator>
     TrainedModel(sharding::ModelParts parts, Communicator const& communicator, std::shared_ptr<guard_type> g) : Base(std::move(parts), communicator), guard(std::move(g)) {
@@ -9190,11 +9191,41 @@ public:
 
 }  // namespace accelerate
 
+// ---- accelerate/optim/storage.hpp
+
+namespace accelerate {
+
+/// How an optimizer keeps its numbers (`storage` of every recipe); its arithmetic is in fp32 whatever they are kept in.
+struct optimizer_storage {
+    /// Of the states (moments): `kBFloat16` halves them. They are rounded stochastically then: to the nearest, an average with 0.999 of
+    /// itself would stand still. Empty: fp32 beside fp32 parameters and master weights, else the parameters' dtype, as in PyTorch.
+    std::optional<at::ScalarType> states = {};
+    /// What is kept in bf16 (parameters without master weights, their states) rounds up or down with the probability of the distance, so
+    /// that small updates are not lost. The same on every rank that holds it.
+    bool stochastic_rounding = false;
+
+    bool stochastic_states() const { return stochastic_rounding || states == at::kBFloat16; }
+};
+
+namespace optim {
+
+/// Whether numbers of that dtype are widened to be updated.
+constexpr bool is_low(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
+
+inline void validate_storage(optimizer_storage const& storage, Operations operations, char const* kind) {
+    check(operations == Operations::Fused || (!storage.states && !storage.stochastic_rounding), code::config, "optim::", kind, ": Operations::Torch is Python's arithmetic, which knows no storage");
+    check(!storage.states || *storage.states == at::kFloat || *storage.states == at::kBFloat16, code::config, "optim::", kind, ": storage.states is ", storage.states.value_or(at::kFloat),
+          "; it can be kFloat or kBFloat16");
+}
+
+}  // namespace optim
+}  // namespace accelerate
+
 // ---- accelerate/optim/moments.hpp
 
 namespace accelerate::optim {
 
-/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length, the master weights last.
 struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
@@ -9219,10 +9250,12 @@ struct Part {
 };
 
 /// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
-/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load.
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. With
+/// `masters` parameters in bf16 or fp16 have one state more, "master": the parameter in fp32.
 class Moments {
 public:
-    Moments(std::vector<std::string> names, double initial) : names_(std::move(names)), initial_(initial) {}
+    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false)
+        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters) {}
 
     std::vector<Stretch> const& stretches() const { return stretches_; }
     std::vector<Part> const& parts() const { return parts_; }
@@ -9230,8 +9263,13 @@ public:
     /// Takes over a new arrangement; state moves along by name. Parameters not seen before start with the initial value. `keys`
     /// are those of all parameters, also of those that other ranks update.
     void arrange(std::vector<Stretch> stretches, std::vector<Part> parts, std::set<std::string> keys) {
-        for (auto& s : stretches)
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options()));
+        for (auto& s : stretches) {
+            auto const dtype = s.parameters.scalar_type();
+            bool const master = masters_ && is_low(dtype);
+            auto const kept = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
+            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(kept)));
+            if (master) s.states.push_back(s.parameters.to(at::kFloat));
+        }
         auto const before = index();
         for (auto const& part : parts) {
             auto old = before.find(part.key);
@@ -9242,7 +9280,7 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                for (size_t n = 0; n < names_.size(); ++n)
+                for (size_t n = 0; n < stretches[part.stretch].states.size(); ++n)
                     stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
                         .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
             }
@@ -9259,14 +9297,14 @@ public:
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
         for (auto const& [key, indices] : index())
-            for (size_t n = 0; n < names_.size(); ++n) {
-                auto const name = names_[n] + "." + key;
+            for (size_t n = 0; n < states_of(parts_[indices.front()]).size(); ++n) {
+                auto const name = this->name(n) + "." + key;
                 auto const& first = parts_[indices.front()];
                 auto const& last = parts_[indices.back()];
                 int64_t held = 0;
                 for (auto i : indices) held += parts_[i].length();
                 check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-                auto flat = at::empty({held}, stretches_[first.stretch].parameters.options());
+                auto flat = at::empty({held}, states_of(first)[n].options());
                 for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
@@ -9276,13 +9314,17 @@ public:
             }
     }
 
-    /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
-    /// misshapen tensor; nothing has been changed then.
+    /// The reverse of `save`, from whole parameters or from the same slices. Master weights that the state does not have are made from
+    /// the parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
-            for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
+            for (size_t n = 0; n < states_of(part).size(); ++n) {
+                auto const key = name(n) + "." + part.key;
+                if (n == names_.size() && !state.tensors.contains(key)) copies.emplace_back(slice(part, n), stretches_[part.stretch].parameters.narrow(0, part.offset, part.length()));
+                else copies.emplace_back(slice(part, n), stored(state, key, part));
+            }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
         for (auto& [target, source] : copies) target.copy_(source);
@@ -9291,7 +9333,10 @@ public:
     /// Back to the value before the first update.
     void reset() {
         for (auto& s : stretches_)
-            for (auto& t : s.states) t.fill_(initial_);
+            for (size_t n = 0; n < s.states.size(); ++n) {
+                if (n < names_.size()) s.states[n].fill_(initial_);
+                else s.states[n].copy_(s.parameters);
+            }
     }
 
 private:
@@ -9303,11 +9348,15 @@ private:
         return by_key;
     }
 
-    at::Tensor slice(Part const& part, size_t n) const { return stretches_[part.stretch].states[n].narrow(0, part.offset, part.length()); }
+    std::vector<at::Tensor> const& states_of(Part const& part) const { return stretches_[part.stretch].states; }
+    at::Tensor slice(Part const& part, size_t n) const { return states_of(part)[n].narrow(0, part.offset, part.length()); }
+    std::string name(size_t n) const { return n < names_.size() ? names_[n] : "master"; }
 
     bool known(std::string const& name) const {
         auto const dot = name.find('.');  // names of states have none
-        return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
+        if (dot == std::string::npos || !keys_.contains(name.substr(dot + 1))) return false;
+        auto const state = name.substr(0, dot);
+        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master");
     }
 
     template <std::same_as<StateDict> State>
@@ -9331,6 +9380,8 @@ private:
 
     std::vector<std::string> names_;
     double initial_;
+    optimizer_storage storage_;
+    bool masters_;
     std::vector<Stretch> stretches_;
     std::vector<Part> parts_;
     std::set<std::string> keys_;
@@ -9457,6 +9508,7 @@ namespace accelerate::optim {
 //   no_decay_on_norms_and_biases  weight_decay 0 for parameters of at most one dimension and for names that end in "bias"
 //   groups                        other hyper-parameters by parameter name; the first match wins
 //   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
+//   storage                       states in bf16, stochastic rounding
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -9469,6 +9521,7 @@ struct AdamW {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -9482,6 +9535,7 @@ struct Adam {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -9495,6 +9549,7 @@ struct Sgd {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -9508,6 +9563,7 @@ struct Adagrad {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -9520,6 +9576,7 @@ struct Lion {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 }  // namespace accelerate::optim
@@ -9753,6 +9810,7 @@ concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns
     { r.no_decay_on_norms_and_biases } -> std::convertible_to<bool>;
     { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
     { r.operations } -> std::convertible_to<Operations>;
+    { r.storage } -> std::convertible_to<optimizer_storage>;
     { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
     { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
     { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
@@ -9772,6 +9830,7 @@ template <class R>
 void validate_common(R const& r, char const* kind) {
     validate(r.lr >= 0, kind, "lr must not be negative");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    validate_storage(r.storage, r.operations, kind);
 }
 
 inline float narrowed(double x) { return static_cast<float>(x); }
@@ -9963,14 +10022,262 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/optim/narrow.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::kernel {
+
+// bf16 is the upper half of fp32. What is rounded to it stochastically gets a 16-bit number added to the lower half, from a hash of its
+// place and of the step: no state, the same in any order and on every rank.
+
+/// Where the numbers of one stream come from at one step.
+struct Noise {
+    uint32_t key = 0;
+
+    static Noise of(int64_t step, uint32_t stream) { return {static_cast<uint32_t>(step) * 0x9e3779b9u + stream * 0x85ebca6bu}; }
+    uint32_t at(int64_t index) const {
+        auto x = static_cast<uint32_t>(index) + key;  // lowbias32 (Wellons): every bit of the input changes half of the output's
+        x = (x ^ (x >> 16)) * 0x7feb352du;
+        x = (x ^ (x >> 15)) * 0x846ca68bu;
+        return (x ^ (x >> 16)) & 0xffff;
+    }
+};
+
+inline float widened(uint16_t bf16) {
+    auto const bits = static_cast<uint32_t>(bf16) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+/// To the nearest, ties to even; a NaN stays one.
+inline uint16_t nearest_bf16(float x) { return c10::BFloat16(x).x; }
+/// One of the two neighbours. Infinities and NaNs stay what they are; the largest numbers may become infinite.
+inline uint16_t stochastic_bf16(float x, uint32_t noise) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7f800000u) == 0x7f800000u) return nearest_bf16(x);
+    return static_cast<uint16_t>((bits + noise) >> 16);
+}
+
+inline void widen_portable(uint16_t const* from, float* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
+}
+inline void narrow_portable(float const* from, uint16_t* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = nearest_bf16(from[i]);
+}
+inline void narrow_portable(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+    for (int64_t i = 0; i < n; ++i) to[i] = stochastic_bf16(from[i], noise.at(first + i));
+}
+inline void follow_portable(uint16_t const* parameters, float* masters, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+        if (nearest_bf16(masters[i]) != parameters[i]) masters[i] = widened(parameters[i]);
+}
+
+#if defined(__x86_64__)
+
+namespace avx2 {
+
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i load(uint16_t const* p) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))), 16); }
+/// The upper halves of eight numbers.
+[[gnu::target("avx2"), gnu::always_inline]] inline void store(uint16_t* p, __m256i upper) {
+    auto const packed = _mm256_packus_epi32(upper, upper);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i nearest(__m256i bits) {
+    auto const even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    auto const nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+}
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i noise(__m256i index) {
+    auto x = _mm256_mullo_epi32(_mm256_xor_si256(index, _mm256_srli_epi32(index, 16)), _mm256_set1_epi32(0x7feb352d));
+    x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 15)), _mm256_set1_epi32(static_cast<int>(0x846ca68bu)));
+    return _mm256_and_si256(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0xffff));
+}
+
+}  // namespace avx2
+
+[[gnu::target("avx2")]] inline void widen_avx2(uint16_t const* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), avx2::load(from + i));
+    widen_portable(from + i, to + i, n - i);
+}
+
+[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) avx2::store(to + i, avx2::nearest(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i))));
+    narrow_portable(from + i, to + i, n - i);
+}
+
+[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+    auto index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(first) + noise.key)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    auto const exponent = _mm256_set1_epi32(0x7f800000);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto const bits = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i));
+        auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, avx2::noise(index)), 16);
+        auto const special = _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent);
+        avx2::store(to + i, _mm256_blendv_epi8(rounded, avx2::nearest(bits), special));
+        index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
+    }
+    narrow_portable(from + i, to + i, n - i, noise, first + i);
+}
+
+[[gnu::target("avx2")]] inline void follow_avx2(uint16_t const* parameters, float* masters, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto* const at = reinterpret_cast<__m256i*>(masters + i);
+        auto const master = _mm256_loadu_si256(at), parameter = avx2::load(parameters + i);
+        auto const same = _mm256_cmpeq_epi32(_mm256_slli_epi32(avx2::nearest(master), 16), parameter);
+        _mm256_storeu_si256(at, _mm256_blendv_epi8(parameter, master, same));
+    }
+    follow_portable(parameters + i, masters + i, n - i);
+}
+
+#endif
+
+// For CPUs with AVX2, as the sweeps are.
+
+/// fp32 of bf16.
+inline void widen(uint16_t const* from, float* to, int64_t n) {
+#if defined(__x86_64__)
+    widen_avx2(from, to, n);
+#else
+    widen_portable(from, to, n);
+#endif
+}
+/// bf16 of fp32: the nearest, or stochastically where there is a noise; `first` is the place of the first number in its stream.
+inline void narrow(float const* from, uint16_t* to, int64_t n) {
+#if defined(__x86_64__)
+    narrow_avx2(from, to, n);
+#else
+    narrow_portable(from, to, n);
+#endif
+}
+inline void narrow(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+#if defined(__x86_64__)
+    narrow_avx2(from, to, n, noise, first);
+#else
+    narrow_portable(from, to, n, noise, first);
+#endif
+}
+/// Masters whose bf16 is no longer the parameter begin anew from it: somebody has written there (loaded weights, say).
+inline void follow(uint16_t const* parameters, float* masters, int64_t n) {
+#if defined(__x86_64__)
+    follow_avx2(parameters, masters, n);
+#else
+    follow_portable(parameters, masters, n);
+#endif
+}
+
+}  // namespace accelerate::kernel
+
+// ---- accelerate/optim/wide.hpp
+
+// Updates of numbers that are kept in less than fp32: widened, updated by the rule in fp32, rounded back.
+
+namespace accelerate::optim {
+
+/// One entry of a batch: 1-D tensors of equal length. `master` is undefined where the parameter itself is updated.
+struct Entry {
+    at::Tensor parameters, gradients, master;
+    std::vector<at::Tensor> states;
+};
+
+namespace detail {
+
+/// Streams of random numbers: one for parameters, one for each state.
+inline kernel::Noise noise_of(int64_t step, size_t stream) { return kernel::Noise::of(step, static_cast<uint32_t>(stream)); }
+
+/// `kernel::Noise` of the places [first, first + n), int32.
+inline at::Tensor noise_tensor(kernel::Noise noise, int64_t first, at::Tensor const& like) {
+    auto const mask = int64_t{0xffffffff};
+    auto x = at::arange(like.numel(), like.options().dtype(at::kLong)).add_(first + static_cast<int64_t>(noise.key)).bitwise_and_(mask);
+    for (auto [shift, factor] : {std::pair{16, int64_t{0x7feb352d}}, {15, int64_t{0x846ca68b}}}) x = x.bitwise_xor(x.bitwise_right_shift(shift)).mul_(factor).bitwise_and_(mask);
+    return x.bitwise_xor(x.bitwise_right_shift(16)).bitwise_and_(0xffff).to(at::kInt);
+}
+
+/// `to` takes the fp32 numbers `from`, rounded to the nearest or, with a noise, stochastically (bf16 only).
+inline void round_into(at::Tensor const& to, at::Tensor const& from, kernel::Noise const* noise) {
+    if (noise == nullptr || to.scalar_type() != at::kBFloat16) {
+        to.copy_(from);
+        return;
+    }
+    auto const bits = from.contiguous().view(at::kInt);
+    auto const rounded = bits.add(noise_tensor(*noise, to.storage_offset(), from)).bitwise_and_(static_cast<int32_t>(0xffff0000u)).view(at::kFloat);
+    to.copy_(at::where(from.isfinite(), rounded, from));
+}
+
+}  // namespace detail
+
+/// On any device and in any dtype, by LibTorch's operations; costs a few passes over fp32 copies.
+template <class Recipe>
+void update_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, at::Tensor const& counter, int64_t step) {
+    auto const wide = [](at::Tensor const& t) { return t.to(at::kFloat); };
+    if (e.master.defined()) e.master.copy_(at::where(e.master.to(e.parameters.scalar_type()) == e.parameters, e.master, wide(e.parameters)));
+    Columns columns{{e.master.defined() ? e.master : wide(e.parameters)}, {wide(e.gradients)}, {}, {counter}};
+    for (auto const& s : e.states) columns.states.push_back({wide(s)});
+    Rule<Recipe>::update(recipe, hyper, columns, step == 1);
+    auto const noise = detail::noise_of(step, 0);
+    detail::round_into(e.parameters, columns.parameters[0], !e.master.defined() && recipe.storage.stochastic_rounding ? &noise : nullptr);
+    for (size_t i = 0; i < e.states.size(); ++i) {
+        if (columns.states[i][0].is_same(e.states[i])) continue;
+        auto const own = detail::noise_of(step, i + 1);
+        detail::round_into(e.states[i], columns.states[i][0], recipe.storage.stochastic_states() ? &own : nullptr);
+    }
+}
+
+/// The same in one pass over memory that is fp32 or bf16, on a CPU that can sweep: a piece that stays in the cache is widened, swept and
+/// rounded back. The gradients are multiplied by `scale` on the way.
+template <class Recipe>
+void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_t step, double scale, bool clear) {
+    constexpr int64_t piece = 4096;
+    auto const n = e.parameters.numel();
+    at::parallel_for(0, (n + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
+        alignas(64) std::array<std::array<float, piece>, 4> copies;
+        for (int64_t at = begin * piece; at < std::min(n, end * piece); at += piece) {
+            auto const count = std::min(piece, n - at);
+            auto const low = [&](at::Tensor const& t) { return t.scalar_type() == at::kBFloat16 ? static_cast<uint16_t*>(t.mutable_data_ptr()) + at : nullptr; };
+            auto const wide = [&](at::Tensor const& t, std::array<float, piece>& copy) {
+                if (low(t) == nullptr) return t.mutable_data_ptr<float>() + at;
+                kernel::widen(low(t), copy.data(), count);
+                return copy.data();
+            };
+            auto* const parameters = e.master.defined() ? e.master.mutable_data_ptr<float>() + at : wide(e.parameters, copies[0]);
+            if (e.master.defined()) kernel::follow(low(e.parameters), parameters, count);
+            auto* const gradients = wide(e.gradients, copies[1]);
+            float* states[2] = {parameters, parameters};
+            for (size_t i = 0; i < e.states.size(); ++i) states[i] = wide(e.states[i], copies[2 + i]);
+            Rule<Recipe>::sweep(recipe, hyper, {{parameters, gradients, states[0], states[1], count, clear}, step, scale});
+            if (auto* const to = low(e.parameters)) {
+                if (!e.master.defined() && recipe.storage.stochastic_rounding) kernel::narrow(parameters, to, count, detail::noise_of(step, 0), e.parameters.storage_offset() + at);
+                else kernel::narrow(parameters, to, count);
+            }
+            for (size_t i = 0; i < e.states.size(); ++i)
+                if (auto* const to = low(e.states[i])) {
+                    if (recipe.storage.stochastic_states()) kernel::narrow(states[i], to, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + at);
+                    else kernel::narrow(states[i], to, count);
+                }
+            if (auto* const to = low(e.gradients); to != nullptr && clear) std::memset(to, 0, static_cast<size_t>(count) * sizeof *to);
+        }
+    });
+}
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/optimizer.hpp
 
 namespace accelerate::optim {
 
 /// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
-/// optimizer. One update is one pass over fp32 memory of the CPU, with what clipping and unscaling have left to it, else one fused call
-/// of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state in the
-/// parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and `zero_grad` do nothing.
+/// optimizer. One update is one pass over fp32 or bf16 memory of the CPU, with what clipping and unscaling have left to it, else one
+/// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
+/// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
+/// fp32 copy, which follows when somebody else writes into them. Inside an unfinished accumulation window `step` and `zero_grad` do
+/// nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -10051,6 +10358,18 @@ public:
     }
 
 private:
+    /// One entry of a batch; its master weights are the last of the states, if there are any.
+    static Entry entry(Columns const& columns, size_t i) {
+        Entry made{columns.parameters[i], columns.gradients[i], {}, {}};
+        for (auto const& list : columns.states) made.states.push_back(list[i]);
+        if constexpr (has_masters)
+            if (is_low(made.parameters.scalar_type())) {
+                made.master = made.states.back();
+                made.states.pop_back();
+            }
+        return made;
+    }
+
     void update() {
         auto& s = *shared_;
         at::NoGradGuard const no_grad;
@@ -10060,16 +10379,25 @@ private:
         ++s.updates;
         for (auto const& batch : s.batches) {
             if (s.sweeps) s.sweep(batch);
-            else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            else
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
         }
         if (!s.sweeps) return;
         for (auto& model : s.models)
             if (model->clears_in_step()) model->gradients_cleared();
     }
 
+    /// Whether what the optimizer updates is fp32 also where parameters are not.
+    static constexpr bool has_masters = [] {
+        if constexpr (requires { Model::master; }) return Model::master == at::kFloat;
+        else return false;
+    }();
+
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
-            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
+            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
+              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             sweeps = can_sweep();
         }
@@ -10078,7 +10406,9 @@ private:
             if constexpr (!sweepable<Recipe>) return false;
             else {
                 auto const fits = [](auto const& model) {
-                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) { return f.parameters.is_cpu() && f.parameters.scalar_type() == at::kFloat; });
+                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) {
+                        return f.parameters.is_cpu() && (f.parameters.scalar_type() == at::kFloat || f.parameters.scalar_type() == at::kBFloat16);
+                    });
                 };
                 return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
             }
@@ -10087,7 +10417,13 @@ private:
         void sweep(Batch const& batch) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
+                auto const all_fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
+                    if (!all_fp32) {
+                        auto const& model = *models[batch.models[i]];
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), steps, model.gradient_scale(), model.clears_in_step());
+                        continue;
+                    }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto const& model = *models[batch.models[i]];
@@ -10096,6 +10432,13 @@ private:
                     Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
                 }
             }
+        }
+
+        /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
+        bool is_plain(Batch const& batch) const {
+            auto const dtype = batch.columns.parameters[0].scalar_type();
+            if (is_low(dtype) && recipe.storage.stochastic_states()) return false;
+            return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
         bool stale() const {
@@ -12577,6 +12920,34 @@ void save_model(Model const& model, std::filesystem::path const& dir, std::map<s
 
 }  // namespace accelerate
 
+// ---- accelerate/supported.hpp
+
+namespace accelerate {
+
+namespace detail {
+template <class T>
+concept absent_backend = T::absent;
+}
+
+/// Whether a sharding can hold what a precision makes of parameters: `prepare` casts them, `make` has spread them over the ranks before.
+template <class Device, class Precision, class Sharding>
+inline constexpr bool parameters_fit = Precision::parameter == at::kFloat || std::is_same_v<typename Sharding::template placement<Device>, place::Resident>;
+
+/// Which four policies work together: all that satisfy their concepts, whose backend this build has, and whose parameters fit. The table
+/// in the README is made from it.
+template <class Device, class Precision, class Sharding, class Loader>
+inline constexpr bool supported = [] {
+    if constexpr (detail::absent_backend<Device>) return false;
+    else if constexpr (requires { requires detail::absent_backend<typename Device::communicator>; }) return false;
+    else if constexpr (device_policy<Device> && precision_policy<Precision>) {
+        if constexpr (sharding_policy<Sharding, Device>) return loader_policy<Loader> && parameters_fit<Device, Precision, Sharding>;
+        else return false;
+    }
+    else return false;
+}();
+
+}  // namespace accelerate
+
 // ---- accelerate/accelerator.hpp
 
 namespace accelerate {
@@ -12587,6 +12958,7 @@ namespace accelerate {
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
 class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
+    static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32");
 
 public:
     using device_type = Device;
@@ -15775,6 +16147,28 @@ struct AutocastPolicy {
 
 }  // namespace accelerate::precision
 
+// ---- accelerate/precision/cast_parameters.hpp
+
+namespace accelerate::precision {
+
+/// Floating-point parameters and buffers of a module in another dtype, as Python's `model.to(dtype)`; handles stay valid, gradients move
+/// along. (LibTorch's `Module::to` casts integer buffers too.)
+template <class Module>
+void cast_parameters(Module& model, at::ScalarType dtype) {
+    at::NoGradGuard const no_grad;
+    for (auto& p : model.parameters()) {
+        if (!p.is_floating_point() || p.scalar_type() == dtype) continue;
+        auto const gradient = p.grad();
+        p.mutable_grad().reset();
+        p.set_data(p.detach().to(dtype));
+        if (gradient.defined()) p.mutable_grad() = gradient.to(dtype);
+    }
+    for (auto& b : model.buffers())
+        if (b.is_floating_point()) b.set_data(b.to(dtype));
+}
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/bf16.hpp
 
 namespace accelerate {
@@ -15783,16 +16177,30 @@ namespace accelerate {
 struct bf16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in bf16 meanwhile
     Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is the faster one on CPUs without bf16 units
+    at::ScalarType parameters = at::kFloat;  ///< `kBFloat16`: `prepare` casts parameters and buffers, gradients are bf16 as well
+    /// What optimizers of this library update where parameters are bf16: `kFloat` an fp32 copy of their own (4 bytes a parameter),
+    /// `kBFloat16` the parameters (see `optimizer_storage::stochastic_rounding`).
+    at::ScalarType master = at::kFloat;
 };
 
 namespace precision {
 
 /// bfloat16 by autocast: parameters, gradients and optimizer in fp32, matrix products in bf16, operations that need it in fp32.
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
-/// is slower than fp32.
+/// is slower than fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
+/// parameters whole; autocast still takes inputs in fp32 and runs in fp32 what needs it.
 template <bf16 O = bf16{}>
 struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
+    static_assert(O.parameters == at::kFloat || O.parameters == at::kBFloat16, "precision::Bf16: parameters are kept in kFloat or in kBFloat16");
+    static_assert(O.master == at::kFloat || O.master == O.parameters, "precision::Bf16: master weights are fp32, or the parameters themselves");
+    static constexpr at::ScalarType parameter = O.parameters, reduction = O.parameters, master = O.master;
     static constexpr char const* name = "bf16";
+
+    template <class Module, class Options>
+        requires(O.parameters == at::kBFloat16)
+    static void prepare(Module& model, Options const&) {
+        cast_parameters(model, at::kBFloat16);
+    }
 };
 
 }  // namespace precision
@@ -18207,27 +18615,6 @@ private:
 };
 
 }  // namespace accelerate::data
-
-// ---- accelerate/supported.hpp
-
-namespace accelerate {
-
-namespace detail {
-template <class T>
-concept absent_backend = T::absent;
-}
-
-/// Which four policies work together: so far all that satisfy their concepts and whose backend this build has. The table in the
-/// README is made from it.
-template <class Device, class Precision, class Sharding, class Loader>
-inline constexpr bool supported = [] {
-    if constexpr (detail::absent_backend<Device>) return false;
-    else if constexpr (requires { requires detail::absent_backend<typename Device::communicator>; }) return false;
-    else if constexpr (device_policy<Device> && precision_policy<Precision>) return sharding_policy<Sharding, Device> && loader_policy<Loader>;
-    else return false;
-}();
-
-}  // namespace accelerate
 
 // ---- accelerate.hpp
 

@@ -189,7 +189,7 @@ TEST_CASE("tensors by name keep their order and read like a map", "[tensor_map]"
     CHECK(sizes == std::vector<int64_t>{4, 2, 3});
     CHECK((map.contains("a") && map.count("a") == 1 && map.find("a") != map.end() && map.find("a")->second.numel() == 2));
     CHECK((!map.contains("x") && map.count("x") == 0 && map.find("x") == map.end()));
-    CHECK_THROWS_WITH(map.at("x"), Catch::Matchers::Contains("E_DATA") && Catch::Matchers::Contains("\"x\""));
+    CHECK_THROWS_WITH(map.at("x"), contains("E_DATA") && contains("\"x\""));
     CHECK((map.size() == 3 && !map.empty() && acc::TensorMap().empty()));
 
     torch::nn::Linear linear(2, 3);
@@ -216,10 +216,10 @@ TEST_CASE("a state is tensors and JSON values; what is missing is named", "[stat
     Counter a{7}, b;
     b.load_state_dict(a.state_dict());
     CHECK(b.n == 7);
-    CHECK_THROWS_WITH(b.load_state_dict({}), Catch::Matchers::Contains("E_DATA: Counter.load_state_dict") && Catch::Matchers::Contains("\"n\""));
+    CHECK_THROWS_WITH(b.load_state_dict({}), contains("E_DATA: Counter.load_state_dict") && contains("\"n\""));
     acc::StateDict wrong;
     wrong.values["n"] = "seven";
-    CHECK_THROWS_WITH(b.load_state_dict(wrong), Catch::Matchers::Contains("wrong type"));
+    CHECK_THROWS_WITH(b.load_state_dict(wrong), contains("wrong type"));
     CHECK(b.n == 7);
 }
 

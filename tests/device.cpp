@@ -124,7 +124,7 @@ TEST_CASE("devices say whether they are there, and why not", "[availability][cpu
     CHECK(static_cast<bool>(cuda) == (cuda.count > 0));
     CHECK(cuda.reason.empty() == (cuda.count > 0));
     if (!cuda) {
-        CHECK_THROWS_WITH(acc::device::Cuda::select(0), Catch::Contains(cuda.reason) && Catch::Contains("device::Cpu"));
+        CHECK_THROWS_WITH(acc::device::Cuda::select(0), contains(cuda.reason) && contains("device::Cpu"));
         CHECK_THROWS_AS((acc::Accelerator<acc::device::Cuda, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>>()), acc::Error);
     }
 #endif

@@ -645,7 +645,7 @@ TEST_CASE("what cannot be recorded is said in one sentence", "[construct][record
         CHECK(text.find('\n') == std::string::npos);
     }
     SECTION("errors of the model stay what they were") {
-        CHECK_THROWS_WITH(build<Wrong>(1), Catch::Matchers::Contains("embed_dim must be divisible by num_heads"));
+        CHECK_THROWS_WITH(build<Wrong>(1), contains("embed_dim must be divisible by num_heads"));
         CHECK_THROWS_AS(build<Wrong>(1), c10::Error);
         CHECK_THROWS_AS(build<Throws>(1), std::out_of_range);
     }

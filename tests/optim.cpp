@@ -369,6 +369,179 @@ TEST_CASE("Lion follows its formula in double precision", "[rules][recipes]") {
     }
 }
 
+// ---- storage in less than fp32 -----------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// As a precision whose `master` is fp32 trains it.
+struct MasteredModel : FakeModel {
+    using FakeModel::FakeModel;
+    static constexpr at::ScalarType master = at::kFloat;
+};
+
+Parameters in_dtype(Parameters const& from, at::ScalarType dtype) {
+    Parameters to;
+    for (auto const& [name, p] : from) to.emplace_back(name, leaf(p.detach().to(at::kBFloat16).to(dtype)));
+    return to;
+}
+
+template <class Model>
+void give_bf16_gradients(Model& model, int64_t step) {
+    torch::NoGradGuard no_grad;
+    auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(500 + step));
+    for (auto const& [name, p] : model.parameters()) p.grad().copy_(torch::randn(p.sizes(), generator).to(at::kBFloat16));
+}
+
+}  // namespace
+
+TEST_CASE("bf16 is rounded to the nearest, or to a neighbour by chance", "[narrow]") {
+    auto const every = torch::arange(65536, at::kInt).to(at::kShort).view(at::kBFloat16);
+    auto const bits = [](torch::Tensor const& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); };
+    auto wide = torch::empty({65536});
+    kernel::widen(bits(every), wide.data_ptr<float>(), 65536);
+    CHECK(torch::equal(wide.view(at::kInt), every.to(at::kFloat).view(at::kInt)));
+
+    torch::manual_seed(2);
+    auto const x = torch::cat({torch::randn({1003}) * torch::logspace(-38, 38, 1003), wide.narrow(0, 0, 32768), torch::tensor({INFINITY, -INFINITY, NAN, 0.0f, -0.0f, 3.39e38f, 1e-45f})});
+    auto const n = x.numel();
+    auto out = torch::empty({n}, at::kBFloat16), other = torch::empty({n}, at::kBFloat16);
+    kernel::narrow(x.const_data_ptr<float>(), bits(out), n);
+    auto const nan = x.isnan();
+    CHECK(torch::equal(out.view(at::kShort).masked_fill(nan, 0), x.to(at::kBFloat16).view(at::kShort).masked_fill(nan, 0)));
+    CHECK(torch::equal(out.isnan(), nan));
+
+    // By chance: one of two neighbours, the same bits on every path and at every start, unbiased.
+    auto const noise = kernel::Noise::of(7, 1);
+    kernel::narrow(x.const_data_ptr<float>(), bits(out), n, noise, 5);
+    kernel::narrow_portable(x.const_data_ptr<float>(), bits(other), n, noise, 5);
+    CHECK(torch::equal(out.view(at::kShort), other.view(at::kShort)));
+    for (int64_t at : {1, 8, 13, 100}) {
+        auto tail = torch::empty({n - at}, at::kBFloat16);
+        kernel::narrow(x.const_data_ptr<float>() + at, bits(tail), n - at, noise, 5 + at);
+        CHECK(torch::equal(tail.view(at::kShort), out.slice(0, at).view(at::kShort)));
+    }
+    auto padded = torch::empty({5 + n}, at::kBFloat16);
+    accelerate::optim::detail::round_into(padded.slice(0, 5), x, &noise);  // LibTorch's operations, at place 5 of their storage
+    CHECK(torch::equal(padded.slice(0, 5).view(at::kShort).masked_fill(nan, 0), out.view(at::kShort).masked_fill(nan, 0)));
+    CHECK(torch::equal(out.isnan(), nan));
+    auto const value = 1 + 0.3 / 128;  // three tenths of the way to the next bf16 number
+    auto const many = torch::full({200000}, value);
+    auto rounded = torch::empty({200000}, at::kBFloat16);
+    for (int64_t step : {1, 2, 3}) {
+        kernel::narrow(many.const_data_ptr<float>(), bits(rounded), 200000, kernel::Noise::of(step, 0), 0);
+        auto const up = (rounded.to(at::kFloat) > 1).to(at::kDouble).mean().item<double>();
+        CHECK(std::abs(up - 0.3) < 5 * std::sqrt(0.3 * 0.7 / 200000));
+        CHECK(((rounded == 1).logical_or(rounded == 1 + 1.0 / 128)).all().item<bool>());
+    }
+}
+
+TEST_CASE("bf16 parameters are updated as fp32 ones, in a copy that follows them", "[wide][storage][moments]") {
+    auto const check = [](auto recipe) {
+        using Recipe = decltype(recipe);
+        INFO(Rule<Recipe>::kind);
+        auto fp32 = std::make_shared<FakeModel>(in_dtype(some_parameters(), at::kFloat));
+        auto bf16 = std::make_shared<MasteredModel>(in_dtype(some_parameters(), at::kBFloat16));
+        auto resumed = std::make_shared<MasteredModel>(in_dtype(some_parameters(), at::kBFloat16));
+        bf16->clears = true;
+        Optimizer one(recipe, std::vector{fp32});
+        Optimizer two(recipe, std::vector{bf16});
+        Optimizer three(recipe, std::vector{resumed});
+        auto const equal = [&](auto const& optimizer, auto const& model) {
+            auto const masters = optimizer.state_dict();
+            for (auto const& [name, p] : fp32->parameters()) {
+                if (!torch::equal(masters.tensors.at("master." + name), p)) return false;
+                if (!torch::equal((*model)[name], p.detach().to(at::kBFloat16))) return false;
+            }
+            return true;
+        };
+        for (int64_t step = 1; step <= 6; ++step) {
+            give_bf16_gradients(*fp32, step);
+            give_bf16_gradients(*bf16, step);
+            if (step == 3) {  // somebody loads weights
+                torch::NoGradGuard no_grad;
+                for (auto* model : {static_cast<FakeModel*>(fp32.get()), static_cast<FakeModel*>(bf16.get())}) (*model)["up.weight"].view({-1}).slice(0, 7, 90).fill_(40);
+            }
+            fp32->scale = bf16->scale = two.sweeps() ? 0.5 : 1;  // as clipping leaves it
+            one.step();
+            two.step();
+            CHECK(equal(two, bf16));
+            CHECK((bf16->flats()[0].gradients.abs().max().item<float>() == 0) == two.sweeps());  // cleared on the way
+        }
+        // A job that goes on from the state; and one that has only weights and moments.
+        {
+            torch::NoGradGuard no_grad;
+            for (auto const& [name, p] : resumed->parameters()) p.copy_((*bf16)[name]);
+        }
+        three.load_state_dict(two.state_dict());
+        CHECK(equal(three, resumed));
+        give_bf16_gradients(*fp32, 9);
+        give_bf16_gradients(*resumed, 9);
+        resumed->scale = fp32->scale;
+        one.step();
+        three.step();
+        CHECK(equal(three, resumed));
+        auto without = two.state_dict();
+        acc::StateDict moments{{}, without.values};
+        for (auto const& [name, t] : without.tensors)
+            if (!name.starts_with("master.")) moments.tensors.insert(name, t);
+        three.load_state_dict(moments);
+        CHECK(torch::equal(three.state_dict().tensors.at("master.up.bias"), (*resumed)["up.bias"].to(at::kFloat)));
+    };
+    check(AdamW{.lr = 1e-2});
+    check(AdamW{.lr = 1e-2, .amsgrad = true});  // not swept
+    check(Adam{.lr = 1e-2, .weight_decay = 0.1});
+    check(Sgd{.lr = 1e-2});
+    check(Sgd{.lr = 1e-2, .momentum = 0.9, .nesterov = true});
+    check(Adagrad{.lr = 1e-2});
+    check(Lion{.lr = 1e-3, .weight_decay = 0.1});
+}
+
+TEST_CASE("small updates of bf16 parameters add up by chance where the nearest stands still", "[storage][wide]") {
+    auto const trained = [](acc::optimizer_storage storage, bool swept) {
+        auto model = std::make_shared<FakeModel>(Parameters{{"w", leaf(torch::ones({4096}, at::kBFloat16))}});
+        Optimizer optimizer(AdamW{.lr = 1e-4, .weight_decay = 0, .amsgrad = !swept, .storage = storage}, std::vector{model});
+        CHECK(optimizer.sweeps() == (swept && kernel::can_sweep()));
+        for (int i = 0; i < 200; ++i) {
+            torch::NoGradGuard no_grad;
+            model->flats()[0].gradients.fill_(1);
+            optimizer.step();
+        }
+        return (*model)["w"].detach().to(at::kDouble);
+    };
+    for (bool swept : {true, false}) {
+        CHECK(torch::equal(trained({}, swept), torch::ones({4096}, at::kDouble)));  // as in PyTorch: a step is a fortieth of the distance
+        auto const moved = trained({.stochastic_rounding = true}, swept);
+        CHECK(std::abs(moved.mean().item<double>() - (1 - 200e-4)) < 1e-3);
+        CHECK(torch::equal(moved, trained({.stochastic_rounding = true}, swept)));  // and on every rank
+    }
+}
+
+TEST_CASE("states in bf16 follow those in fp32", "[storage][wide][moments]") {
+    auto const trained = [](std::optional<at::ScalarType> states) {
+        auto model = std::make_shared<FakeModel>(Parameters{{"w", leaf(torch::linspace(-1, 1, 5000))}});
+        auto optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .storage = {.states = states}}, std::vector{model});
+        auto const generator = at::detail::createCPUGenerator(3);
+        for (int i = 0; i < 400; ++i) {
+            torch::NoGradGuard no_grad;
+            model->flats()[0].gradients.narrow(0, 0, 5000).copy_(torch::randn({5000}, generator) + 0.5);
+            if (i == 200) {  // saved and restored on the way
+                auto const saved = optimizer->state_dict();
+                CHECK(saved.tensors.at("exp_avg_sq.w").scalar_type() == states.value_or(at::kFloat));
+                optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .storage = {.states = states}}, std::vector{model});
+                optimizer->load_state_dict(saved);
+            }
+            optimizer->step();
+        }
+        return std::pair((*model)["w"].detach().clone(), optimizer->state_dict().tensors.at("exp_avg_sq.w").to(at::kDouble));
+    };
+    auto const [w, v] = trained({});
+    auto const [low_w, low_v] = trained(at::kBFloat16);
+    CHECK(std::abs((low_v / v).mean().item<double>() - 1) < 0.01);  // to the nearest it would be far off: 0.001 of itself is less than half a step
+    CHECK((low_w - w).abs().mean().item<double>() < 0.05 * (w - torch::linspace(-1, 1, 5000)).abs().mean().item<double>());
+    CHECK(code_of([] { Optimizer(AdamW{.storage = {.states = at::kHalf}}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config);
+    CHECK(code_of([] { Optimizer(AdamW{.operations = acc::Operations::Torch, .storage = {.stochastic_rounding = true}}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config);
+}
+
 TEST_CASE("gradients are searched for what is not finite", "[finite]") {
     auto parameters = some_parameters();
     FakeModel model(parameters);
@@ -617,7 +790,7 @@ TEST_CASE("two models of one optimizer keep equal names apart, dtypes go their o
     give_gradients(a, 0);
     give_gradients(b, 0);
     optimizer.step();
-    CHECK(operations_of([&] { optimizer.step(); }).size() == 2);
+    CHECK(operations_of([&] { optimizer.step(); }).size() == (optimizer.sweeps() ? 0 : 2));
     auto const state = optimizer.state_dict();
     CHECK(state.tensors.at("exp_avg.0.w").numel() == 20);
     CHECK(state.tensors.at("exp_avg.1.w").numel() == 3);

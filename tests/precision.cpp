@@ -11,6 +11,7 @@
 #include <accelerate/precision/bf16.hpp>
 #include <accelerate/precision/fp16.hpp>
 #include <accelerate/precision/fp32.hpp>
+#include <accelerate/precision/cast_parameters.hpp>
 #include <accelerate/precision/fp8.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <algorithm>
@@ -426,6 +427,24 @@ TEST_CASE("a widened product rounds its operands and its result", "[gemm][low_pr
     widens<acc::precision::Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>();
 }
 
+TEST_CASE("a model in bf16 has bf16 parameters, buffers and gradients, and the handles that it had", "[cast_parameters][bf16]") {
+    torch::nn::Sequential model(torch::nn::Linear(3, 4), torch::nn::BatchNorm1d(4));
+    auto const handle = model->parameters()[0];
+    auto const values = handle.detach().clone();
+    model->parameters()[0].mutable_grad() = torch::full({4, 3}, 0.5f);
+    acc::precision::cast_parameters(*model, at::kBFloat16);
+    for (auto const& p : model->parameters()) CHECK(p.scalar_type() == at::kBFloat16);
+    CHECK(handle.scalar_type() == at::kBFloat16);
+    CHECK(torch::equal(handle.detach(), values.to(at::kBFloat16)));
+    CHECK((handle.grad().scalar_type() == at::kBFloat16 && handle.grad()[0][0].item<float>() == 0.5f));
+    auto const buffers = model->named_buffers();
+    CHECK(buffers["1.running_mean"].scalar_type() == at::kBFloat16);
+    CHECK(buffers["1.num_batches_tracked"].scalar_type() == at::kLong);
+    using Pure = acc::precision::Bf16<acc::bf16{.parameters = at::kBFloat16}>;
+    STATIC_REQUIRE((Pure::parameter == at::kBFloat16 && Pure::reduction == at::kBFloat16 && Pure::master == at::kFloat));
+    STATIC_REQUIRE(acc::precision_policy<Pure>);
+}
+
 // ---- fp8 -------------------------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -590,7 +609,7 @@ TEST_CASE("an amax history gives the magnitudes of the steps before", "[amax_his
             for (auto algo : {acc::AmaxCompute::MostRecent, acc::AmaxCompute::Max}) follow(length, {algo, interval});
     History history(3, {});
     acc::StateDict state{{{"a.amax_history", torch::zeros({3})}, {"a.amax", torch::zeros({2})}}, {{"a.steps", 1}}};
-    CHECK_THROWS_WITH(history.load(state, "a."), Catch::Contains("E_DATA") && Catch::Contains("a.amax_history"));
+    CHECK_THROWS_WITH(history.load(state, "a."), contains("E_DATA") && contains("a.amax_history"));
     CHECK_NOTHROW(history.load(state, "b."));  // not saved: starts anew
 }
 
@@ -649,7 +668,7 @@ TEST_CASE("a delayed layer scales by the steps before, and its watch counts what
     CHECK(state.tensors.at("layer.amax")[0].item<float>() == in_use);
     auto later = state;
     later.values["version"] = 2;
-    CHECK_THROWS_WITH(acc::precision::load_fp8_state_dict(model, later), Catch::Contains("E_DATA") && Catch::Contains("version"));
+    CHECK_THROWS_WITH(acc::precision::load_fp8_state_dict(model, later), contains("E_DATA") && contains("version"));
     acc::precision::load_fp8_state_dict(model, acc::StateDict{{}, {{"version", 1}}});  // loaded weights, no history: the old one is forgotten
     auto const fresh = run(rows, steeper);
     CHECK(close(fresh, torch::matmul(by_hand<Recipe>(rows, e4m3, Operand::Activation), w8.t()) + layer->bias.detach().to(at::kDouble)));

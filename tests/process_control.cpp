@@ -73,8 +73,8 @@ TEST_CASE("work is split as in Python", "[split_between][process_control]") {
 
     acc::PartialState<acc::device::BasicCpu<acc::comm::Self>> alone;
     CHECK(alone.split_between_processes(count_to(3), true) == count_to(3));
-    CHECK_THROWS_WITH(alone.split_between_processes(std::map<std::string, Ints>{{"a", {1}}, {"b", {}}}), Catch::Matchers::Contains("E_DATA") && Catch::Matchers::Contains("\"b\" has 0 items"));
-    CHECK_THROWS_WITH(alone.split_between_processes(torch::ones({})), Catch::Matchers::Contains("0-dim"));
+    CHECK_THROWS_WITH(alone.split_between_processes(std::map<std::string, Ints>{{"a", {1}}, {"b", {}}}), contains("E_DATA") && contains("\"b\" has 0 items"));
+    CHECK_THROWS_WITH(alone.split_between_processes(torch::ones({})), contains("0-dim"));
 }
 
 TEST_CASE("only the ranks that are meant do it", "[process_control]") {
@@ -90,7 +90,7 @@ TEST_CASE("only the ranks that are meant do it", "[process_control]") {
     });
     CHECK(did == Lists{{0, 3, 42}, {2}, {1, 4}});
     acc::PartialState<acc::device::BasicCpu<acc::comm::Self>> alone;
-    CHECK_THROWS_WITH(alone.on_process(1, [] {}), Catch::Matchers::Contains("E_CONFIG") && Catch::Matchers::Contains("there are 1"));
+    CHECK_THROWS_WITH(alone.on_process(1, [] {}), contains("E_CONFIG") && contains("there are 1"));
 }
 
 TEST_CASE("the main process goes first", "[process_control]") {
@@ -117,7 +117,7 @@ TEST_CASE("the main process goes first", "[process_control]") {
         auto first = s.main_process_first();
         if (s.is_main_process()) throw std::runtime_error("the main process could not prepare the data");
         return int64_t{0};
-    }), Catch::Matchers::Contains("could not prepare the data"));
+    }), contains("could not prepare the data"));
 }
 
 TEST_CASE("a trigger that any rank sets is seen by all, once", "[process_control]") {

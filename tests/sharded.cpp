@@ -220,10 +220,10 @@ TEST_CASE("what a sharded model cannot do is said in one sentence", "[sharded]")
     Spread<> accelerator;
     auto net = accelerator.make<Model>(int64_t{1});
     auto const tokens = torch::zeros({1, Model<>::context}, torch::kLong);
-    CHECK_THROWS_WITH(net(tokens), Catch::Matchers::Contains("E_CALL_ORDER") && Catch::Matchers::Contains("prepare"));
-    CHECK_THROWS_WITH(net->clone(), Catch::Matchers::Contains("E_CONFIG") && Catch::Matchers::Contains("sharded"));
+    CHECK_THROWS_WITH(net(tokens), contains("E_CALL_ORDER") && contains("prepare"));
+    CHECK_THROWS_WITH(net->clone(), contains("E_CONFIG") && contains("sharded"));
     auto model = accelerator.prepare(net);
-    CHECK_THROWS_WITH(acc::load_into(*model, {}, false), Catch::Matchers::Contains("E_CONFIG") && Catch::Matchers::Contains("spread over the ranks"));
+    CHECK_THROWS_WITH(acc::load_into(*model, {}, false), contains("E_CONFIG") && contains("spread over the ranks"));
 }
 
 TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {

@@ -21,14 +21,14 @@ template <class S = acc::Plain>
 using Gpt = golden::BasicGpt<acc::Linear<S>>;
 
 template <class Precision>
-nlohmann::json run(int64_t steps) {
+nlohmann::json run_with(int64_t steps, acc::optimizer_storage const& storage) {
     using clock = std::chrono::steady_clock;
     using Run = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, acc::sharding::None, acc::loader::Stateful<>>;
     Run accelerator;
     auto net = accelerator.template make<Gpt>();
     net->load_init();
     int64_t const batch = 8, samples = 1600;
-    auto [model, optimizer, loader, schedule] = accelerator.prepare(net, acc::optim::AdamW{.lr = 1e-3, .betas = {0.9, 0.95}, .weight_decay = 0.1}, acc::data::Loader{golden::Tokens(samples), {.batch_size = batch}},
+    auto [model, optimizer, loader, schedule] = accelerator.prepare(net, acc::optim::AdamW{.lr = 1e-3, .betas = {0.9, 0.95}, .weight_decay = 0.1, .storage = storage}, acc::data::Loader{golden::Tokens(samples), {.batch_size = batch}},
                                                                     acc::schedule::Cosine{.warmup = acc::OptimizerSteps{steps / 8}, .total = acc::OptimizerSteps{steps}});
     std::vector<double> losses, seconds;
     while (static_cast<int64_t>(losses.size()) < steps)
@@ -57,6 +57,15 @@ nlohmann::json run(int64_t steps) {
             {"numbers", total.numbers}, {"saturated", total.saturated}, {"underflowed", total.underflowed}, {"fp8_share", precision::fp8_share(precision::choose_fp8_layers(*model, {}))}};
 }
 
+template <class Precision>
+nlohmann::json run(int64_t steps) {
+    return run_with<Precision>(steps, {});
+}
+template <class Precision>
+nlohmann::json run_by_chance(int64_t steps) {
+    return run_with<Precision>(steps, {.stochastic_rounding = true});
+}
+
 constexpr acc::fp8 counted{.gemm = acc::Gemm::Widened, .counters = true};
 
 std::map<std::string, std::function<nlohmann::json(int64_t)>> const policies{
@@ -64,6 +73,8 @@ std::map<std::string, std::function<nlohmann::json(int64_t)>> const policies{
     {"Tf32", run<precision::Tf32>},
     {"Bf16, native", run<precision::Bf16<>>},
     {"Bf16, widened", run<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened}>>},
+    {"Bf16, pure, masters", run<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened, .parameters = at::kBFloat16}>>},
+    {"Bf16, pure, stochastic", run_by_chance<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened, .parameters = at::kBFloat16, .master = at::kBFloat16}>>},
     {"Fp16, widened", run<precision::Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>},
     {"Fp8 Tensorwise", run<precision::Fp8<recipe::Tensorwise, counted>>},
     {"Fp8 Rowwise", run<precision::Fp8<recipe::Rowwise, counted>>},

@@ -44,7 +44,7 @@ def python_row(python, steps, bf16):
 
 def svg(rows, note):
     """The table, the gap to Fp32 as a bar."""
-    widths, height = [150, 90, 90, 90, 120, 140, 130, 100, 110, 80], 24
+    widths, height = [175, 90, 90, 90, 120, 140, 130, 100, 110, 80], 24
     lefts = [sum(widths[:i]) + 12 for i in range(len(widths))]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{sum(widths) + 24}" height="{(len(rows) + 3) * height}" font-family="sans-serif" font-size="13">',
            '<rect width="100%" height="100%" fill="white"/>']
@@ -84,7 +84,7 @@ for name, run in losses.items():
         rows.append([*cells, "", "", "", "", ""])
         continue
     fp8 = result["numbers"] > 0
-    emulated = fp8 or "widened" in name
+    emulated = fp8 or "widened" in name or "pure" in name
     cells += [f"{result['bytes_per_parameter']:.1f}", f"{result['ns_per_step'] / 1e6:.2f}{' emulated' if emulated else ''}"]
     cells += [f"{100 * result[key] / result['numbers']:.3f} %" if fp8 else "" for key in ("saturated", "underflowed")]
     rows.append([*cells, f"{100 * result['fp8_share']:.0f} %" if fp8 else ""])

@@ -19,6 +19,7 @@
 #include <accelerate/prepare.hpp>
 #include <accelerate/process_control.hpp>
 #include <accelerate/state/save_model.hpp>
+#include <accelerate/supported.hpp>
 #include <exception>
 
 namespace accelerate {
@@ -29,6 +30,7 @@ namespace accelerate {
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
 class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
+    static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32");
 
 public:
     using device_type = Device;

@@ -38,6 +38,7 @@ template <class Base, class Precision>
 class TrainedModel : public Base {
 public:
     using guard_type = StepGuard<TrainedModel, precision::scaler_of<Precision>>;
+    static constexpr at::ScalarType master = Precision::master;  ///< what an optimizer updates
 
     template <class Communicator>
     TrainedModel(sharding::ModelParts parts, Communicator const& communicator, std::shared_ptr<guard_type> g) : Base(std::move(parts), communicator), guard(std::move(g)) {

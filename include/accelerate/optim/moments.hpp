@@ -6,13 +6,14 @@
 #include <ATen/ops/full.h>
 
 #include <accelerate/core/state_dict.hpp>
+#include <accelerate/optim/storage.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <map>
 #include <set>
 
 namespace accelerate::optim {
 
-/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length, the master weights last.
 struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
@@ -37,10 +38,12 @@ struct Part {
 };
 
 /// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
-/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load.
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. With
+/// `masters` parameters in bf16 or fp16 have one state more, "master": the parameter in fp32.
 class Moments {
 public:
-    Moments(std::vector<std::string> names, double initial) : names_(std::move(names)), initial_(initial) {}
+    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false)
+        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters) {}
 
     std::vector<Stretch> const& stretches() const { return stretches_; }
     std::vector<Part> const& parts() const { return parts_; }
@@ -48,8 +51,13 @@ public:
     /// Takes over a new arrangement; state moves along by name. Parameters not seen before start with the initial value. `keys`
     /// are those of all parameters, also of those that other ranks update.
     void arrange(std::vector<Stretch> stretches, std::vector<Part> parts, std::set<std::string> keys) {
-        for (auto& s : stretches)
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options()));
+        for (auto& s : stretches) {
+            auto const dtype = s.parameters.scalar_type();
+            bool const master = masters_ && is_low(dtype);
+            auto const kept = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
+            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(kept)));
+            if (master) s.states.push_back(s.parameters.to(at::kFloat));
+        }
         auto const before = index();
         for (auto const& part : parts) {
             auto old = before.find(part.key);
@@ -60,7 +68,7 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                for (size_t n = 0; n < names_.size(); ++n)
+                for (size_t n = 0; n < stretches[part.stretch].states.size(); ++n)
                     stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
                         .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
             }
@@ -77,14 +85,14 @@ public:
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
         for (auto const& [key, indices] : index())
-            for (size_t n = 0; n < names_.size(); ++n) {
-                auto const name = names_[n] + "." + key;
+            for (size_t n = 0; n < states_of(parts_[indices.front()]).size(); ++n) {
+                auto const name = this->name(n) + "." + key;
                 auto const& first = parts_[indices.front()];
                 auto const& last = parts_[indices.back()];
                 int64_t held = 0;
                 for (auto i : indices) held += parts_[i].length();
                 check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-                auto flat = at::empty({held}, stretches_[first.stretch].parameters.options());
+                auto flat = at::empty({held}, states_of(first)[n].options());
                 for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
@@ -94,13 +102,17 @@ public:
             }
     }
 
-    /// The reverse of `save`, from whole parameters or from the same slices. Error E_DATA for a missing, superfluous or
-    /// misshapen tensor; nothing has been changed then.
+    /// The reverse of `save`, from whole parameters or from the same slices. Master weights that the state does not have are made from
+    /// the parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
-            for (size_t n = 0; n < names_.size(); ++n) copies.emplace_back(slice(part, n), stored(state, names_[n] + "." + part.key, part));
+            for (size_t n = 0; n < states_of(part).size(); ++n) {
+                auto const key = name(n) + "." + part.key;
+                if (n == names_.size() && !state.tensors.contains(key)) copies.emplace_back(slice(part, n), stretches_[part.stretch].parameters.narrow(0, part.offset, part.length()));
+                else copies.emplace_back(slice(part, n), stored(state, key, part));
+            }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
         for (auto& [target, source] : copies) target.copy_(source);
@@ -109,7 +121,10 @@ public:
     /// Back to the value before the first update.
     void reset() {
         for (auto& s : stretches_)
-            for (auto& t : s.states) t.fill_(initial_);
+            for (size_t n = 0; n < s.states.size(); ++n) {
+                if (n < names_.size()) s.states[n].fill_(initial_);
+                else s.states[n].copy_(s.parameters);
+            }
     }
 
 private:
@@ -121,11 +136,15 @@ private:
         return by_key;
     }
 
-    at::Tensor slice(Part const& part, size_t n) const { return stretches_[part.stretch].states[n].narrow(0, part.offset, part.length()); }
+    std::vector<at::Tensor> const& states_of(Part const& part) const { return stretches_[part.stretch].states; }
+    at::Tensor slice(Part const& part, size_t n) const { return states_of(part)[n].narrow(0, part.offset, part.length()); }
+    std::string name(size_t n) const { return n < names_.size() ? names_[n] : "master"; }
 
     bool known(std::string const& name) const {
         auto const dot = name.find('.');  // names of states have none
-        return dot != std::string::npos && std::find(names_.begin(), names_.end(), name.substr(0, dot)) != names_.end() && keys_.contains(name.substr(dot + 1));
+        if (dot == std::string::npos || !keys_.contains(name.substr(dot + 1))) return false;
+        auto const state = name.substr(0, dot);
+        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master");
     }
 
     template <std::same_as<StateDict> State>
@@ -149,6 +168,8 @@ private:
 
     std::vector<std::string> names_;
     double initial_;
+    optimizer_storage storage_;
+    bool masters_;
     std::vector<Stretch> stretches_;
     std::vector<Part> parts_;
     std::set<std::string> keys_;

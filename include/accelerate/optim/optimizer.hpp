@@ -3,14 +3,17 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/optim/batches.hpp>
+#include <accelerate/optim/wide.hpp>
 #include <memory>
 
 namespace accelerate::optim {
 
 /// A recipe bound to prepared models: what `accelerator.prepare` makes of it. A handle: copies and moved-to objects are the same
-/// optimizer. One update is one pass over fp32 memory of the CPU, with what clipping and unscaling have left to it, else one fused call
-/// of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state in the
-/// parameters' dtype, made at the first step. Inside an unfinished accumulation window `step` and `zero_grad` do nothing.
+/// optimizer. One update is one pass over fp32 or bf16 memory of the CPU, with what clipping and unscaling have left to it, else one
+/// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
+/// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
+/// fp32 copy, which follows when somebody else writes into them. Inside an unfinished accumulation window `step` and `zero_grad` do
+/// nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -91,6 +94,18 @@ public:
     }
 
 private:
+    /// One entry of a batch; its master weights are the last of the states, if there are any.
+    static Entry entry(Columns const& columns, size_t i) {
+        Entry made{columns.parameters[i], columns.gradients[i], {}, {}};
+        for (auto const& list : columns.states) made.states.push_back(list[i]);
+        if constexpr (has_masters)
+            if (is_low(made.parameters.scalar_type())) {
+                made.master = made.states.back();
+                made.states.pop_back();
+            }
+        return made;
+    }
+
     void update() {
         auto& s = *shared_;
         at::NoGradGuard const no_grad;
@@ -100,16 +115,25 @@ private:
         ++s.updates;
         for (auto const& batch : s.batches) {
             if (s.sweeps) s.sweep(batch);
-            else Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            else
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
         }
         if (!s.sweeps) return;
         for (auto& model : s.models)
             if (model->clears_in_step()) model->gradients_cleared();
     }
 
+    /// Whether what the optimizer updates is fp32 also where parameters are not.
+    static constexpr bool has_masters = [] {
+        if constexpr (requires { Model::master; }) return Model::master == at::kFloat;
+        else return false;
+    }();
+
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
-            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe), moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe)) {
+            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
+              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             sweeps = can_sweep();
         }
@@ -118,7 +142,9 @@ private:
             if constexpr (!sweepable<Recipe>) return false;
             else {
                 auto const fits = [](auto const& model) {
-                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) { return f.parameters.is_cpu() && f.parameters.scalar_type() == at::kFloat; });
+                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) {
+                        return f.parameters.is_cpu() && (f.parameters.scalar_type() == at::kFloat || f.parameters.scalar_type() == at::kBFloat16);
+                    });
                 };
                 return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
             }
@@ -127,7 +153,13 @@ private:
         void sweep(Batch const& batch) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
+                auto const all_fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
+                    if (!all_fp32) {
+                        auto const& model = *models[batch.models[i]];
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), steps, model.gradient_scale(), model.clears_in_step());
+                        continue;
+                    }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto const& model = *models[batch.models[i]];
@@ -136,6 +168,13 @@ private:
                     Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
                 }
             }
+        }
+
+        /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
+        bool is_plain(Batch const& batch) const {
+            auto const dtype = batch.columns.parameters[0].scalar_type();
+            if (is_low(dtype) && recipe.storage.stochastic_states()) return false;
+            return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
         bool stale() const {

@@ -2,6 +2,7 @@
 
 #include <accelerate/optim/groups.hpp>
 #include <accelerate/optim/operations.hpp>
+#include <accelerate/optim/storage.hpp>
 
 namespace accelerate::optim {
 
@@ -10,6 +11,7 @@ namespace accelerate::optim {
 //   no_decay_on_norms_and_biases  weight_decay 0 for parameters of at most one dimension and for names that end in "bias"
 //   groups                        other hyper-parameters by parameter name; the first match wins
 //   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
+//   storage                       states in bf16, stochastic rounding
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -22,6 +24,7 @@ struct AdamW {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -35,6 +38,7 @@ struct Adam {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -48,6 +52,7 @@ struct Sgd {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -61,6 +66,7 @@ struct Adagrad {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -73,6 +79,7 @@ struct Lion {
     bool no_decay_on_norms_and_biases = false;
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
+    optimizer_storage storage = {};
 };
 
 }  // namespace accelerate::optim

@@ -48,6 +48,7 @@ concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns
     { r.no_decay_on_norms_and_biases } -> std::convertible_to<bool>;
     { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
     { r.operations } -> std::convertible_to<Operations>;
+    { r.storage } -> std::convertible_to<optimizer_storage>;
     { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
     { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
     { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
@@ -67,6 +68,7 @@ template <class R>
 void validate_common(R const& r, char const* kind) {
     validate(r.lr >= 0, kind, "lr must not be negative");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    validate_storage(r.storage, r.operations, kind);
 }
 
 inline float narrowed(double x) { return static_cast<float>(x); }
