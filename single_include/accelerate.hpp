@@ -1631,10 +1631,14 @@ public:
         return true;
     }
     void after_step() {
-        Base::after_step();
+        parameters_changed();
         forget_gradients();
-        Precision::parameters_changed();
         if (updated) updated();
+    }
+    /// Somebody has written into the parameters that this rank keeps: copies of them (gathered, cast) are stale.
+    void parameters_changed() {
+        Base::after_step();
+        Precision::parameters_changed();
     }
     void zero_grad() {
         Base::zero_grad();
@@ -9191,6 +9195,50 @@ public:
 
 }  // namespace accelerate
 
+// ---- accelerate/optim/average_scope.hpp
+
+namespace accelerate::optim {
+
+/// While alive, the models of an optimizer have its averages as their weights: what `Optimizer::average_parameters` returns. Costs a copy
+/// of this rank's weights.
+template <class Optimizer>
+class AverageScope {
+public:
+    explicit AverageScope(Optimizer const& optimizer) : optimizer_(optimizer) {
+        auto& shared = *optimizer_.shared_;
+        check(shared.recipe.ema_decay > 0, code::config, "optimizer.average_parameters: the recipe has no ema_decay, for example acc::optim::AdamW{.ema_decay = 0.999}");
+        check(!shared.averaged, code::call_order, "optimizer.average_parameters inside another; let its scope end first");
+        if (shared.stale()) shared.bind();
+        at::NoGradGuard const no_grad;
+        for (auto const& stretch : shared.moments.stretches()) {
+            weights_.push_back(stretch.parameters.clone());
+            stretch.parameters.copy_(stretch.average);
+        }
+        shared.averaged = true;
+        tell();
+    }
+    ~AverageScope() {
+        auto& shared = *optimizer_.shared_;
+        at::NoGradGuard const no_grad;
+        for (size_t i = 0; i < weights_.size(); ++i) shared.moments.stretches()[i].parameters.copy_(weights_[i]);
+        shared.averaged = false;
+        tell();
+    }
+    AverageScope(AverageScope const&) = delete;
+    AverageScope& operator=(AverageScope const&) = delete;
+
+private:
+    void tell() {
+        for (auto& model : optimizer_.shared_->models)
+            if constexpr (requires { model->parameters_changed(); }) model->parameters_changed();
+    }
+
+    Optimizer optimizer_;  // a handle
+    std::vector<at::Tensor> weights_;
+};
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/storage.hpp
 
 namespace accelerate {
@@ -9225,11 +9273,13 @@ inline void validate_storage(optimizer_storage const& storage, Operations operat
 
 namespace accelerate::optim {
 
-/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length, the master weights last.
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
 struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
-    std::vector<at::Tensor> states;
+    std::vector<at::Tensor> states = {};
+    at::Tensor master = {};   ///< the parameters in fp32, where they are kept in less and the optimizer updates fp32; else undefined
+    at::Tensor average = {};  ///< of the parameters over the steps, in fp32, where it is asked for; else undefined
     size_t model = 0;
 };
 
@@ -9250,12 +9300,13 @@ struct Part {
 };
 
 /// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
-/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. With
-/// `masters` parameters in bf16 or fp16 have one state more, "master": the parameter in fp32.
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. Copies of
+/// the parameters, "master" and "ema", are kept with the rule's own states.
 class Moments {
 public:
-    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false)
-        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters) {}
+    /// `masters`: parameters in bf16 or fp16 have one. `averages`: all have one.
+    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false, bool averages = false)
+        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters), averages_(averages) {}
 
     std::vector<Stretch> const& stretches() const { return stretches_; }
     std::vector<Part> const& parts() const { return parts_; }
@@ -9268,7 +9319,8 @@ public:
             bool const master = masters_ && is_low(dtype);
             auto const kept = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
             for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(kept)));
-            if (master) s.states.push_back(s.parameters.to(at::kFloat));
+            if (master) s.master = s.parameters.to(at::kFloat);
+            if (averages_) s.average = s.parameters.to(wide(dtype), false, true);
         }
         auto const before = index();
         for (auto const& part : parts) {
@@ -9280,9 +9332,9 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                for (size_t n = 0; n < stretches[part.stretch].states.size(); ++n)
-                    stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
-                        .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
+                auto const target = kept(stretches[part.stretch]), origin = kept(stretches_[source.stretch]);
+                for (size_t n = 0; n < target.size(); ++n)
+                    target[n].second.narrow(0, part.offset + from - part.from, to - from).copy_(origin[n].second.narrow(0, source.offset + from - source.from, to - from));
             }
             check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
                   " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
@@ -9296,34 +9348,37 @@ public:
     /// its place under "slices".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
-        for (auto const& [key, indices] : index())
-            for (size_t n = 0; n < states_of(parts_[indices.front()]).size(); ++n) {
-                auto const name = this->name(n) + "." + key;
-                auto const& first = parts_[indices.front()];
-                auto const& last = parts_[indices.back()];
-                int64_t held = 0;
-                for (auto i : indices) held += parts_[i].length();
-                check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-                auto flat = at::empty({held}, states_of(first)[n].options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
+        for (auto const& [key, indices] : index()) {
+            auto const& first = parts_[indices.front()];
+            auto const& last = parts_[indices.back()];
+            int64_t held = 0;
+            for (auto i : indices) held += parts_[i].length();
+            check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
+            auto const states = kept(stretches_[first.stretch]);
+            for (size_t n = 0; n < states.size(); ++n) {
+                auto const name = states[n].first + "." + key;
+                auto flat = at::empty({held}, states[n].second.options());
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept(stretches_[parts_[i].stretch])[n].second));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};
                 }
             }
+        }
     }
 
-    /// The reverse of `save`, from whole parameters or from the same slices. Master weights that the state does not have are made from
-    /// the parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
+    /// The reverse of `save`, from whole parameters or from the same slices. Copies that the state does not have are made from the
+    /// parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
-            for (size_t n = 0; n < states_of(part).size(); ++n) {
-                auto const key = name(n) + "." + part.key;
-                if (n == names_.size() && !state.tensors.contains(key)) copies.emplace_back(slice(part, n), stretches_[part.stretch].parameters.narrow(0, part.offset, part.length()));
-                else copies.emplace_back(slice(part, n), stored(state, key, part));
+            for (auto const& [name, tensor] : kept(stretches_[part.stretch])) {
+                auto const key = name + "." + part.key;
+                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
+                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
+                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
             }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
@@ -9332,11 +9387,11 @@ public:
 
     /// Back to the value before the first update.
     void reset() {
-        for (auto& s : stretches_)
-            for (size_t n = 0; n < s.states.size(); ++n) {
-                if (n < names_.size()) s.states[n].fill_(initial_);
-                else s.states[n].copy_(s.parameters);
-            }
+        for (auto& s : stretches_) {
+            for (auto& t : s.states) t.fill_(initial_);
+            for (auto* copy : {&s.master, &s.average})
+                if (copy->defined()) copy->copy_(s.parameters);
+        }
     }
 
 private:
@@ -9348,15 +9403,23 @@ private:
         return by_key;
     }
 
-    std::vector<at::Tensor> const& states_of(Part const& part) const { return stretches_[part.stretch].states; }
-    at::Tensor slice(Part const& part, size_t n) const { return states_of(part)[n].narrow(0, part.offset, part.length()); }
-    std::string name(size_t n) const { return n < names_.size() ? names_[n] : "master"; }
+    /// What is kept of a stretch, by name; of stretches of one dtype the same.
+    std::vector<std::pair<std::string, at::Tensor>> kept(Stretch const& s) const {
+        std::vector<std::pair<std::string, at::Tensor>> all;
+        for (size_t n = 0; n < names_.size(); ++n) all.emplace_back(names_[n], s.states[n]);
+        if (s.master.defined()) all.emplace_back("master", s.master);
+        if (s.average.defined()) all.emplace_back("ema", s.average);
+        return all;
+    }
+
+    static at::ScalarType wide(at::ScalarType dtype) { return is_low(dtype) ? at::kFloat : dtype; }
+    static at::Tensor slice(Part const& part, at::Tensor const& of_its_stretch) { return of_its_stretch.narrow(0, part.offset, part.length()); }
 
     bool known(std::string const& name) const {
         auto const dot = name.find('.');  // names of states have none
         if (dot == std::string::npos || !keys_.contains(name.substr(dot + 1))) return false;
         auto const state = name.substr(0, dot);
-        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master");
+        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master") || (averages_ && state == "ema");
     }
 
     template <std::same_as<StateDict> State>
@@ -9381,7 +9444,7 @@ private:
     std::vector<std::string> names_;
     double initial_;
     optimizer_storage storage_;
-    bool masters_;
+    bool masters_, averages_;
     std::vector<Stretch> stretches_;
     std::vector<Part> parts_;
     std::set<std::string> keys_;
@@ -9509,6 +9572,8 @@ namespace accelerate::optim {
 //   groups                        other hyper-parameters by parameter name; the first match wins
 //   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
 //   storage                       states in bf16, stochastic rounding
+//   ema_decay                     > 0: a running average of the weights, `average = ema_decay * average + (1 - ema_decay) * weights` after
+//                                 each update, from the weights at the first; see `Optimizer::average_parameters`. 4 bytes a parameter
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -9522,6 +9587,7 @@ struct AdamW {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -9536,6 +9602,7 @@ struct Adam {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -9550,6 +9617,7 @@ struct Sgd {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -9564,6 +9632,7 @@ struct Adagrad {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -9577,6 +9646,7 @@ struct Lion {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 }  // namespace accelerate::optim
@@ -9781,6 +9851,7 @@ struct Columns {
     std::vector<at::Tensor> gradients;
     std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
     std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+    std::vector<at::Tensor> masters = {};         ///< fp32 copies that are updated instead of the parameters; undefined where there are none
 };
 
 /// One update of one entry in one pass (see sweeps.hpp): what a rule's `sweep` gets besides recipe and hyper-parameters.
@@ -9811,6 +9882,7 @@ concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns
     { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
     { r.operations } -> std::convertible_to<Operations>;
     { r.storage } -> std::convertible_to<optimizer_storage>;
+    { r.ema_decay } -> std::convertible_to<double>;
     { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
     { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
     { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
@@ -9830,6 +9902,7 @@ template <class R>
 void validate_common(R const& r, char const* kind) {
     validate(r.lr >= 0, kind, "lr must not be negative");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    validate(r.ema_decay >= 0 && r.ema_decay < 1, kind, "ema_decay must be in [0, 1)");
     validate_storage(r.storage, r.operations, kind);
 }
 
@@ -9998,6 +10071,7 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
         for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+        c.masters.push_back(s.master.defined() ? s.master.narrow(0, begin, end - begin) : at::Tensor());
     };
 
     std::vector<size_t> order(parts.size());
@@ -10292,6 +10366,7 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
+        check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
         s.skipped = !sharding::before_step(s.models);
         if (!s.skipped) [[likely]]
             update();
@@ -10327,6 +10402,14 @@ public:
         return true;
     }
 
+    /// While the returned scope is alive the models have the averages as their weights (of this optimizer's `ema_decay`; before the first
+    /// update the weights themselves). Then the weights come back, bit for bit. Every rank calls it. Error E_CONFIG without an average;
+    /// E_CALL_ORDER for a step inside.
+    [[nodiscard("the averages are in use while the scope lives: write auto averages = optimizer.average_parameters();")]]
+    AverageScope<Optimizer> average_parameters() {
+        return AverageScope<Optimizer>(*this);
+    }
+
     /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
     StateDict state_dict() const {
         auto& s = *shared_;
@@ -10358,15 +10441,11 @@ public:
     }
 
 private:
-    /// One entry of a batch; its master weights are the last of the states, if there are any.
+    friend class AverageScope<Optimizer>;
+
     static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], {}, {}};
+        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}};
         for (auto const& list : columns.states) made.states.push_back(list[i]);
-        if constexpr (has_masters)
-            if (is_low(made.parameters.scalar_type())) {
-                made.master = made.states.back();
-                made.states.pop_back();
-            }
         return made;
     }
 
@@ -10383,6 +10462,8 @@ private:
             else
                 for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
         }
+        if (s.recipe.ema_decay > 0)
+            for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
         if (!s.sweeps) return;
         for (auto& model : s.models)
             if (model->clears_in_step()) model->gradients_cleared();
@@ -10397,7 +10478,7 @@ private:
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
             : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
-              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused) {
+              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused, recipe.ema_decay > 0) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             sweeps = can_sweep();
         }
@@ -10437,7 +10518,7 @@ private:
         /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
         bool is_plain(Batch const& batch) const {
             auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (is_low(dtype) && recipe.storage.stochastic_states()) return false;
+            if (batch.columns.masters[0].defined() || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
             return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
@@ -10467,6 +10548,7 @@ private:
         int64_t steps = 0;
         int64_t updates = 0;
         bool sweeps = false;
+        bool averaged = false;  // an AverageScope is alive
         bool bound = false;
         bool skipped = false;
     };
@@ -10487,7 +10569,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, m});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;

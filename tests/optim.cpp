@@ -542,6 +542,52 @@ TEST_CASE("states in bf16 follow those in fp32", "[storage][wide][moments]") {
     CHECK(code_of([] { Optimizer(AdamW{.operations = acc::Operations::Torch, .storage = {.stochastic_rounding = true}}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config);
 }
 
+TEST_CASE("an average of the weights follows its formula, and stands in for them while asked to", "[average_scope][optimizer][moments]") {
+    auto const check = [](auto model, double distance) {
+        auto const recipe = AdamW{.lr = 1e-2, .ema_decay = 0.8};
+        auto optimizer = std::make_unique<Optimizer<AdamW, typename decltype(model)::element_type>>(recipe, std::vector{model});
+        {
+            auto const weights = (*model)["up.bias"].detach().clone();
+            auto const averages = optimizer->average_parameters();  // none yet: the weights
+            CHECK(torch::equal((*model)["up.bias"].detach(), weights));
+        }
+        std::map<std::string, at::Tensor> expected;
+        for (auto const& [name, p] : model->parameters()) expected[name] = p.detach().to(at::kDouble);
+        for (int64_t step = 0; step < 12; ++step) {
+            give_bf16_gradients(*model, step);
+            optimizer->step();
+            auto const saved = optimizer->state_dict();
+            for (auto const& [name, p] : model->parameters()) {
+                auto const weights = saved.tensors.contains("master." + name) ? saved.tensors.at("master." + name) : p.detach();
+                expected[name] = 0.8 * expected[name] + 0.2 * weights.to(at::kDouble);
+            }
+            if (step != 6) continue;
+            optimizer = std::make_unique<Optimizer<AdamW, typename decltype(model)::element_type>>(recipe, std::vector{model});  // a job that goes on
+            optimizer->load_state_dict(saved);
+        }
+        std::map<std::string, at::Tensor> before;
+        for (auto const& [name, p] : model->parameters()) before[name] = p.detach().clone();
+        {
+            auto const averages = optimizer->average_parameters();
+            for (auto const& [name, p] : model->parameters()) {
+                INFO(name);
+                CHECK((p.detach().to(at::kDouble) - expected[name]).abs().max().template item<double>() < distance);
+                CHECK_FALSE(torch::equal(p.detach(), before[name]));
+            }
+            CHECK(code_of([&] { optimizer->step(); }) == acc::code::call_order);
+            CHECK(code_of([&] { static_cast<void>(optimizer->average_parameters()); }) == acc::code::call_order);
+        }
+        for (auto const& [name, p] : model->parameters()) CHECK(torch::equal(p.detach(), before[name]));
+        optimizer->step();
+    };
+    check(std::make_shared<FakeModel>(some_parameters()), 1e-6);
+    check(std::make_shared<MasteredModel>(in_dtype(some_parameters(), at::kBFloat16)), 0.02);  // the average of the masters, shown in bf16
+    auto const plain = std::make_shared<FakeModel>(some_parameters());
+    Optimizer without(AdamW{}, std::vector{plain});
+    CHECK(code_of([&] { static_cast<void>(without.average_parameters()); }) == acc::code::config);
+    CHECK(code_of([&] { Optimizer(AdamW{.ema_decay = 1}, std::vector{plain}); }) == acc::code::config);
+}
+
 TEST_CASE("gradients are searched for what is not finite", "[finite]") {
     auto parameters = some_parameters();
     FakeModel model(parameters);

@@ -274,13 +274,13 @@ struct Deep : torch::nn::Module {
     acc::Layers<S, Block> blocks;
 };
 
-/// Parameters after some steps, of the main rank.
+/// Parameters after some steps and their averages, of the main rank.
 template <class Sharding>
 acc::TensorMap trained_deep(int64_t ranks, int64_t checkpoint_every) {
     acc::TensorMap found;
     acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
         acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Bf16<>, Sharding, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 2}, comm);
-        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Deep>(), acc::optim::AdamW{.lr = 0.01});
+        auto [model, optimizer] = accelerator.prepare(accelerator.template make<Deep>(), acc::optim::AdamW{.lr = 0.01, .ema_decay = 0.5});
         model->blocks->checkpoint_every(checkpoint_every);
         model->train(ranks == 1);  // with ranks as threads the random numbers are shared
         torch::manual_seed(4);
@@ -292,6 +292,20 @@ acc::TensorMap trained_deep(int64_t ranks, int64_t checkpoint_every) {
             optimizer.zero_grad();
         }
         auto all = accelerator.get_state_dict(model);
+        for (auto& [name, t] : all) t = t.clone();
+        {
+            auto const averages = optimizer.average_parameters();
+            model->eval();
+            torch::NoGradGuard no_grad;
+            all.insert("average of the output", model(torch::ones({2, 4})).clone());
+            for (auto const& [name, t] : accelerator.get_state_dict(model)) all.insert("average of " + name, t.clone());
+        }
+        if (!same(accelerator.get_state_dict(model), [&] {
+                acc::TensorMap weights;
+                for (auto const& [name, t] : all)
+                    if (!name.starts_with("average")) weights.insert(name, t);
+                return weights;
+            }())) throw std::logic_error("the weights did not come back");
         if (accelerator.is_main_process()) found = all;
     });
     return found;
@@ -303,15 +317,18 @@ TEST_CASE("checkpointed blocks train to the same bits under every sharding", "[c
     using namespace acc::sharding;
     auto const compare = [](auto const& train) {
         auto const plain = train(0);
-        CHECK(plain.size() == 12);
+        CHECK(plain.size() == 12 + 1 + 12);
+        CHECK_FALSE(torch::equal(plain.at("blocks.0.a.weight"), plain.at("average of blocks.0.a.weight")));
         CHECK(same(plain, train(1)));
         CHECK(same(plain, train(2)));
+        return plain;
     };
-    compare([](int64_t every) { return trained_deep<None>(1, every); });
-    compare([](int64_t every) { return trained_deep<Ddp<>>(2, every); });
-    compare([](int64_t every) { return trained_deep<Ddp<acc::ddp{.gather_gradients = false}>>(2, every); });
-    compare([](int64_t every) { return trained_deep<Fsdp<>>(1, every); });
-    compare([](int64_t every) { return trained_deep<Fsdp<>>(2, every); });
+    auto const one = compare([](int64_t every) { return trained_deep<None>(1, every); });
+    auto const two = compare([](int64_t every) { return trained_deep<Ddp<>>(2, every); });
+    auto const sliced = compare([](int64_t every) { return trained_deep<Ddp<acc::ddp{.gather_gradients = false}>>(2, every); });
+    CHECK(same(one, compare([](int64_t every) { return trained_deep<Fsdp<>>(1, every); })));
+    auto const cut = compare([](int64_t every) { return trained_deep<Fsdp<>>(2, every); });
+    for (auto const& [name, t] : two) CHECK((torch::allclose(t, sliced.at(name), 1e-2, 1e-2) && torch::allclose(t, cut.at(name), 1e-2, 1e-2)));
     compare([](int64_t every) { return trained_deep<Fsdp<acc::fsdp{.reshard_after_forward = false}>>(2, every); });
 }
 

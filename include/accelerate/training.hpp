@@ -53,10 +53,14 @@ public:
         return true;
     }
     void after_step() {
-        Base::after_step();
+        parameters_changed();
         forget_gradients();
-        Precision::parameters_changed();
         if (updated) updated();
+    }
+    /// Somebody has written into the parameters that this rank keeps: copies of them (gathered, cast) are stale.
+    void parameters_changed() {
+        Base::after_step();
+        Precision::parameters_changed();
     }
     void zero_grad() {
         Base::zero_grad();

@@ -38,6 +38,7 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
         for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+        c.masters.push_back(s.master.defined() ? s.master.narrow(0, begin, end - begin) : at::Tensor());
     };
 
     std::vector<size_t> order(parts.size());

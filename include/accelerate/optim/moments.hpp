@@ -13,11 +13,13 @@
 
 namespace accelerate::optim {
 
-/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length, the master weights last.
+/// A stretch of a flat buffer that this rank updates, with its optimizer state: 1-D tensors of equal length.
 struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
-    std::vector<at::Tensor> states;
+    std::vector<at::Tensor> states = {};
+    at::Tensor master = {};   ///< the parameters in fp32, where they are kept in less and the optimizer updates fp32; else undefined
+    at::Tensor average = {};  ///< of the parameters over the steps, in fp32, where it is asked for; else undefined
     size_t model = 0;
 };
 
@@ -38,12 +40,13 @@ struct Part {
 };
 
 /// Optimizer state, stored as the flat buffers are and addressed by parameter name: it follows its parameters when buckets are
-/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. With
-/// `masters` parameters in bf16 or fp16 have one state more, "master": the parameter in fp32.
+/// arranged anew, and goes into a `StateDict` as "<state>.<parameter>" in the parameter's shape, which any sharding can load. Copies of
+/// the parameters, "master" and "ema", are kept with the rule's own states.
 class Moments {
 public:
-    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false)
-        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters) {}
+    /// `masters`: parameters in bf16 or fp16 have one. `averages`: all have one.
+    Moments(std::vector<std::string> names, double initial, optimizer_storage const& storage = {}, bool masters = false, bool averages = false)
+        : names_(std::move(names)), initial_(initial), storage_(storage), masters_(masters), averages_(averages) {}
 
     std::vector<Stretch> const& stretches() const { return stretches_; }
     std::vector<Part> const& parts() const { return parts_; }
@@ -56,7 +59,8 @@ public:
             bool const master = masters_ && is_low(dtype);
             auto const kept = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
             for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(kept)));
-            if (master) s.states.push_back(s.parameters.to(at::kFloat));
+            if (master) s.master = s.parameters.to(at::kFloat);
+            if (averages_) s.average = s.parameters.to(wide(dtype), false, true);
         }
         auto const before = index();
         for (auto const& part : parts) {
@@ -68,9 +72,9 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                for (size_t n = 0; n < stretches[part.stretch].states.size(); ++n)
-                    stretches[part.stretch].states[n].narrow(0, part.offset + from - part.from, to - from)
-                        .copy_(stretches_[source.stretch].states[n].narrow(0, source.offset + from - source.from, to - from));
+                auto const target = kept(stretches[part.stretch]), origin = kept(stretches_[source.stretch]);
+                for (size_t n = 0; n < target.size(); ++n)
+                    target[n].second.narrow(0, part.offset + from - part.from, to - from).copy_(origin[n].second.narrow(0, source.offset + from - source.from, to - from));
             }
             check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
                   " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
@@ -84,34 +88,37 @@ public:
     /// its place under "slices".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
-        for (auto const& [key, indices] : index())
-            for (size_t n = 0; n < states_of(parts_[indices.front()]).size(); ++n) {
-                auto const name = this->name(n) + "." + key;
-                auto const& first = parts_[indices.front()];
-                auto const& last = parts_[indices.back()];
-                int64_t held = 0;
-                for (auto i : indices) held += parts_[i].length();
-                check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-                auto flat = at::empty({held}, states_of(first)[n].options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], n));
+        for (auto const& [key, indices] : index()) {
+            auto const& first = parts_[indices.front()];
+            auto const& last = parts_[indices.back()];
+            int64_t held = 0;
+            for (auto i : indices) held += parts_[i].length();
+            check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
+            auto const states = kept(stretches_[first.stretch]);
+            for (size_t n = 0; n < states.size(); ++n) {
+                auto const name = states[n].first + "." + key;
+                auto flat = at::empty({held}, states[n].second.options());
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept(stretches_[parts_[i].stretch])[n].second));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};
                 }
             }
+        }
     }
 
-    /// The reverse of `save`, from whole parameters or from the same slices. Master weights that the state does not have are made from
-    /// the parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
+    /// The reverse of `save`, from whole parameters or from the same slices. Copies that the state does not have are made from the
+    /// parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         for (auto const& part : parts_)
-            for (size_t n = 0; n < states_of(part).size(); ++n) {
-                auto const key = name(n) + "." + part.key;
-                if (n == names_.size() && !state.tensors.contains(key)) copies.emplace_back(slice(part, n), stretches_[part.stretch].parameters.narrow(0, part.offset, part.length()));
-                else copies.emplace_back(slice(part, n), stored(state, key, part));
+            for (auto const& [name, tensor] : kept(stretches_[part.stretch])) {
+                auto const key = name + "." + part.key;
+                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
+                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
+                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
             }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
@@ -120,11 +127,11 @@ public:
 
     /// Back to the value before the first update.
     void reset() {
-        for (auto& s : stretches_)
-            for (size_t n = 0; n < s.states.size(); ++n) {
-                if (n < names_.size()) s.states[n].fill_(initial_);
-                else s.states[n].copy_(s.parameters);
-            }
+        for (auto& s : stretches_) {
+            for (auto& t : s.states) t.fill_(initial_);
+            for (auto* copy : {&s.master, &s.average})
+                if (copy->defined()) copy->copy_(s.parameters);
+        }
     }
 
 private:
@@ -136,15 +143,23 @@ private:
         return by_key;
     }
 
-    std::vector<at::Tensor> const& states_of(Part const& part) const { return stretches_[part.stretch].states; }
-    at::Tensor slice(Part const& part, size_t n) const { return states_of(part)[n].narrow(0, part.offset, part.length()); }
-    std::string name(size_t n) const { return n < names_.size() ? names_[n] : "master"; }
+    /// What is kept of a stretch, by name; of stretches of one dtype the same.
+    std::vector<std::pair<std::string, at::Tensor>> kept(Stretch const& s) const {
+        std::vector<std::pair<std::string, at::Tensor>> all;
+        for (size_t n = 0; n < names_.size(); ++n) all.emplace_back(names_[n], s.states[n]);
+        if (s.master.defined()) all.emplace_back("master", s.master);
+        if (s.average.defined()) all.emplace_back("ema", s.average);
+        return all;
+    }
+
+    static at::ScalarType wide(at::ScalarType dtype) { return is_low(dtype) ? at::kFloat : dtype; }
+    static at::Tensor slice(Part const& part, at::Tensor const& of_its_stretch) { return of_its_stretch.narrow(0, part.offset, part.length()); }
 
     bool known(std::string const& name) const {
         auto const dot = name.find('.');  // names of states have none
         if (dot == std::string::npos || !keys_.contains(name.substr(dot + 1))) return false;
         auto const state = name.substr(0, dot);
-        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master");
+        return std::find(names_.begin(), names_.end(), state) != names_.end() || (masters_ && state == "master") || (averages_ && state == "ema");
     }
 
     template <std::same_as<StateDict> State>
@@ -169,7 +184,7 @@ private:
     std::vector<std::string> names_;
     double initial_;
     optimizer_storage storage_;
-    bool masters_;
+    bool masters_, averages_;
     std::vector<Stretch> stretches_;
     std::vector<Part> parts_;
     std::set<std::string> keys_;

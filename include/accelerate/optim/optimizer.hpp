@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <accelerate/optim/average_scope.hpp>
 #include <accelerate/optim/batches.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <memory>
@@ -28,6 +29,7 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
+        check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
         s.skipped = !sharding::before_step(s.models);
         if (!s.skipped) [[likely]]
             update();
@@ -63,6 +65,14 @@ public:
         return true;
     }
 
+    /// While the returned scope is alive the models have the averages as their weights (of this optimizer's `ema_decay`; before the first
+    /// update the weights themselves). Then the weights come back, bit for bit. Every rank calls it. Error E_CONFIG without an average;
+    /// E_CALL_ORDER for a step inside.
+    [[nodiscard("the averages are in use while the scope lives: write auto averages = optimizer.average_parameters();")]]
+    AverageScope<Optimizer> average_parameters() {
+        return AverageScope<Optimizer>(*this);
+    }
+
     /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
     StateDict state_dict() const {
         auto& s = *shared_;
@@ -94,15 +104,11 @@ public:
     }
 
 private:
-    /// One entry of a batch; its master weights are the last of the states, if there are any.
+    friend class AverageScope<Optimizer>;
+
     static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], {}, {}};
+        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}};
         for (auto const& list : columns.states) made.states.push_back(list[i]);
-        if constexpr (has_masters)
-            if (is_low(made.parameters.scalar_type())) {
-                made.master = made.states.back();
-                made.states.pop_back();
-            }
         return made;
     }
 
@@ -119,6 +125,8 @@ private:
             else
                 for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
         }
+        if (s.recipe.ema_decay > 0)
+            for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
         if (!s.sweeps) return;
         for (auto& model : s.models)
             if (model->clears_in_step()) model->gradients_cleared();
@@ -133,7 +141,7 @@ private:
     struct Shared {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
             : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
-              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused) {
+              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused, recipe.ema_decay > 0) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             sweeps = can_sweep();
         }
@@ -173,7 +181,7 @@ private:
         /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
         bool is_plain(Batch const& batch) const {
             auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (is_low(dtype) && recipe.storage.stochastic_states()) return false;
+            if (batch.columns.masters[0].defined() || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
             return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
@@ -203,6 +211,7 @@ private:
         int64_t steps = 0;
         int64_t updates = 0;
         bool sweeps = false;
+        bool averaged = false;  // an AverageScope is alive
         bool bound = false;
         bool skipped = false;
     };
@@ -223,7 +232,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, m});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;

@@ -12,6 +12,8 @@ namespace accelerate::optim {
 //   groups                        other hyper-parameters by parameter name; the first match wins
 //   operations                    `Operations::Torch` for the same bits as Python's `fused=True`
 //   storage                       states in bf16, stochastic rounding
+//   ema_decay                     > 0: a running average of the weights, `average = ema_decay * average + (1 - ema_decay) * weights` after
+//                                 each update, from the weights at the first; see `Optimizer::average_parameters`. 4 bytes a parameter
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -25,6 +27,7 @@ struct AdamW {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -39,6 +42,7 @@ struct Adam {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -53,6 +57,7 @@ struct Sgd {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -67,6 +72,7 @@ struct Adagrad {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -80,6 +86,7 @@ struct Lion {
     std::vector<ParameterGroup> groups = {};
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
+    double ema_decay = 0;
 };
 
 }  // namespace accelerate::optim

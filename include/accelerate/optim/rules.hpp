@@ -19,6 +19,7 @@ struct Columns {
     std::vector<at::Tensor> gradients;
     std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
     std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+    std::vector<at::Tensor> masters = {};         ///< fp32 copies that are updated instead of the parameters; undefined where there are none
 };
 
 /// One update of one entry in one pass (see sweeps.hpp): what a rule's `sweep` gets besides recipe and hyper-parameters.
@@ -49,6 +50,7 @@ concept recipe = requires(R const& r, Hyper const& hyper, Columns const& columns
     { r.groups } -> std::convertible_to<std::vector<ParameterGroup>>;
     { r.operations } -> std::convertible_to<Operations>;
     { r.storage } -> std::convertible_to<optimizer_storage>;
+    { r.ema_decay } -> std::convertible_to<double>;
     { Rule<R>::kind } -> std::convertible_to<std::string>;                         // in state dicts
     { Rule<R>::states(r) } -> std::convertible_to<std::vector<std::string>>;       // names of what is kept per parameter
     { Rule<R>::initial(r) } -> std::convertible_to<double>;                        // their value before the first update
@@ -68,6 +70,7 @@ template <class R>
 void validate_common(R const& r, char const* kind) {
     validate(r.lr >= 0, kind, "lr must not be negative");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    validate(r.ema_decay >= 0 && r.ema_decay < 1, kind, "ema_decay must be in [0, 1)");
     validate_storage(r.storage, r.operations, kind);
 }
 
