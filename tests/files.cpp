@@ -125,7 +125,7 @@ std::string png(uint32_t height, uint32_t width, std::string const& pixels) {
     for (size_t y = 0; y < height; ++y) raw += '\0' + pixels.substr(y * row, row);
     auto const n = static_cast<uint16_t>(raw.size()), inverse = static_cast<uint16_t>(~n);
     uint32_t a = 1, b = 0;
-    for (unsigned char c : raw) b = (b + (a = (a + c) % 65521)) % 65521;
+    for (char c : raw) b = (b + (a = (a + static_cast<unsigned char>(c)) % 65521)) % 65521;
     std::string const zlib = std::string("\x78\x01\x01") + static_cast<char>(n) + static_cast<char>(n >> 8) + static_cast<char>(inverse) + static_cast<char>(inverse >> 8) + raw + big_endian(b << 16 | a);
     return "\x89PNG\r\n\x1a\n" + chunk("IHDR", big_endian(width) + big_endian(height) + '\x08' + (row == width ? '\0' : '\2') + std::string(3, '\0')) + chunk("IDAT", zlib) + chunk("IEND", "");
 }

@@ -57,8 +57,8 @@ public:
         for (auto& s : stretches) {
             auto const dtype = s.parameters.scalar_type();
             bool const master = masters_ && is_low(dtype);
-            auto const kept = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(kept)));
+            auto const state_dtype = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
+            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(state_dtype)));
             if (master) s.master = s.parameters.to(at::kFloat);
             if (averages_) s.average = s.parameters.to(wide(dtype), false, true);
         }
