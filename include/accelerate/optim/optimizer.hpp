@@ -161,16 +161,15 @@ private:
         void sweep(Batch const& batch) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
-                auto const all_fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
+                bool const fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
-                    if (!all_fp32) {
-                        auto const& model = *models[batch.models[i]];
+                    auto const& model = *models[batch.models[i]];
+                    if (!fp32) {
                         sweep_wide(recipe, grouping[batch.set], entry(c, i), steps, model.gradient_scale(), model.clears_in_step());
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
-                    auto const& model = *models[batch.models[i]];
                     auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
                     kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
                     Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});

@@ -71,27 +71,27 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
     auto const n = e.parameters.numel();
     at::parallel_for(0, (n + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
         alignas(64) std::array<std::array<float, piece>, 4> copies;
-        for (int64_t at = begin * piece; at < std::min(n, end * piece); at += piece) {
-            auto const count = std::min(piece, n - at);
-            auto const low = [&](at::Tensor const& t) { return t.scalar_type() == at::kBFloat16 ? static_cast<uint16_t*>(t.mutable_data_ptr()) + at : nullptr; };
+        for (int64_t first = begin * piece; first < std::min(n, end * piece); first += piece) {
+            auto const count = std::min(piece, n - first);
+            auto const low = [&](at::Tensor const& t) { return t.scalar_type() == at::kBFloat16 ? static_cast<uint16_t*>(t.mutable_data_ptr()) + first : nullptr; };
             auto const wide = [&](at::Tensor const& t, std::array<float, piece>& copy) {
-                if (low(t) == nullptr) return t.mutable_data_ptr<float>() + at;
+                if (low(t) == nullptr) return t.mutable_data_ptr<float>() + first;
                 kernel::widen(low(t), copy.data(), count);
                 return copy.data();
             };
-            auto* const parameters = e.master.defined() ? e.master.mutable_data_ptr<float>() + at : wide(e.parameters, copies[0]);
+            auto* const parameters = e.master.defined() ? e.master.mutable_data_ptr<float>() + first : wide(e.parameters, copies[0]);
             if (e.master.defined()) kernel::follow(low(e.parameters), parameters, count);
             auto* const gradients = wide(e.gradients, copies[1]);
             float* states[2] = {parameters, parameters};
             for (size_t i = 0; i < e.states.size(); ++i) states[i] = wide(e.states[i], copies[2 + i]);
             Rule<Recipe>::sweep(recipe, hyper, {{parameters, gradients, states[0], states[1], count, clear}, step, scale});
             if (auto* const to = low(e.parameters)) {
-                if (!e.master.defined() && recipe.storage.stochastic_rounding) kernel::narrow(parameters, to, count, detail::noise_of(step, 0), e.parameters.storage_offset() + at);
+                if (!e.master.defined() && recipe.storage.stochastic_rounding) kernel::narrow(parameters, to, count, detail::noise_of(step, 0), e.parameters.storage_offset() + first);
                 else kernel::narrow(parameters, to, count);
             }
             for (size_t i = 0; i < e.states.size(); ++i)
                 if (auto* const to = low(e.states[i])) {
-                    if (recipe.storage.stochastic_states()) kernel::narrow(states[i], to, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + at);
+                    if (recipe.storage.stochastic_states()) kernel::narrow(states[i], to, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + first);
                     else kernel::narrow(states[i], to, count);
                 }
             if (auto* const to = low(e.gradients); to != nullptr && clear) std::memset(to, 0, static_cast<size_t>(count) * sizeof *to);
