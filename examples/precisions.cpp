@@ -40,13 +40,13 @@ int main() {
         auto const fp32 = train<Fp32>({}, nothing);
 
         // Parameters in bf16 and no fp32 copy of them: half the memory. Rounded by chance, or small updates would be lost.
-        auto const bf16 = train<Bf16<acc::bf16{.gemm = acc::Gemm::Widened, .parameters = at::kBFloat16, .master = at::kBFloat16}>>({.stochastic_rounding = true}, nothing);
+        auto const bf16 = train<Bf16<acc::bf16{.parameters = at::kBFloat16, .master = at::kBFloat16}>>({.stochastic_rounding = true}, nothing);
 
         // fp16 ends at 65504: the loss is scaled, and steps that overflowed are skipped until the scale fits.
-        auto const fp16 = train<Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>({}, [](auto& accelerator, auto&) { accelerator.print("the loss scale fell from 2^24 to", accelerator.scaler().get_scale()); });
+        auto const fp16 = train<Fp16<>>({}, [](auto& accelerator, auto&) { accelerator.print("the loss scale fell from 2^24 to", accelerator.scaler().get_scale()); });
 
         // fp8 in the middle layer, which `prepare` says in a table; the report says what that costs.
-        auto const fp8 = train<Fp8<acc::recipe::Tensorwise, acc::fp8{.gemm = acc::Gemm::Widened, .counters = true, .shadow = true}>>({}, [](auto& accelerator, auto& model) {
+        auto const fp8 = train<Fp8<acc::recipe::Tensorwise, acc::fp8{.counters = true, .shadow = true}>>({}, [](auto& accelerator, auto& model) {
             accelerator.print("saturated, became zero; and how far results are from bf16:\n" + fp8_report_table(fp8_report(model)));
         });
         for (double loss : {bf16, fp16, fp8}) acc::check(loss < 2 * fp32 + 0.02, acc::code::data, "precisions: a loss of ", loss, " is far from fp32's ", fp32);

@@ -16128,12 +16128,38 @@ using Cuda = AbsentCuda<>;
 
 #endif
 
+// ---- accelerate/precision/cpu_units.hpp
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace accelerate::precision {
+
+/// Whether this CPU multiplies matrices of that dtype in hardware. Others than x86 are taken to.
+inline bool cpu_has_units(at::ScalarType dtype) {
+#if defined(__x86_64__)
+    if (dtype != at::kBFloat16 && dtype != at::kHalf) return true;
+    if (!__builtin_cpu_supports("avx512f")) return false;  // by the CPU and by the system
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    // AVX512_BF16 and AVX512_FP16; a CPU with AMX has both.
+    if (dtype == at::kBFloat16) return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 23 & 1) != 0;
+#else
+    static_cast<void>(dtype);
+    return true;
+#endif
+}
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/gemm.hpp
 
 namespace accelerate {
 
 /// How an arithmetic leaf (`acc::Linear<S>`) of a low precision multiplies.
 enum class Gemm {
+    Auto,     ///< `Widened` on CPUs without units for the low precision, which is said once; else `Native`
     Native,   ///< the device's own product of low-precision matrices: what the hardware is for
     /// Operands rounded to the low precision, their product in fp32, the result rounded: the same numbers to within the order of
     /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this.
@@ -16144,7 +16170,10 @@ namespace precision {
 
 /// `at::linear` of a scope of `Compute`, in the way of `G`.
 template <at::ScalarType Compute, Gemm G>
-struct Product {
+struct Product;
+
+template <at::ScalarType Compute>
+struct Product<Compute, Gemm::Native> {
     // LibTorch's own layer transposes the weight first, and autocast caches only whole weights: through that every forward of a scope
     // casts again.
     static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) { return at::linear(x, weight, bias); }
@@ -16162,6 +16191,23 @@ struct Product<Compute, Gemm::Widened> {
 
 private:
     static at::Tensor rounded(at::Tensor const& t) { return t.to(Compute).to(at::kFloat); }
+};
+
+template <at::ScalarType Compute>
+struct Product<Compute, Gemm::Auto> {
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
+        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias) : Product<Compute, Gemm::Native>::linear(x, weight, bias);
+    }
+
+private:
+    static bool widens() {
+        static bool const widened = [] {
+            if (cpu_has_units(Compute)) return false;
+            log::info("this CPU has no units for ", Compute, ": acc::Linear rounds its operands to it and multiplies in fp32 (Gemm::Widened; .gemm = Gemm::Native for LibTorch's own product)");
+            return true;
+        }();
+        return widened;
+    }
 };
 
 }  // namespace precision
@@ -16257,7 +16303,7 @@ namespace accelerate {
 /// Options of `precision::Bf16`.
 struct bf16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in bf16 meanwhile
-    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is the faster one on CPUs without bf16 units
+    Gemm gemm = Gemm::Auto;     ///< of `acc::Linear<S>`
     at::ScalarType parameters = at::kFloat;  ///< `kBFloat16`: `prepare` casts parameters and buffers, gradients are bf16 as well
     /// What optimizers of this library update where parameters are bf16: `kFloat` an fp32 copy of their own (4 bytes a parameter),
     /// `kBFloat16` the parameters (see `optimizer_storage::stochastic_rounding`).
@@ -16267,8 +16313,8 @@ struct bf16 {
 namespace precision {
 
 /// bfloat16 by autocast: parameters, gradients and optimizer in fp32, matrix products in bf16, operations that need it in fp32.
-/// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
-/// is slower than fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
+/// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units, what is no
+/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
 /// parameters whole; autocast still takes inputs in fp32 and runs in fp32 what needs it.
 template <bf16 O = bf16{}>
 struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
@@ -16302,14 +16348,15 @@ enum class LossScale {
 struct fp16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in fp16 meanwhile
     LossScale loss_scale = LossScale::Dynamic;
-    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is a hundred times faster on CPUs without fp16 units
+    Gemm gemm = Gemm::Auto;     ///< of `acc::Linear<S>`
 };
 
 namespace precision {
 
 /// float16 by autocast: parameters, gradients and optimizer in fp32, matrix products in fp16, operations that need it in fp32. fp16
 /// ends at 65504 and at 6e-8: the loss is scaled, gradients are unscaled before they are used, and a step whose gradients overflowed
-/// is skipped. Outputs keep the dtype that their operation gave them. On CPUs it is a hundred times slower than fp32.
+/// is skipped. Outputs keep the dtype that their operation gave them. On CPUs without units, what is no `acc::Linear` is a hundred times
+/// slower than in fp32.
 template <fp16 O = fp16{}>
 struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled, O.gemm> {
     static_assert(O.loss_scale != LossScale::None, "precision::Fp16: without a gradient scaler gradients below 6e-8 are lost; use LossScale::Dynamic or LossScale::Constant, or precision::Bf16<>");
@@ -16581,7 +16628,7 @@ struct fp8 {
     bool use_autocast_during_eval = false;  ///< fp8 also in modules that are in eval mode; else they run in bf16
     /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
     bool override_fprop = false, override_dgrad = false, override_wgrad = false;
-    Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+    Gemm gemm = Gemm::Auto;                 ///< of the layers that stay in bf16
     bool counters = false;                  ///< counts saturations and underflows (`precision::fp8_report`); costs a few passes
     bool shadow = false;                    ///< computes each forward in bf16 as well, to compare with (`precision::fp8_report`)
 };

@@ -9,13 +9,16 @@
 #include <accelerate/precision/autocast.hpp>
 #include <accelerate/precision/autocast_policy.hpp>
 #include <accelerate/precision/bf16.hpp>
+#include <accelerate/precision/cast_parameters.hpp>
+#include <accelerate/precision/cpu_units.hpp>
 #include <accelerate/precision/fp16.hpp>
 #include <accelerate/precision/fp32.hpp>
-#include <accelerate/precision/cast_parameters.hpp>
 #include <accelerate/precision/fp8.hpp>
 #include <accelerate/precision/tf32.hpp>
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <iterator>
 #include <latch>
 #include <limits>
 #include <random>
@@ -27,7 +30,7 @@ namespace nn = torch::nn;
 namespace {
 
 using Cpu = acc::device::BasicCpu<acc::comm::Self>;
-using Bf16 = acc::precision::Bf16<>;
+using Bf16 = acc::precision::Bf16<acc::bf16{.gemm = acc::Gemm::Native}>;  // whatever the CPU has
 using Scope = Bf16::scope<Cpu>;
 using Pause = Bf16::pause<Cpu>;
 using Linear = acc::Linear<acc::Strategy<acc::place::Resident, Bf16>>;
@@ -427,6 +430,36 @@ TEST_CASE("a widened product rounds its operands and its result", "[gemm][low_pr
     widens<acc::precision::Fp16<acc::fp16{.gemm = acc::Gemm::Widened}>>();
 }
 
+TEST_CASE("a product is widened where the CPU has no units for it", "[gemm][cpu_units]") {
+    auto const equal = []<class Precision, class Same>(Precision, Same, at::ScalarType dtype) {
+        acc::Linear<acc::Strategy<acc::place::Resident, Precision>> chosen(64, 48);
+        acc::Linear<acc::Strategy<acc::place::Resident, Same>> same(64, 48);
+        {
+            torch::NoGradGuard const no_grad;
+            same->weight.copy_(chosen->weight);
+            same->bias.copy_(chosen->bias);
+        }
+        auto const x = torch::randn({5, 64});
+        typename Precision::template scope<Cpu> scope;
+        auto const y = chosen(x);
+        CHECK(y.scalar_type() == dtype);
+        CHECK(torch::equal(y, same(x)));
+    };
+    using acc::Gemm;
+    using namespace acc::precision;
+    if (cpu_has_units(at::kBFloat16)) equal(acc::precision::Bf16<>(), acc::precision::Bf16<acc::bf16{.gemm = Gemm::Native}>(), at::kBFloat16);
+    else equal(acc::precision::Bf16<>(), acc::precision::Bf16<acc::bf16{.gemm = Gemm::Widened}>(), at::kBFloat16);
+    if (cpu_has_units(at::kHalf)) equal(acc::precision::Fp16<>(), acc::precision::Fp16<acc::fp16{.gemm = Gemm::Native}>(), at::kHalf);
+    else equal(acc::precision::Fp16<>(), acc::precision::Fp16<acc::fp16{.gemm = Gemm::Widened}>(), at::kHalf);
+    CHECK(cpu_has_units(at::kFloat));
+    std::ifstream cpuinfo("/proc/cpuinfo");  // as the system says
+    std::string const text(std::istreambuf_iterator<char>(cpuinfo), {});
+    if (text.find("flags") != std::string::npos) {
+        CHECK(cpu_has_units(at::kBFloat16) == (text.find(" avx512_bf16") != std::string::npos));
+        CHECK(cpu_has_units(at::kHalf) == (text.find(" avx512_fp16") != std::string::npos));
+    }
+}
+
 TEST_CASE("a model in bf16 has bf16 parameters, buffers and gradients, and the handles that it had", "[cast_parameters][bf16]") {
     torch::nn::Sequential model(torch::nn::Linear(3, 4), torch::nn::BatchNorm1d(4));
     auto const handle = model->parameters()[0];
@@ -677,9 +710,10 @@ TEST_CASE("a delayed layer scales by the steps before, and its watch counts what
 }
 
 TEST_CASE("an fp8 layer runs in bf16 where it is told to", "[fp8_linear][fp8]") {
-    using Layer = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<>>>;
-    using AlsoInEval = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<acc::recipe::Tensorwise, acc::fp8{.use_autocast_during_eval = true}>>>;
-    using Overridden = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<acc::recipe::Tensorwise, acc::fp8{.override_fprop = true}>>>;
+    using acc::recipe::Tensorwise;
+    using Layer = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<Tensorwise, acc::fp8{.gemm = acc::Gemm::Native}>>>;
+    using AlsoInEval = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<Tensorwise, acc::fp8{.use_autocast_during_eval = true, .gemm = acc::Gemm::Native}>>>;
+    using Overridden = acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<Tensorwise, acc::fp8{.override_fprop = true, .gemm = acc::Gemm::Native}>>>;
     auto const x = torch::randn({16, 32});
     Layer layer(torch::nn::LinearOptions(32, 16).bias(false));
     AlsoInEval also(torch::nn::LinearOptions(32, 16).bias(false));

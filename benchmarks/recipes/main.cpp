@@ -71,7 +71,7 @@ constexpr acc::fp8 counted{.gemm = acc::Gemm::Widened, .counters = true};
 std::map<std::string, std::function<nlohmann::json(int64_t)>> const policies{
     {"Fp32", run<precision::Fp32>},
     {"Tf32", run<precision::Tf32>},
-    {"Bf16, native", run<precision::Bf16<>>},
+    {"Bf16, native", run<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Native}>>},
     {"Bf16, widened", run<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened}>>},
     {"Bf16, pure, masters", run<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened, .parameters = at::kBFloat16}>>},
     {"Bf16, pure, stochastic", run_by_chance<precision::Bf16<acc::bf16{.gemm = acc::Gemm::Widened, .parameters = at::kBFloat16, .master = at::kBFloat16}>>},

@@ -8,7 +8,7 @@ namespace accelerate {
 /// Options of `precision::Bf16`.
 struct bf16 {
     bool cache_enabled = true;  ///< weights are cast once a scope instead of once a use; costs their size in bf16 meanwhile
-    Gemm gemm = Gemm::Native;   ///< of `acc::Linear<S>`: `Gemm::Widened` is the faster one on CPUs without bf16 units
+    Gemm gemm = Gemm::Auto;     ///< of `acc::Linear<S>`
     at::ScalarType parameters = at::kFloat;  ///< `kBFloat16`: `prepare` casts parameters and buffers, gradients are bf16 as well
     /// What optimizers of this library update where parameters are bf16: `kFloat` an fp32 copy of their own (4 bytes a parameter),
     /// `kBFloat16` the parameters (see `optimizer_storage::stochastic_rounding`).
@@ -18,8 +18,8 @@ struct bf16 {
 namespace precision {
 
 /// bfloat16 by autocast: parameters, gradients and optimizer in fp32, matrix products in bf16, operations that need it in fp32.
-/// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units it
-/// is slower than fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
+/// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units, what is no
+/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
 /// parameters whole; autocast still takes inputs in fp32 and runs in fp32 what needs it.
 template <bf16 O = bf16{}>
 struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {

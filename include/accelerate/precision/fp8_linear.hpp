@@ -16,7 +16,7 @@ struct fp8 {
     bool use_autocast_during_eval = false;  ///< fp8 also in modules that are in eval mode; else they run in bf16
     /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
     bool override_fprop = false, override_dgrad = false, override_wgrad = false;
-    Gemm gemm = Gemm::Native;               ///< of the layers that stay in bf16
+    Gemm gemm = Gemm::Auto;                 ///< of the layers that stay in bf16
     bool counters = false;                  ///< counts saturations and underflows (`precision::fp8_report`); costs a few passes
     bool shadow = false;                    ///< computes each forward in bf16 as well, to compare with (`precision::fp8_report`)
 };

@@ -3,12 +3,15 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/linear.h>
 
+#include <accelerate/core/log.hpp>
 #include <accelerate/precision/autocast.hpp>
+#include <accelerate/precision/cpu_units.hpp>
 
 namespace accelerate {
 
 /// How an arithmetic leaf (`acc::Linear<S>`) of a low precision multiplies.
 enum class Gemm {
+    Auto,     ///< `Widened` on CPUs without units for the low precision, which is said once; else `Native`
     Native,   ///< the device's own product of low-precision matrices: what the hardware is for
     /// Operands rounded to the low precision, their product in fp32, the result rounded: the same numbers to within the order of
     /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this.
@@ -19,7 +22,10 @@ namespace precision {
 
 /// `at::linear` of a scope of `Compute`, in the way of `G`.
 template <at::ScalarType Compute, Gemm G>
-struct Product {
+struct Product;
+
+template <at::ScalarType Compute>
+struct Product<Compute, Gemm::Native> {
     // LibTorch's own layer transposes the weight first, and autocast caches only whole weights: through that every forward of a scope
     // casts again.
     static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) { return at::linear(x, weight, bias); }
@@ -37,6 +43,23 @@ struct Product<Compute, Gemm::Widened> {
 
 private:
     static at::Tensor rounded(at::Tensor const& t) { return t.to(Compute).to(at::kFloat); }
+};
+
+template <at::ScalarType Compute>
+struct Product<Compute, Gemm::Auto> {
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
+        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias) : Product<Compute, Gemm::Native>::linear(x, weight, bias);
+    }
+
+private:
+    static bool widens() {
+        static bool const widened = [] {
+            if (cpu_has_units(Compute)) return false;
+            log::info("this CPU has no units for ", Compute, ": acc::Linear rounds its operands to it and multiplies in fp32 (Gemm::Widened; .gemm = Gemm::Native for LibTorch's own product)");
+            return true;
+        }();
+        return widened;
+    }
 };
 
 }  // namespace precision
