@@ -57,7 +57,8 @@ public:
         check(size == samples_, code::data, who, ".load_state_dict: the data set has ", samples_, " samples, it had ", size,
               " when the state was saved; use the same data set, or start the epoch anew with set_epoch");
         if constexpr (hashed) {
-            auto const before = state.value<hash_type>("hash", who), now = hash_type(loader_.dataset().hash());
+            auto const now = loader_.dataset().hash();
+            auto const before = state.value<std::remove_const_t<decltype(now)>>("hash", who);
             check(before == now, code::data, who, ".load_state_dict: the data set's hash is ", now, ", it was ", before,
                   " when the state was saved; use the same data set, or start the epoch anew with set_epoch");
         }
@@ -66,10 +67,6 @@ public:
 
 private:
     static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };
-    using hash_type = typename decltype([] {
-        if constexpr (hashed) return std::type_identity<std::remove_cvref_t<decltype(std::declval<Loader const&>().dataset().hash())>>();
-        else return std::type_identity<int64_t>();
-    }())::type;
 
     /// `joined`: as `Join` wants it, which does not repeat samples to fill up batches.
     Shard shard(int64_t begin, bool joined = false) const {
