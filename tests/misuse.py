@@ -70,6 +70,7 @@ def lacks(command, file):
     """A header that the file says it needs (`// needs: NAME`) and that is not there."""
     needed = re.search(r"^// needs: (\S+)", file.read_text(encoding="utf-8"), re.M)
     words, _, directory = command
+    words = [word for word in words if word != "-fsyntax-only"]  # clang refuses it beside -E
     if needed and subprocess.run([*words, "-E", "-x", "c++", "-"], cwd=directory, input=f"#include <{needed[1]}>\n", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True).returncode != 0:
         return needed[1]
     return None

@@ -6,6 +6,7 @@
 #include <accelerate/comm/pad.hpp>
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/units.hpp>
+#include <accelerate/data/collate.hpp>  // here, so that what it says of a sample is not led in by ten lines of includes
 #include <accelerate/data/gather_for_metrics.hpp>
 #include <accelerate/data/join.hpp>
 #include <accelerate/data/policy.hpp>
