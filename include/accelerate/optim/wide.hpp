@@ -85,15 +85,14 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
             float* states[2] = {parameters, parameters};
             for (size_t i = 0; i < e.states.size(); ++i) states[i] = wide(e.states[i], copies[2 + i]);
             Rule<Recipe>::sweep(recipe, hyper, {{parameters, gradients, states[0], states[1], count, clear}, step, scale});
-            if (auto* const to = low(e.parameters)) {
-                if (!e.master.defined() && recipe.storage.stochastic_rounding) kernel::narrow(parameters, to, count, detail::noise_of(step, 0), e.parameters.storage_offset() + first);
-                else kernel::narrow(parameters, to, count);
-            }
-            for (size_t i = 0; i < e.states.size(); ++i)
-                if (auto* const to = low(e.states[i])) {
-                    if (recipe.storage.stochastic_states()) kernel::narrow(states[i], to, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + first);
-                    else kernel::narrow(states[i], to, count);
-                }
+            auto const back = [&](at::Tensor const& t, float const* from, size_t stream, bool by_chance) {
+                auto* const to = low(t);
+                if (to == nullptr) return;
+                if (by_chance) kernel::narrow(from, to, count, detail::noise_of(step, stream), t.storage_offset() + first);
+                else kernel::narrow(from, to, count);
+            };
+            back(e.parameters, parameters, 0, !e.master.defined() && recipe.storage.stochastic_rounding);
+            for (size_t i = 0; i < e.states.size(); ++i) back(e.states[i], states[i], i + 1, recipe.storage.stochastic_states());
             if (auto* const to = low(e.gradients); to != nullptr && clear) std::memset(to, 0, static_cast<size_t>(count) * sizeof *to);
         }
     });

@@ -31,7 +31,7 @@ namespace precision {
 
 /// The largest magnitudes that an fp8 layer met in its last `length` optimizer steps, of activations and of gradients: what delayed
 /// scaling goes by (TransformerEngine's `DelayedScaling`). The magnitudes of a window's micro-batches count as one, their largest, and
-/// `merge` makes that one of all ranks. What is not finite is left out. A few numbers on the device of the layer; no call waits for it.
+/// so do those of the ranks, which who steps it makes of `now`. What is not finite is left out. A few numbers on the device of the layer; no call waits for it.
 class AmaxHistory {
 public:
     enum Stream : int64_t { Activations, Gradients };
