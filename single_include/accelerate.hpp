@@ -10,6 +10,21 @@
 #include <memory>
 #include <utility>
 #include <vector>
+#include <ATen/autocast_mode.h>
+#include <cstddef>
+#include <initializer_list>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/Parallel.h>
@@ -21,39 +36,29 @@
 #include <cmath>
 #include <span>
 #include <concepts>
-#include <string>
-#include <optional>
 #include <functional>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
-#include <cstddef>
-#include <initializer_list>
-#include <ostream>
-#include <sstream>
-#include <stdexcept>
-#include <string_view>
+#include <array>
 #include <map>
 #include <cstdlib>
-#include <mutex>
 #include <set>
 #include <cstdio>
 #include <limits>
 #include <ATen/ops/isfinite.h>
 #include <atomic>
-#include <unordered_map>
 #include <nlohmann/json.hpp>
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
 #include <filesystem>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <ATen/autocast_mode.h>
 #include <chrono>
 #include <tuple>
 #include <type_traits>
 #include <ranges>
 #include <ATen/ops/full.h>
-#include <ATen/Context.h>
 #include <compare>
-#include <array>
 #include <cstring>
 #include <c10/util/Exception.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -63,13 +68,9 @@
 #include <condition_variable>
 #include <thread>
 #include <ATen/ops/arange.h>
+#include <deque>
 #include <iterator>
 #include <torch/nn/module.h>
-#include <ATen/core/Generator.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <c10/core/TensorImpl.h>
 #include <ATen/core/List.h>
 #include <ATen/core/ivalue.h>
@@ -91,7 +92,6 @@
 #include <cerrno>
 #include <system_error>
 #include <new>
-#include <deque>
 #include <ATen/MemoryOverlap.h>
 #include <numeric>
 #include <sys/mman.h>
@@ -100,12 +100,13 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/as_strided.h>
+#include <ATen/ops/frexp.h>
+#include <ATen/ops/pad.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/_fused_adagrad.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/optim/optimizer.h>
 #include <numbers>
 #include <torch/csrc/autograd/custom_function.h>
@@ -128,10 +129,11 @@
 #include <c10/core/StreamGuard.h>
 #include <ATen/ops/linear.h>
 #include <torch/nn/modules/linear.h>
+#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/pad.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/zeros_like.h>
 #include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
@@ -160,20 +162,39 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
+    void keep_windows() { keeps_windows_ = true; }
+    bool keeps_windows() const { return keeps_windows_; }
+    /// A window begins with the innermost loop's batch.
+    void window_begins() {
+        if (active()) running_.back().window = Window::Begins;
+    }
+    /// The innermost loop gives the batches of its window again; false where it has none.
+    bool rerun() {
+        if (!active() || running_.back().window == Window::None) return false;
+        return running_.back().rerun = true;
+    }
+
+    bool at_rerun() const { return active() && running_.back().again; }
+
     /// The innermost loop's batch on this rank only keeps it in step with the others.
     bool at_stand_in() const { return active() && running_.back().stand_in; }
 
 private:
+    enum class Window { None, Begins, Open };
+
     struct Running {
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false, stand_in = false;
+        bool last = false, stand_in = false, again = false;
+        Window window = Window::None;
+        bool rerun = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
-    bool joined_ = false;
+    bool joined_ = false, keeps_windows_ = false;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -193,9 +214,22 @@ public:
     }
 
     /// The loop is at another batch: of so many samples, so many of which are real.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false) {
+    /// `again`: for the second time.
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
         auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last, stand_in};
+        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
+    }
+
+    /// Where the batch that the body is done with stands.
+    struct Done {
+        bool began = false;   ///< a window began with it
+        bool inside = false;  ///< it belongs to a window, or comes behind the last one
+        bool again = false;   ///< the window is to be computed once more
+    };
+    Done done() {
+        auto& running = *loops_->find(id_);
+        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
+        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
     }
 
 private:
@@ -204,6 +238,313 @@ private:
 };
 
 }  // namespace accelerate::data
+
+// ---- accelerate/core/error.hpp
+
+namespace accelerate {
+
+/// A stable name for one kind of failure and the process exit code that `accelerate::run` maps it to. Rooms define their own
+/// constants beside the code that raises them; the name is part of the interface, the message text is not.
+struct Code {
+    std::string_view name;  ///< for example "E_COLLECTIVE_MISMATCH"
+    int exit = 70;          ///< sysexits-like: 65 data, 70 internal, 71 peer, 74 I/O, 75 requeue, 76 collective, 77 non-finite, 78 config
+
+    constexpr operator std::string_view() const { return name; }
+    friend constexpr bool operator==(Code const& a, Code const& b) { return a.name == b.name; }
+    friend constexpr bool operator==(Code const& a, std::string_view b) { return a.name == b; }
+    friend std::ostream& operator<<(std::ostream& out, Code const& c) { return out << c.name; }
+};
+
+namespace code {
+inline constexpr Code data{"E_DATA", 65};                                  ///< a file or data set that cannot be used
+inline constexpr Code internal{"E_INTERNAL", 70};                          ///< a fault of ours or of a library below
+inline constexpr Code call_order{"E_CALL_ORDER", 70};                      ///< a call in a state that does not allow it
+inline constexpr Code peer_lost{"E_PEER_LOST", 71};                        ///< another rank left, died or threw
+inline constexpr Code deadline{"E_DEADLINE", 71};                          ///< another rank did not arrive in time
+inline constexpr Code io{"E_IO", 74};                                      ///< the operating system refused to read or write
+inline constexpr Code collective_mismatch{"E_COLLECTIVE_MISMATCH", 76};    ///< ranks called different collectives
+inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< a NaN or infinity where the policy forbids it
+inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
+}  // namespace code
+
+/// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.
+class Error : public std::runtime_error {
+public:
+    Error(Code code, std::string const& message) : std::runtime_error(std::string(code.name) + ": " + message), code_(code) {}
+
+    Code const& code() const noexcept { return code_; }
+    int exit_code() const noexcept { return code_.exit; }
+
+private:
+    Code code_;
+};
+
+namespace detail {
+
+/// A reference to anything streamable: messages of all kinds are then written by one function, where each combination of types (and
+/// of literals' lengths) would make a function of its own.
+class MessagePart {
+public:
+    template <class T>
+    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_([](std::ostream& out, void const* v) { out << *static_cast<T const*>(v); }) {}
+    template <size_t N>
+    explicit MessagePart(char const (&literal)[N]) : value_(literal), write_([](std::ostream& out, void const* v) { out << static_cast<char const*>(v); }) {}
+
+    static std::string join(std::initializer_list<MessagePart> parts) {
+        std::ostringstream out;
+        for (auto const& part : parts) part.write_(out, part.value_);
+        return out.str();
+    }
+
+private:
+    void const* value_;
+    void (*write_)(std::ostream&, void const*);
+};
+
+}  // namespace detail
+
+/// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
+template <class... Parts>
+std::string concat(Parts const&... parts) {
+    return detail::MessagePart::join({detail::MessagePart(parts)...});
+}
+
+/// Throws `Error` with the concatenated parts unless `condition` holds. The parts are only formatted on failure.
+template <class... Parts>
+void check(bool condition, Code const& code, Parts const&... parts) {
+    if (!condition) [[unlikely]]
+        throw Error(code, concat(parts...));
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/module/intercept.hpp
+
+namespace accelerate::module {
+
+/// What runs in the place of every operation that this thread calls while an `Interception` of it is alive.
+struct Interceptor : c10::DebugInfoBase {
+    using Handle = void (*)(Interceptor& self, c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack& stack);
+    explicit Interceptor(Handle h) : handle(h) {}
+    Handle handle;
+};
+
+/// LibTorch reserves this key for deferred initialisation and gives it no kernels. It stands before autograd and devices, so that
+/// whoever holds it sees each operation as it was called.
+inline constexpr auto intercept_key = c10::DispatchKey::DeferredInit;
+
+// The interceptor of this thread is kept in a slot of LibTorch's own, because only one shared object of a program can register the
+// fallback: it must find what another one, with hidden symbols, has set.
+inline c10::DebugInfoKind intercept_slot() { return c10::DebugInfoKind::TEST_INFO_2; }
+
+/// The interceptor in force on this thread; none gives nullptr.
+inline Interceptor* interceptor() { return static_cast<Interceptor*>(c10::ThreadLocalDebugInfo::get(intercept_slot())); }
+
+namespace detail {
+
+inline void intercept(c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+    auto* const in_force = interceptor();
+    in_force->handle(*in_force, op, keys, *stack);
+}
+
+inline void register_interceptor() {
+    static std::mutex mutex;
+    static std::optional<c10::RegistrationHandleRAII> registration;
+    std::lock_guard const lock(mutex);
+    auto& dispatcher = c10::Dispatcher::singleton();
+    if (dispatcher.hasBackendFallbackForDispatchKey(intercept_key)) return;  // by us before, or by another shared object
+    registration.emplace(dispatcher.registerFallback(intercept_key, c10::KernelFunction::makeFromBoxedFunction<&intercept>(), "accelerate"));
+}
+
+}  // namespace detail
+
+/// While alive, `interceptor` handles every operation that this thread calls. Nests: the innermost is in force.
+class [[nodiscard]] Interception {
+public:
+    explicit Interception(Interceptor& interceptor)
+        : before_((detail::register_interceptor(), c10::impl::tls_is_dispatch_key_included(intercept_key))),
+          slot_(intercept_slot(), std::shared_ptr<c10::DebugInfoBase>(std::shared_ptr<void>(), &interceptor)) {
+        c10::impl::tls_set_dispatch_key_included(intercept_key, true);
+    }
+    ~Interception() { c10::impl::tls_set_dispatch_key_included(intercept_key, before_); }
+    Interception(Interception const&) = delete;
+    Interception& operator=(Interception const&) = delete;
+
+private:
+    bool before_;
+    c10::DebugInfoGuard slot_;
+};
+
+}  // namespace accelerate::module
+
+// ---- accelerate/precision/autocast.hpp
+
+namespace accelerate::precision {
+
+/// What LibTorch's automatic mixed precision is set to on this thread, for one device type.
+struct AutocastState {
+    bool enabled = false;
+    at::ScalarType dtype = at::kFloat;
+    bool cache = true;
+
+    static AutocastState of(at::DeviceType device) {
+        return {at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device), at::autocast::is_autocast_cache_enabled()};
+    }
+    void set(at::DeviceType device) const {
+        at::autocast::set_autocast_enabled(device, enabled);
+        at::autocast::set_autocast_dtype(device, dtype);
+        at::autocast::set_autocast_cache_enabled(cache);
+    }
+};
+
+/// Automatic mixed precision for one device type, while alive: operations on LibTorch's list run in `dtype`, those on its fp32
+/// list in fp32. Guards nest and may end in any order: what was in force before the first comes back with the end of the last,
+/// also when an exception ends them. Weights cast inside are cached until the outermost ends. Belongs to the thread that made it.
+class Autocast {
+public:
+    Autocast(at::DeviceType device, at::ScalarType dtype, bool enabled = true, bool cache = true) : Autocast(device, AutocastState{enabled, dtype, cache}) {}
+    ~Autocast() {
+        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        // One that was opened inside this one and is still open hands back, when it ends, what this one found.
+        Autocast** link = &innermost();
+        Autocast* inner = nullptr;
+        for (; *link != this; link = &(*link)->outer_)
+            if ((*link)->device_ == device_) inner = *link;
+        *link = outer_;
+        if (inner) inner->before_ = before_;
+        else before_.set(device_);
+    }
+    Autocast(Autocast const&) = delete;
+    Autocast& operator=(Autocast const&) = delete;
+
+protected:
+    Autocast(at::DeviceType device, AutocastState const& state) : device_(device), before_(AutocastState::of(device)), outer_(innermost()) {
+        state.set(device);
+        at::autocast::increment_nesting();
+        innermost() = this;
+    }
+
+private:
+    static Autocast*& innermost() {
+        static thread_local Autocast* guard = nullptr;
+        return guard;
+    }
+
+    at::DeviceType device_;
+    AutocastState before_;
+    Autocast* outer_;
+};
+
+/// Full precision while alive, inside whatever scope: backward and the optimizer run so. Keeps the cache of the scope around it.
+class AutocastPause {
+public:
+    explicit AutocastPause(at::DeviceType device) : device_(device), enabled_(at::autocast::is_autocast_enabled(device)) {
+        if (enabled_) at::autocast::set_autocast_enabled(device_, false);
+    }
+    ~AutocastPause() {
+        if (enabled_) at::autocast::set_autocast_enabled(device_, true);
+    }
+    AutocastPause(AutocastPause const&) = delete;
+    AutocastPause& operator=(AutocastPause const&) = delete;
+
+private:
+    at::DeviceType device_;
+    bool enabled_;
+};
+
+}  // namespace accelerate::precision
+
+// ---- accelerate/precision/autocast_ops.hpp
+
+namespace accelerate {
+
+/// Operations by name ("aten::softmax", all its overloads) that a precision's scope is to treat otherwise than LibTorch's lists say.
+/// A name means the operation that the program calls: functions that are made of others have names of their own. A prepared
+/// `acc::Linear<S>` multiplies as its precision says, whatever the lists say.
+struct autocast_ops {
+    std::vector<std::string> lower_precision = {};  ///< their fp32 arguments are cast to the scope's dtype
+    std::vector<std::string> fp32 = {};             ///< their arguments of less than fp32 are cast to it
+
+    bool empty() const { return lower_precision.empty() && fp32.empty(); }
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/module/op_precision.hpp
+
+namespace accelerate::module {
+
+/// The user's lists of operations, as an interceptor: inside automatic mixed precision it casts the arguments of those that are listed
+/// and calls them without LibTorch's own casts. LibTorch's lists belong to the process and cannot be changed for one run. Costs every
+/// operation of a scope the way through the dispatcher's boxed calls, about a microsecond.
+class OpPrecision : public Interceptor {
+public:
+    /// Error E_CONFIG for what is no operation, or is on both lists.
+    OpPrecision(autocast_ops const& ops, at::DeviceType device) : Interceptor(&handle_call), device_(device) {
+        add(ops.lower_precision, false);
+        add(ops.fp32, true);
+    }
+
+private:
+    void add(std::vector<std::string> const& names, bool fp32) {
+        auto const known = c10::Dispatcher::singleton().getAllOpNames();
+        for (auto const& name : names) {
+            check(std::any_of(known.begin(), known.end(), [&](c10::OperatorName const& op) { return op.name == name; }), code::config, "Accelerator: autocast_ops names \"", name,
+                  "\", which is no operation of LibTorch; write it as in \"aten::softmax\"");
+            check(fp32_.emplace(name, fp32).second, code::config, "Accelerator: autocast_ops names \"", name, "\" twice");
+        }
+    }
+
+    static void handle_call(Interceptor& self, c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack& stack) {
+        auto const& ours = static_cast<OpPrecision&>(self);
+        auto after = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, intercept_key);
+        if (!at::autocast::is_autocast_enabled(ours.device_)) return op.redispatchBoxed(after, &stack);
+        auto const found = ours.fp32_.find(op.schema().name());
+        if (found == ours.fp32_.end()) return op.redispatchBoxed(after, &stack);
+        auto const lower = at::autocast::get_autocast_dtype(ours.device_);
+        precision::AutocastPause const pause(ours.device_);
+        auto const arguments = static_cast<std::ptrdiff_t>(op.schema().arguments().size());
+        for (auto argument = stack.end() - arguments; argument != stack.end(); ++argument) cast(*argument, found->second ? at::kFloat : lower);
+        op.redispatchBoxed(after.remove(at::autocast::get_autocast_dispatch_key_from_device_type(ours.device_)), &stack);
+    }
+
+    static at::Tensor cast(at::Tensor const& t, at::ScalarType to) {
+        bool const other = t.defined() && (to == at::kFloat ? t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16 : t.scalar_type() == at::kFloat);
+        return other ? t.to(to) : t;
+    }
+    static void cast(c10::IValue& argument, at::ScalarType to) {
+        if (argument.isTensor()) argument = cast(argument.toTensor(), to);
+        else if (argument.isTensorList()) {
+            c10::List<at::Tensor> all;
+            for (at::Tensor const& t : argument.toTensorVector()) all.push_back(cast(t, to));
+            argument = all;
+        }
+    }
+
+    at::DeviceType device_;
+    std::unordered_map<std::string, bool> fp32_;
+};
+
+/// A precision's scope, with the user's lists in force where there are some.
+template <class Scope>
+class ListedScope {
+public:
+    explicit ListedScope(OpPrecision* lists, bool enabled = true) : scope_(enabled) {
+        if (lists != nullptr && enabled) interception_.emplace(*lists);
+    }
+
+private:
+    Scope scope_;
+    std::optional<Interception> interception_;
+};
+template <class Scope>
+    requires std::is_empty_v<Scope>
+class ListedScope<Scope> : Scope {
+public:
+    explicit ListedScope(OpPrecision* /*lists*/, bool enabled = true) : Scope(enabled) {}
+};
+
+}  // namespace accelerate::module
 
 // ---- accelerate/core/reductions.hpp
 
@@ -661,14 +1002,16 @@ struct SomeImpl {};
 /// A precision policy: in which dtypes a model is kept, computed, reduced and updated.
 ///   `parameter`, `compute`, `reduction`, `master`   the four dtypes
 ///   `name`                  what `mixed_precision()` returns: "no", "tf32", "bf16"
-///   `impl<Impl>`            what an arithmetic leaf (`Linear<S>`) becomes; `Impl` itself where nothing changes
+///   `impl<Impl>`            what an arithmetic leaf (`Linear<S>`) becomes; `Impl` itself where nothing changes; derived from
+///                           `precision::WeightKeeper` where it casts its weight, so that it need not at every use
 ///   `scope<Device>`         holds the precision for forward and loss while alive; made from nothing or from a bool (false: an
 ///                           island of full precision). Neither copied nor moved; kept in a std::optional where it outlives a
 ///                           function. An empty type costs nothing.
 ///   `pause<Device>`         full precision inside such a scope: backward and the optimizer step
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
-///   `prepare(model, fp8_layers)`  optional: what it does to a model before anything else
+///   `prepare(model, fp8_layers, device)`  optional: what it does to a model before anything else, the device to which that will go
 ///   `after_update(model)`   optional: makes what is called after each optimizer step with the device and `max_over_ranks(tensor)`
+///   `low_bit_level`         optional: what optimizers keep in less unless told otherwise (see `optim::low_bit_storage`)
 ///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
 template <class P, class Device = precision::detail::SomeDevice>
@@ -700,6 +1043,66 @@ struct NoScope {
 }  // namespace precision
 }  // namespace accelerate
 
+// ---- accelerate/precision/weight_cache.hpp
+
+namespace accelerate::precision {
+
+/// A matrix as a product takes it: its rounded numbers, and what they were multiplied by before (undefined: nothing).
+struct Rounded {
+    at::Tensor numbers, scale;
+};
+
+/// What a layer makes of its weight for its products. Once `keep` has been called it is made at the first use and lasts until the weight
+/// changes: operations on it are noticed, and prepared models, whose optimizers write past LibTorch, call `forget`. Costs the size of
+/// what is kept.
+class WeightCache {
+public:
+    enum Form {
+        Cast,     ///< in a lower dtype
+        Rows,     ///< in fp8, scaled for products that sum over its columns
+        Columns,  ///< in fp8 and transposed, for products that sum over its rows
+    };
+
+    void keep() { keeps_ = true; }
+    bool keeps() const { return keeps_; }
+    void forget() { kept_ = {}; }
+
+    /// The weight in that form: as kept, else `make()`.
+    template <class F>
+    Rounded get(at::Tensor const& weight, Form form, F&& make) {
+        if (!keeps_ || weight.is_inference()) return make();
+        auto& [made, data, version] = kept_[form];
+        auto const& numbers = made.numbers;
+        // What was made without grad mode has no graph to the weight.
+        bool const usable = numbers.defined() && data == weight.const_data_ptr() && version == weight._version() && (!at::GradMode::is_enabled() || numbers.requires_grad() == weight.requires_grad());
+        if (!usable) made = make(), data = weight.const_data_ptr(), version = weight._version();
+        return made;
+    }
+
+private:
+    struct Kept {
+        Rounded made;
+        void const* data = nullptr;
+        int64_t version = 0;
+    };
+
+    std::array<Kept, 3> kept_;
+    bool keeps_ = false;
+};
+
+/// A layer that keeps what it makes of its weight where `prepare` asks it to: between the steps of models whose weights stay whole.
+/// A copy keeps nothing yet.
+struct WeightKeeper {
+    WeightKeeper() = default;
+    WeightKeeper(WeightKeeper const&) {}
+    WeightKeeper& operator=(WeightKeeper const&) = delete;
+    ~WeightKeeper() = default;
+
+    std::shared_ptr<WeightCache> const kept = std::make_shared<WeightCache>();
+};
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/module/placement.hpp
 
 namespace torch::nn {
@@ -727,85 +1130,6 @@ struct Resident {
 ///   in place of `module::materialize`, which computes all of it.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
-
-}  // namespace accelerate
-
-// ---- accelerate/core/error.hpp
-
-namespace accelerate {
-
-/// A stable name for one kind of failure and the process exit code that `accelerate::run` maps it to. Rooms define their own
-/// constants beside the code that raises them; the name is part of the interface, the message text is not.
-struct Code {
-    std::string_view name;  ///< for example "E_COLLECTIVE_MISMATCH"
-    int exit = 70;          ///< sysexits-like: 65 data, 70 internal, 71 peer, 74 I/O, 75 requeue, 76 collective, 77 non-finite, 78 config
-
-    constexpr operator std::string_view() const { return name; }
-    friend constexpr bool operator==(Code const& a, Code const& b) { return a.name == b.name; }
-    friend constexpr bool operator==(Code const& a, std::string_view b) { return a.name == b; }
-    friend std::ostream& operator<<(std::ostream& out, Code const& c) { return out << c.name; }
-};
-
-namespace code {
-inline constexpr Code data{"E_DATA", 65};                                  ///< a file or data set that cannot be used
-inline constexpr Code internal{"E_INTERNAL", 70};                          ///< a fault of ours or of a library below
-inline constexpr Code call_order{"E_CALL_ORDER", 70};                      ///< a call in a state that does not allow it
-inline constexpr Code peer_lost{"E_PEER_LOST", 71};                        ///< another rank left, died or threw
-inline constexpr Code deadline{"E_DEADLINE", 71};                          ///< another rank did not arrive in time
-inline constexpr Code io{"E_IO", 74};                                      ///< the operating system refused to read or write
-inline constexpr Code collective_mismatch{"E_COLLECTIVE_MISMATCH", 76};    ///< ranks called different collectives
-inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< a NaN or infinity where the policy forbids it
-inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
-}  // namespace code
-
-/// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.
-class Error : public std::runtime_error {
-public:
-    Error(Code code, std::string const& message) : std::runtime_error(std::string(code.name) + ": " + message), code_(code) {}
-
-    Code const& code() const noexcept { return code_; }
-    int exit_code() const noexcept { return code_.exit; }
-
-private:
-    Code code_;
-};
-
-namespace detail {
-
-/// A reference to anything streamable: messages of all kinds are then written by one function, where each combination of types (and
-/// of literals' lengths) would make a function of its own.
-class MessagePart {
-public:
-    template <class T>
-    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_([](std::ostream& out, void const* v) { out << *static_cast<T const*>(v); }) {}
-    template <size_t N>
-    explicit MessagePart(char const (&literal)[N]) : value_(literal), write_([](std::ostream& out, void const* v) { out << static_cast<char const*>(v); }) {}
-
-    static std::string join(std::initializer_list<MessagePart> parts) {
-        std::ostringstream out;
-        for (auto const& part : parts) part.write_(out, part.value_);
-        return out.str();
-    }
-
-private:
-    void const* value_;
-    void (*write_)(std::ostream&, void const*);
-};
-
-}  // namespace detail
-
-/// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
-template <class... Parts>
-std::string concat(Parts const&... parts) {
-    return detail::MessagePart::join({detail::MessagePart(parts)...});
-}
-
-/// Throws `Error` with the concatenated parts unless `condition` holds. The parts are only formatted on failure.
-template <class... Parts>
-void check(bool condition, Code const& code, Parts const&... parts) {
-    if (!condition) [[unlikely]]
-        throw Error(code, concat(parts...));
-}
 
 }  // namespace accelerate
 
@@ -1187,10 +1511,16 @@ public:
         check(k >= 1, code::config, "NonFinite::abort_after: expected at least 1 step, found ", k);
         return NonFinite(k);
     }
+    /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
+    /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
+    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
+    /// them twice. A dynamic scaler that can still shrink its scale comes first.
+    static constexpr NonFinite rerun() { return NonFinite(-2); }
     /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
     static constexpr NonFinite ignore() { return NonFinite(-1); }
 
-    constexpr bool ignores() const { return limit_ < 0; }
+    constexpr bool ignores() const { return limit_ == -1; }
+    constexpr bool reruns() const { return limit_ == -2; }
     constexpr bool raises() const { return limit_ == 0; }
     /// Whether that many steps in a row are too many.
     constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }
@@ -1220,9 +1550,11 @@ inline bool all_finite(at::Tensor const& x) {
     return finite;
 }
 
-/// Whether the gradients that this rank may write are finite.
+/// Whether the gradients that this rank may write are finite. A read of them, unless the model knows the sum of their squares.
 template <sharding::flat_model Model>
 bool gradients_are_finite(Model const& model) {
+    if constexpr (requires { model.known_squares(); })
+        if (model.known_squares()) return true;  // of squares in fp64: finite, or not known
     return std::ranges::all_of(std::span<sharding::Piece const>(model.owned()), [](sharding::Piece const& piece) { return all_finite(piece.gradients); });
 }
 
@@ -1478,6 +1810,62 @@ using scaler_of = typename scaler_of_policy<Precision>::type;
 }  // namespace precision
 }  // namespace accelerate
 
+// ---- accelerate/core/random_state.hpp
+
+namespace accelerate {
+
+/// State of a device's default random generator: a copy, of some kilobytes.
+inline at::Tensor random_state(at::DeviceType device) {
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard const lock(generator.mutex());
+    return generator.get_state();
+}
+
+inline void set_random_state(at::DeviceType device, at::Tensor const& state) {
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard const lock(generator.mutex());
+    generator.set_state(state);
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/rerun.hpp
+
+namespace accelerate {
+
+/// Has an accumulation window computed once more: the loop's next bodies get its batches again, and random numbers come as they came.
+/// What the first computation has done to buffers (running statistics) stays.
+class Rerun {
+public:
+    Rerun(std::shared_ptr<data::Loops> loops, at::DeviceType device) : loops_(std::move(loops)), device_(device) { loops_->keep_windows(); }
+
+    /// The first micro-batch of a window begins.
+    void window_begins() {
+        loops_->window_begins();
+        again_ = loops_->at_rerun();
+        if (again_) {
+            set_random_state(at::kCPU, cpu_);
+            if (device_ != at::kCPU) set_random_state(device_, other_);
+        } else {
+            cpu_ = random_state(at::kCPU);
+            if (device_ != at::kCPU) other_ = random_state(device_);
+        }
+    }
+
+    /// The present window is a second computation.
+    bool again() const { return again_; }
+    /// Asks for a second one; false where there is no loop over a prepared loader whose bodies `accumulate`.
+    bool request() { return loops_->rerun(); }
+
+private:
+    std::shared_ptr<data::Loops> loops_;
+    at::DeviceType device_;
+    at::Tensor cpu_, other_;
+    bool again_ = false;
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/step_guard.hpp
 
 namespace accelerate {
@@ -1490,7 +1878,8 @@ class StepGuard {
 public:
     static constexpr bool scales = !std::is_same_v<Scaler, precision::NoScaler>;
 
-    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank) : policy_(policy), scaler_(options), rank_(rank) {
+    /// `rerun` where the policy wants one.
+    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank, std::shared_ptr<Rerun> rerun = {}) : policy_(policy), scaler_(options), rank_(rank), rerun_(std::move(rerun)) {
         check(!scales || !policy.ignores(), code::config, "Accelerator: this precision scales gradients and must skip steps that overflow; NonFinite::ignore is not for it");
     }
 
@@ -1565,6 +1954,7 @@ private:
         } else if (found) {
             report(culprit, false);
         }
+        if (!found && rerun_ && rerun_->again()) log::warning("optimizer.step: computed once more, the gradients are finite: a fault of the machine (rank ", rank_, "); the step is made");
     }
 
     /// `searching`: the scaler looks for a scale that fits, which is no failure.
@@ -1572,7 +1962,8 @@ private:
         auto const text = concat("optimizer.step: the gradients are not finite, first that of ", what);
         if ((policy_.raises() && !searching) || policy_.aborts(in_a_row_))
             throw Error(code::non_finite, concat(text, "; ", in_a_row_, in_a_row_ == 1 ? " step" : " steps in a row", " (rank ", rank_, "); parameters are as before"));
-        log::warning(text, "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
+        if (rerun_ && !searching && !rerun_->again() && rerun_->request()) return log::warning(text, "; the window is computed once more");
+        log::warning(text, rerun_ && rerun_->again() ? ", again: the data's fault or the model's" : "", "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
     }
 
     std::string first_of(Model const& model) const {
@@ -1584,6 +1975,7 @@ private:
     NonFinite policy_;
     [[no_unique_address]] Scaler scaler_;
     int64_t rank_;
+    std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0;
     bool skipped_ = false;
@@ -1607,6 +1999,7 @@ struct accelerator_options {
     bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
+    accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
@@ -1639,6 +2032,7 @@ public:
     void parameters_changed() {
         Base::after_step();
         Precision::parameters_changed();
+        for (auto const& kept : kept_weights) kept->forget();
     }
     void zero_grad() {
         Base::zero_grad();
@@ -1674,6 +2068,7 @@ public:
     std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
     std::function<void()> updated; ///< what the precision does after a step, on every rank; empty: nothing
+    std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
     void forget_gradients() {
@@ -1691,14 +2086,17 @@ class Training {
 public:
     using communicator = typename Device::communicator;
     using model_type = TrainedModel<typename Sharding::template model<Device>, Precision>;
-    using autocast_scope = typename Precision::template scope<Device>;
+    using autocast_scope = module::ListedScope<typename Precision::template scope<Device>>;
     using autocast_pause = typename Precision::template pause<Device>;
     static constexpr bool autocasts = !std::is_empty_v<autocast_scope>;
     static constexpr bool scales = model_type::guard_type::scales;
 
     Training(accelerator_options given, communicator c)
-        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()),
-          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank())) {
+        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
+          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank(), rerun)) {
+        if constexpr (autocasts) {
+            if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
+        } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
     }
 
@@ -1732,7 +2130,7 @@ public:
     class Lingering {
     public:
         explicit Lingering(Training& training) : training_(training) {
-            if (!training_.lingering) training_.lingering.emplace(), ours_ = true;
+            if (!training_.lingering) training_.lingering.emplace(training_.op_precision.get()), ours_ = true;
         }
         ~Lingering() {
             if (ours_) training_.lingering.reset();
@@ -1749,7 +2147,9 @@ public:
     accelerator_options options;
     communicator comm;
     std::shared_ptr<data::Loops> loops;
+    std::shared_ptr<Rerun> rerun;  ///< where `non_finite` asks for it
     std::shared_ptr<typename model_type::guard_type> guard;
+    std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
@@ -1771,9 +2171,10 @@ template <class Training>
 class [[nodiscard("the window is this object: write auto window = accelerator.accumulate(model);")]] Accumulation {
 public:
     template <class... Models>
-    explicit Accumulation(Training& training, Models&... models) : training_(training.settled()) {
+    explicit Accumulation(Training& training, Models&... models) : training_(training.settled()), scope_(training.op_precision.get()) {
         check(!training_.in_window(), code::call_order, "accelerator.accumulate inside another accumulate; name both models in one call: accumulate(a, b)");
         (training_.window.push_back(&models), ...);
+        if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
         for (auto* model : training_.window) {
             if (model->window_closed()) model->weight = 0, model->weighted = 0;
@@ -1809,83 +2210,6 @@ private:
 };
 
 }  // namespace accelerate
-
-// ---- accelerate/precision/autocast.hpp
-
-namespace accelerate::precision {
-
-/// What LibTorch's automatic mixed precision is set to on this thread, for one device type.
-struct AutocastState {
-    bool enabled = false;
-    at::ScalarType dtype = at::kFloat;
-    bool cache = true;
-
-    static AutocastState of(at::DeviceType device) {
-        return {at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device), at::autocast::is_autocast_cache_enabled()};
-    }
-    void set(at::DeviceType device) const {
-        at::autocast::set_autocast_enabled(device, enabled);
-        at::autocast::set_autocast_dtype(device, dtype);
-        at::autocast::set_autocast_cache_enabled(cache);
-    }
-};
-
-/// Automatic mixed precision for one device type, while alive: operations on LibTorch's list run in `dtype`, those on its fp32
-/// list in fp32. Guards nest and may end in any order: what was in force before the first comes back with the end of the last,
-/// also when an exception ends them. Weights cast inside are cached until the outermost ends. Belongs to the thread that made it.
-class Autocast {
-public:
-    Autocast(at::DeviceType device, at::ScalarType dtype, bool enabled = true, bool cache = true) : Autocast(device, AutocastState{enabled, dtype, cache}) {}
-    ~Autocast() {
-        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-        // One that was opened inside this one and is still open hands back, when it ends, what this one found.
-        Autocast** link = &innermost();
-        Autocast* inner = nullptr;
-        for (; *link != this; link = &(*link)->outer_)
-            if ((*link)->device_ == device_) inner = *link;
-        *link = outer_;
-        if (inner) inner->before_ = before_;
-        else before_.set(device_);
-    }
-    Autocast(Autocast const&) = delete;
-    Autocast& operator=(Autocast const&) = delete;
-
-protected:
-    Autocast(at::DeviceType device, AutocastState const& state) : device_(device), before_(AutocastState::of(device)), outer_(innermost()) {
-        state.set(device);
-        at::autocast::increment_nesting();
-        innermost() = this;
-    }
-
-private:
-    static Autocast*& innermost() {
-        static thread_local Autocast* guard = nullptr;
-        return guard;
-    }
-
-    at::DeviceType device_;
-    AutocastState before_;
-    Autocast* outer_;
-};
-
-/// Full precision while alive, inside whatever scope: backward and the optimizer run so. Keeps the cache of the scope around it.
-class AutocastPause {
-public:
-    explicit AutocastPause(at::DeviceType device) : device_(device), enabled_(at::autocast::is_autocast_enabled(device)) {
-        if (enabled_) at::autocast::set_autocast_enabled(device_, false);
-    }
-    ~AutocastPause() {
-        if (enabled_) at::autocast::set_autocast_enabled(device_, true);
-    }
-    AutocastPause(AutocastPause const&) = delete;
-    AutocastPause& operator=(AutocastPause const&) = delete;
-
-private:
-    at::DeviceType device_;
-    bool enabled_;
-};
-
-}  // namespace accelerate::precision
 
 // ---- accelerate/backward.hpp
 
@@ -4716,8 +5040,15 @@ private:
 
     private:
         void next() {
+            if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();
+            if (!again_.empty()) {
+                auto kept = std::move(again_.front());
+                again_.pop_front();
+                batch_.emplace(std::move(kept.batch));
+                return at(kept, kept.remainder, true);
+            }
             auto const begin = std::chrono::steady_clock::now();
             auto delivery = run_->next();
             core_->statistics.waiting_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -4727,12 +5058,34 @@ private:
                 return stop();
             }
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
-            core_->consumed = delivery->consumed;
-            core_->length = delivery->length, core_->valid = delivery->valid, core_->last = delivery->last, core_->remainder = run_->remainder();
-            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder, joined_ && core_->valid == 0);
+            at(*delivery, run_->remainder(), false);
             ++core_->statistics.batches;
             core_->statistics.samples += core_->valid;
         }
+
+        /// The body gets that delivery; `again`, for the second time.
+        void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
+            core_->consumed = d.consumed;
+            core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
+            entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
+        }
+
+        /// A delivery that the body has had.
+        struct Kept : Delivery<batch_type> {
+            int64_t remainder = 0;
+        };
+
+        /// The batch that the body is done with stays, where it is one of a window that may be asked for again; the window's batches are
+        /// next where it is.
+        void keep() {
+            auto const done = entry_->done();
+            if (done.began) window_.clear();
+            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->consumed, core_->last}, core_->remainder});
+            if (!done.again) return;
+            again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
+            window_.clear();
+        }
+
         void stop() {
             entry_.reset();
             run_.reset();
@@ -4743,6 +5096,7 @@ private:
         bool joined_;
         std::unique_ptr<typename Source::Run> run_;  // stays where it is when the iterator moves
         mutable std::optional<batch_type> batch_;
+        std::deque<Kept> window_, again_;  ///< of the present window; to come once more
         std::optional<Loops::Entry> entry_;
     };
 
@@ -4851,65 +5205,6 @@ concept device_policy = comm::communicator<typename D::communicator> && requires
 };
 
 }  // namespace accelerate
-
-// ---- accelerate/module/intercept.hpp
-
-namespace accelerate::module {
-
-/// What runs in the place of every operation that this thread calls while an `Interception` of it is alive.
-struct Interceptor : c10::DebugInfoBase {
-    using Handle = void (*)(Interceptor& self, c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack& stack);
-    explicit Interceptor(Handle h) : handle(h) {}
-    Handle handle;
-};
-
-/// LibTorch reserves this key for deferred initialisation and gives it no kernels. It stands before autograd and devices, so that
-/// whoever holds it sees each operation as it was called.
-inline constexpr auto intercept_key = c10::DispatchKey::DeferredInit;
-
-// The interceptor of this thread is kept in a slot of LibTorch's own, because only one shared object of a program can register the
-// fallback: it must find what another one, with hidden symbols, has set.
-inline c10::DebugInfoKind intercept_slot() { return c10::DebugInfoKind::TEST_INFO_2; }
-
-/// The interceptor in force on this thread; none gives nullptr.
-inline Interceptor* interceptor() { return static_cast<Interceptor*>(c10::ThreadLocalDebugInfo::get(intercept_slot())); }
-
-namespace detail {
-
-inline void intercept(c10::OperatorHandle const& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-    auto* const in_force = interceptor();
-    in_force->handle(*in_force, op, keys, *stack);
-}
-
-inline void register_interceptor() {
-    static std::mutex mutex;
-    static std::optional<c10::RegistrationHandleRAII> registration;
-    std::lock_guard const lock(mutex);
-    auto& dispatcher = c10::Dispatcher::singleton();
-    if (dispatcher.hasBackendFallbackForDispatchKey(intercept_key)) return;  // by us before, or by another shared object
-    registration.emplace(dispatcher.registerFallback(intercept_key, c10::KernelFunction::makeFromBoxedFunction<&intercept>(), "accelerate"));
-}
-
-}  // namespace detail
-
-/// While alive, `interceptor` handles every operation that this thread calls. Nests: the innermost is in force.
-class [[nodiscard]] Interception {
-public:
-    explicit Interception(Interceptor& interceptor)
-        : before_((detail::register_interceptor(), c10::impl::tls_is_dispatch_key_included(intercept_key))),
-          slot_(intercept_slot(), std::shared_ptr<c10::DebugInfoBase>(std::shared_ptr<void>(), &interceptor)) {
-        c10::impl::tls_set_dispatch_key_included(intercept_key, true);
-    }
-    ~Interception() { c10::impl::tls_set_dispatch_key_included(intercept_key, before_); }
-    Interception(Interception const&) = delete;
-    Interception& operator=(Interception const&) = delete;
-
-private:
-    bool before_;
-    c10::DebugInfoGuard slot_;
-};
-
-}  // namespace accelerate::module
 
 // ---- accelerate/module/boxed.hpp
 
@@ -7744,32 +8039,56 @@ inline void reduce_scatter(Group& g, What const& w, void const* in, void* out, i
         });
 }
 
-/// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it.
-inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
+/// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it. Gives the
+/// sum of the squares of this member's slice, taken while it is in the cache; NaN where that is not its part of the result's, or not asked
+/// for (`squares`), or it is not fp32.
+inline double buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather, bool squares = false) {
+    constexpr auto unknown = std::numeric_limits<double>::quiet_NaN();
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
-    if (g.who.size == 1) return g.meet();
+    auto const squares_of = [&](int64_t from, int64_t to) { return accelerate::kernel::sum_of_squares(reinterpret_cast<float const*>(b.part(g.who.me)) + from, to - from); };
+    squares = squares && w.dtype == at::kFloat && !g.bridge;
+    auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
+    if (g.who.size == 1) {
+        g.meet();
+        return squares ? squares_of(lo, hi) : unknown;
+    }
     if (!g.bridge && g.members() > 2 && n * unit <= g.options.small_bytes && gather) {
         // Small: a copy costs less than an arrival of many, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
         g.meet();
         members(g, w, [&](int64_t p) { return g.stage(p, phase); }, 1, [&](int64_t) { return b.part(g.who.me) + begin * unit; }, n);
-        return;
+        return squares ? squares_of(lo, hi) : unknown;
     }
     g.meet();
-    auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
     if (!g.bridge) {
-        // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
-        if (gather) members(g, w, at(lo), g.members(), at(lo), hi - lo);
-        else members(g, w, at(lo), 1, [own = at(lo)(g.who.me)](int64_t) { return own; }, hi - lo);
-        return g.control.arrive();
+        auto const reduce_slice = [&](int64_t from, int64_t to) {
+            // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
+            if (gather) members(g, w, at(from), g.members(), at(from), to - from);
+            else members(g, w, at(from), 1, [own = at(from)(g.who.me)](int64_t) { return own; }, to - from);
+        };
+        if (!squares) {
+            reduce_slice(lo, hi);
+            g.control.arrive();
+            return unknown;
+        }
+        constexpr int64_t piece = 8192;  // 32 KB
+        double sum = 0;
+        for (int64_t from = lo; from < hi; from += piece) {
+            auto const to = std::min(from + piece, hi);
+            reduce_slice(from, to);
+            sum += squares_of(from, to);
+        }
+        g.control.arrive();
+        return sum;
     }
     members(g, w, at(lo), 1, at(lo), hi - lo);  // to the leader's part
     g.control.arrive();
     g.led([&] { g.bridge->all_reduce(b.part(0) + begin * unit, n, w.dtype, w.reduction, g.deadline()); });
     if (gather && !g.leader() && n > 0) std::memcpy(b.part(g.who.me) + begin * unit, b.part(0) + begin * unit, static_cast<size_t>(n * unit));
     if (gather) g.control.arrive();
+    return unknown;
 }
 
 }  // namespace accelerate::comm::reducer
@@ -8183,7 +8502,10 @@ public:
 
     /// Reduces elements [begin, end) of the buffer in place. With `gather` every rank then has all of them; without, slice r stays
     /// with rank r (`buffer::slice`, `buffer.reduced(r)`): half the bytes, and `release` must follow before anyone writes again.
-    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
+    /// `squares`, where given, becomes the sum of the squares of slice `rank()` of the result, which costs less than to read it later; NaN
+    /// where that is not known: in other dtypes than fp32, across nodes, without shared memory.
+    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true, double* squares = nullptr) const {
+        if (squares != nullptr) *squares = std::numeric_limits<double>::quiet_NaN();
         auto call = named(Operation::ReduceBuffer, b.number());
         call.reduction = reduction, call.dtype = b.tensor().scalar_type(), call.flag = gather;
         call.count = end - begin, call.dims = 2, call.shape[0] = begin, call.shape[1] = end;
@@ -8191,7 +8513,11 @@ public:
         if (b.parts() == 0) refusal = "the buffer was not allocated";
         else if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
         group_->operation(call, refusal, [&] {
-            if (b.parts() == group_->members()) return reducer::buffer(*group_, what(call), b, begin, end, gather);
+            if (b.parts() == group_->members()) {
+                auto const sum = reducer::buffer(*group_, what(call), b, begin, end, gather, squares != nullptr);
+                if (squares != nullptr) *squares = sum;
+                return;
+            }
             reducer::all_reduce(*group_, what(call), b.part(0) + begin * what(call).unit(), call.count);
         });
     }
@@ -9006,10 +9332,14 @@ public:
             for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::install(flats_[f].slots[s].parameter, this, f, s); });
             return {};
         }
+        return known_squares();
+    }
+    /// The same where it has been asked for before.
+    std::optional<double> known_squares() const {
         if (squares_.empty() || measured_ != versions()) return {};
         double sum = 0;
         for (auto square : squares_) sum += square;
-        if (std::isnan(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
+        if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
         return sum;
     }
 
@@ -9236,20 +9566,353 @@ private:
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/optim/narrow.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::kernel {
+
+// bf16 is the upper half of fp32. What is rounded to it stochastically gets a 16-bit number added to the lower half, from a hash of its
+// place and of the step: no state, the same in any order and on every rank.
+
+/// Where the numbers of one stream come from at one step.
+struct Noise {
+    uint32_t key = 0;
+
+    static Noise of(int64_t step, uint32_t stream) { return {static_cast<uint32_t>(step) * 0x9e3779b9u + stream * 0x85ebca6bu}; }
+    uint32_t at(int64_t index) const {
+        auto x = static_cast<uint32_t>(index) + key;  // lowbias32 (Wellons): every bit of the input changes half of the output's
+        x = (x ^ (x >> 16)) * 0x7feb352du;
+        x = (x ^ (x >> 15)) * 0x846ca68bu;
+        return (x ^ (x >> 16)) & 0xffff;
+    }
+};
+
+inline float widened(uint16_t bf16) {
+    auto const bits = static_cast<uint32_t>(bf16) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+/// To the nearest, ties to even; a NaN stays one.
+inline uint16_t nearest_bf16(float x) { return c10::BFloat16(x).x; }
+/// One of the two neighbours. Infinities and NaNs stay what they are; the largest numbers may become infinite.
+inline uint16_t stochastic_bf16(float x, uint32_t noise) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7f800000u) == 0x7f800000u) return nearest_bf16(x);
+    return static_cast<uint16_t>((bits + noise) >> 16);
+}
+
+inline void widen_portable(uint16_t const* from, float* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
+}
+inline void narrow_portable(float const* from, uint16_t* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = nearest_bf16(from[i]);
+}
+inline void narrow_portable(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+    for (int64_t i = 0; i < n; ++i) to[i] = stochastic_bf16(from[i], noise.at(first + i));
+}
+inline void follow_portable(uint16_t const* parameters, float* masters, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+        if (nearest_bf16(masters[i]) != parameters[i]) masters[i] = widened(parameters[i]);
+}
+
+#if defined(__x86_64__)
+
+namespace avx2 {
+
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i load(uint16_t const* p) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))), 16); }
+/// The upper halves of eight numbers.
+[[gnu::target("avx2"), gnu::always_inline]] inline void store(uint16_t* p, __m256i upper) {
+    auto const packed = _mm256_packus_epi32(upper, upper);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i nearest(__m256i bits) {
+    auto const even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    auto const nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+}
+[[gnu::target("avx2"), gnu::always_inline]] inline __m256i noise(__m256i index) {
+    auto x = _mm256_mullo_epi32(_mm256_xor_si256(index, _mm256_srli_epi32(index, 16)), _mm256_set1_epi32(0x7feb352d));
+    x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 15)), _mm256_set1_epi32(static_cast<int>(0x846ca68bu)));
+    return _mm256_and_si256(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0xffff));
+}
+
+}  // namespace avx2
+
+[[gnu::target("avx2")]] inline void widen_avx2(uint16_t const* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), avx2::load(from + i));
+    widen_portable(from + i, to + i, n - i);
+}
+
+[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) avx2::store(to + i, avx2::nearest(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i))));
+    narrow_portable(from + i, to + i, n - i);
+}
+
+[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+    auto index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(first) + noise.key)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    auto const exponent = _mm256_set1_epi32(0x7f800000);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto const bits = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i));
+        auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, avx2::noise(index)), 16);
+        auto const special = _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent);
+        avx2::store(to + i, _mm256_blendv_epi8(rounded, avx2::nearest(bits), special));
+        index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
+    }
+    narrow_portable(from + i, to + i, n - i, noise, first + i);
+}
+
+[[gnu::target("avx2")]] inline void follow_avx2(uint16_t const* parameters, float* masters, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        auto* const at = reinterpret_cast<__m256i*>(masters + i);
+        auto const master = _mm256_loadu_si256(at), parameter = avx2::load(parameters + i);
+        auto const same = _mm256_cmpeq_epi32(_mm256_slli_epi32(avx2::nearest(master), 16), parameter);
+        _mm256_storeu_si256(at, _mm256_blendv_epi8(parameter, master, same));
+    }
+    follow_portable(parameters + i, masters + i, n - i);
+}
+
+#endif
+
+// For CPUs with AVX2, as the sweeps are.
+
+/// fp32 of bf16.
+inline void widen(uint16_t const* from, float* to, int64_t n) {
+#if defined(__x86_64__)
+    widen_avx2(from, to, n);
+#else
+    widen_portable(from, to, n);
+#endif
+}
+/// bf16 of fp32: the nearest, or stochastically where there is a noise; `first` is the place of the first number in its stream.
+inline void narrow(float const* from, uint16_t* to, int64_t n) {
+#if defined(__x86_64__)
+    narrow_avx2(from, to, n);
+#else
+    narrow_portable(from, to, n);
+#endif
+}
+inline void narrow(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
+#if defined(__x86_64__)
+    narrow_avx2(from, to, n, noise, first);
+#else
+    narrow_portable(from, to, n, noise, first);
+#endif
+}
+/// Masters whose bf16 is no longer the parameter begin anew from it: somebody has written there (loaded weights, say).
+inline void follow(uint16_t const* parameters, float* masters, int64_t n) {
+#if defined(__x86_64__)
+    follow_avx2(parameters, masters, n);
+#else
+    follow_portable(parameters, masters, n);
+#endif
+}
+
+}  // namespace accelerate::kernel
+
+// ---- accelerate/optim/block_scaled.hpp
+
+namespace accelerate::kernel {
+
+// Numbers in 8 or 16 bits that share a power of two with their 15 neighbours (as the OCP microscaling formats do, whose blocks are of 32): the
+// largest one whose products the format can hold. Blocks start where flat buffers are cut, every 64 bytes of fp32, so they are the same
+// under any sharding; and what was decoded is encoded to the same numbers again.
+
+inline constexpr int64_t scale_block = 16;
+
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float float_of(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline float power_of_two(int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); }
+
+/// A floating-point format of a sign, exponents from `lowest` (of its smallest normal number) and `mantissa` bits.
+template <class Bits, int Mantissa, int Lowest, uint32_t Largest, int LimitExponent, int LimitEighths>
+struct Format {
+    using bits = Bits;
+    static constexpr int mantissa = Mantissa, lowest = Lowest;
+    static constexpr uint32_t largest = Largest;
+    static constexpr int limit_exponent = LimitExponent;                      ///< blocks are scaled to at most
+    static constexpr float limit_mantissa = static_cast<float>(LimitEighths) / 8;  ///< limit_mantissa * 2^limit_exponent
+    static constexpr int dropped = 23 - mantissa;  ///< bits of fp32
+    static constexpr int noise_up = std::max(dropped - 16, 0), noise_down = std::max(16 - dropped, 0);  ///< shifts that bring 16 bits there
+
+    /// One of the two neighbours of x, the upper one where `noise`, 16 bits, exceeds what is missing to it; the largest number beyond the
+    /// range. Not for NaN.
+    static Bits round(float x, uint32_t noise) {
+        auto const sign = static_cast<Bits>(bits_of(x) >> 31 << (8 * sizeof(Bits) - 1));
+        auto const a = std::fabs(x);
+        uint32_t code;
+        if (a >= power_of_two(lowest)) code = std::min(((bits_of(a) + (noise << noise_up >> noise_down)) >> dropped) - (static_cast<uint32_t>(lowest + 126) << mantissa), Largest);
+        else code = static_cast<uint32_t>(a * power_of_two(mantissa - lowest) + static_cast<float>(noise) * 0x1p-16f);
+        return static_cast<Bits>(sign | code);
+    }
+};
+
+struct Fp8E4m3 : Format<uint8_t, 3, -6, 0x7e, 9, 7> {  // up to 448
+    static float widened(uint8_t x) { return c10::detail::fp8e4m3fn_to_fp32_value(x); }
+};
+struct Fp16 : Format<uint16_t, 10, -14, 0x7bff, 16, 4> {  // up to 2^15, so that rounding up stays in the range
+    static float widened(uint16_t x) { return c10::detail::fp16_ieee_to_fp32_value(x); }
+};
+
+/// The exponent of a block of fp32 numbers. A NaN or an infinity has none.
+template <class F>
+int scale_exponent(float amax) {
+    if (!(amax > 0) || !(amax <= std::numeric_limits<float>::max())) return 0;
+    int exponent = 0;
+    auto const mantissa = std::frexp(amax, &exponent);
+    return std::min(F::limit_exponent - exponent - (mantissa > F::limit_mantissa ? 1 : 0), 126);
+}
+
+/// fp32 of n numbers from the start of a block.
+template <class F>
+void decode(typename F::bits const* from, int8_t const* exponents, float* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = F::widened(from[i]) * power_of_two(-exponents[i / scale_block]);
+}
+
+/// n fp32 numbers, all finite, from the start of a block, rounded by chance; `first` is the place of the first one in its stream.
+template <class F>
+void encode(float const* from, typename F::bits* to, int8_t* exponents, int64_t n, Noise noise, int64_t first) {
+    for (int64_t begin = 0; begin < n; begin += scale_block) {
+        auto const end = std::min(begin + scale_block, n);
+        float amax = 0;
+        for (int64_t i = begin; i < end; ++i) amax = std::max(amax, std::fabs(from[i]));
+        auto const exponent = scale_exponent<F>(amax);
+        exponents[begin / scale_block] = static_cast<int8_t>(exponent);
+        auto const scale = power_of_two(exponent);
+        for (int64_t i = begin; i < end; ++i) to[i] = F::round(from[i] * scale, noise.at(first + i));
+    }
+}
+
+/// n fp32 numbers become ones that `F` has, by chance.
+template <class F>
+void round_to(float* numbers, int64_t n, Noise noise, int64_t first) {
+    for (int64_t i = 0; i < n; ++i) numbers[i] = F::widened(F::round(numbers[i], noise.at(first + i)));
+}
+
+}  // namespace accelerate::kernel
+
+// ---- accelerate/optim/rounding.hpp
+
+// What narrow.hpp and block_scaled.hpp do to memory, by LibTorch's operations: the same numbers on any device, in a few passes.
+
+namespace accelerate::optim::detail {
+
+/// Streams of random numbers: one for parameters, one for each state.
+inline kernel::Noise noise_of(int64_t step, size_t stream) { return kernel::Noise::of(step, static_cast<uint32_t>(stream)); }
+
+/// `kernel::Noise` of the places [first, first + n), int32.
+inline at::Tensor noise_tensor(kernel::Noise noise, int64_t first, at::Tensor const& like) {
+    auto const mask = int64_t{0xffffffff};
+    auto x = at::arange(like.numel(), like.options().dtype(at::kLong)).add_(first + static_cast<int64_t>(noise.key)).bitwise_and_(mask);
+    for (auto [shift, factor] : {std::pair{16, int64_t{0x7feb352d}}, {15, int64_t{0x846ca68b}}}) x = x.bitwise_xor(x.bitwise_right_shift(shift)).mul_(factor).bitwise_and_(mask);
+    return x.bitwise_xor(x.bitwise_right_shift(16)).bitwise_and_(0xffff).to(at::kInt);
+}
+
+/// `to` takes the fp32 numbers `from`, rounded to the nearest or, with a noise, stochastically (bf16 only).
+inline void round_into(at::Tensor const& to, at::Tensor const& from, kernel::Noise const* noise) {
+    if (noise == nullptr || to.scalar_type() != at::kBFloat16) {
+        to.copy_(from);
+        return;
+    }
+    auto const bits = from.contiguous().view(at::kInt);
+    auto const rounded = bits.add(noise_tensor(*noise, to.storage_offset(), from)).bitwise_and_(static_cast<int32_t>(0xffff0000u)).view(at::kFloat);
+    to.copy_(at::where(from.isfinite(), rounded, from));
+}
+
+/// fp32 numbers of a format `F`, chosen by chance from the two that are next to each of `x`.
+template <class F>
+at::Tensor by_chance(at::Tensor const& x, at::Tensor const& noise) {
+    auto const bits = x.view(at::kInt);
+    auto const normal = bits.add(noise.bitwise_left_shift(F::noise_up).bitwise_right_shift_(F::noise_down)).bitwise_and_(-(1 << F::dropped)).view(at::kFloat);
+    auto const step = kernel::power_of_two(F::lowest - F::mantissa);
+    auto const small = x.abs().mul_(1 / step).add_(noise.to(at::kFloat).mul_(0x1p-16f)).floor_().mul_(step).copysign_(x);
+    auto const most = F::widened(static_cast<typename F::bits>(F::largest));
+    return at::where(x.abs() >= kernel::power_of_two(F::lowest), normal, small).clamp_(-most, most);
+}
+
+/// Calls `f` with the format that a dtype is kept in with scales.
+template <class Function>
+auto with_format(at::ScalarType dtype, Function&& f) {
+    return dtype == at::kHalf ? f(kernel::Fp16()) : f(kernel::Fp8E4m3());
+}
+
+inline int64_t blocks_of(int64_t n) { return (n + kernel::scale_block - 1) / kernel::scale_block; }
+
+/// Room for the exponents of a stretch.
+inline at::Tensor exponents_for(at::Tensor const& stretch) { return at::empty({blocks_of(stretch.numel())}, stretch.options().dtype(at::kChar)); }
+/// Those of [begin, end), which starts with a block.
+inline at::Tensor exponents_between(at::Tensor const& exponents, int64_t begin, int64_t end) {
+    check(begin % kernel::scale_block == 0, code::internal, "optimizer.step: a parameter begins at ", begin, " of its stretch, inside a block of ", kernel::scale_block);
+    return exponents.narrow(0, begin / kernel::scale_block, blocks_of(end - begin));
+}
+
+/// 2^exponents, exactly.
+inline at::Tensor powers_of_two(at::Tensor const& exponents) { return exponents.to(at::kInt).add_(127).bitwise_left_shift_(23).view(at::kFloat); }
+
+/// 1-D fp32 numbers, in rows of a block, the last one filled up with zeros.
+inline at::Tensor in_blocks(at::Tensor const& numbers) { return at::pad(numbers, {0, blocks_of(numbers.numel()) * kernel::scale_block - numbers.numel()}).view({-1, kernel::scale_block}); }
+
+inline at::Tensor decoded(at::Tensor const& numbers, at::Tensor const& exponents) {
+    return in_blocks(numbers.to(at::kFloat)).mul_(powers_of_two(exponents.neg()).unsqueeze(1)).view({-1}).narrow(0, 0, numbers.numel());
+}
+
+/// To the nearest, which keeps what was decoded before, or by chance.
+inline void encode_into(at::Tensor const& to, at::Tensor const& exponents, at::Tensor const& from, kernel::Noise const* noise) {
+    if (to.numel() == 0) return;
+    with_format(to.scalar_type(), [&]<class F>(F) {
+        auto const blocks = in_blocks(from.contiguous());
+        auto const amax = blocks.abs().amax({1});
+        auto const [mantissa, exponent] = at::frexp(amax);
+        auto const own = exponent.neg().add_(F::limit_exponent).sub_((mantissa > F::limit_mantissa).to(at::kInt)).clamp_max_(126);
+        exponents.copy_(at::where((amax > 0).logical_and(amax.isfinite()), own, at::zeros_like(own)));
+        auto const scaled = blocks.mul(powers_of_two(exponents).unsqueeze(1)).view({-1}).narrow(0, 0, from.numel());
+        to.copy_(noise == nullptr ? scaled : by_chance<F>(scaled.contiguous(), noise_tensor(*noise, to.storage_offset(), from)));
+    });
+}
+
+}  // namespace accelerate::optim::detail
+
 // ---- accelerate/optim/storage.hpp
 
 namespace accelerate {
 
 /// How an optimizer keeps its numbers (`storage` of every recipe); its arithmetic is in fp32 whatever they are kept in.
 struct optimizer_storage {
-    /// Of the states (moments): `kBFloat16` halves them. They are rounded stochastically then: to the nearest, an average with 0.999 of
-    /// itself would stand still. Empty: fp32 beside fp32 parameters and master weights, else the parameters' dtype, as in PyTorch.
+    /// Of the states (moments): `kBFloat16` or `kHalf` halve them; fp16, whose range is small, with a scale for each 16 numbers. They are
+    /// rounded stochastically then: to the nearest, an average with 0.999 of itself would stand still. Empty: fp32 beside fp32 parameters
+    /// and master weights, else the parameters' dtype, as in PyTorch.
     std::optional<at::ScalarType> states = {};
     /// What is kept in bf16 (parameters without master weights, their states) rounds up or down with the probability of the distance, so
     /// that small updates are not lost. The same on every rank that holds it.
     bool stochastic_rounding = false;
+    /// Of the first state alone: `kFloat8_e4m3fn`, with a scale for each 16 numbers, for a first moment in 1.06 bytes. Empty: as `states`.
+    std::optional<at::ScalarType> first_state = {};
+    /// `kHalf`: parameters in fp32 hold, after each update, only numbers that fp16 master weights could (rounded stochastically).
+    at::ScalarType master = at::kFloat;
 
-    bool stochastic_states() const { return stochastic_rounding || states == at::kBFloat16; }
+    bool operator==(optimizer_storage const&) const = default;
+
+    /// In which dtype the state with that number is asked for.
+    std::optional<at::ScalarType> state(size_t number) const { return number == 0 && first_state ? first_state : states; }
+    /// Whether what is kept in less than fp32 is rounded by chance.
+    bool stochastic_states() const { return stochastic_rounding || first_state || (states && *states != at::kFloat); }
 };
 
 namespace optim {
@@ -9257,10 +9920,23 @@ namespace optim {
 /// Whether numbers of that dtype are widened to be updated.
 constexpr bool is_low(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
 
+/// What MS-AMP's optimization levels keep in less (Peng et al., "FP8-LM", arXiv 2310.18313): from level 2 the first moment in fp8 and the
+/// second in fp16, at level 3 the master weights in fp16.
+constexpr optimizer_storage low_bit_storage(int level) {
+    optimizer_storage storage;
+    if (level >= 2) storage.first_state = at::kFloat8_e4m3fn, storage.states = at::kHalf;
+    if (level >= 3) storage.master = at::kHalf;
+    return storage;
+}
+
 inline void validate_storage(optimizer_storage const& storage, Operations operations, char const* kind) {
-    check(operations == Operations::Fused || (!storage.states && !storage.stochastic_rounding), code::config, "optim::", kind, ": Operations::Torch is Python's arithmetic, which knows no storage");
-    check(!storage.states || *storage.states == at::kFloat || *storage.states == at::kBFloat16, code::config, "optim::", kind, ": storage.states is ", storage.states.value_or(at::kFloat),
-          "; it can be kFloat or kBFloat16");
+    auto const one_of = [&](char const* member, at::ScalarType found, std::initializer_list<at::ScalarType> possible, char const* names) {
+        check(std::find(possible.begin(), possible.end(), found) != possible.end(), code::config, "optim::", kind, ": storage.", member, " is ", found, "; it can be ", names);
+    };
+    check(operations == Operations::Fused || storage == optimizer_storage{}, code::config, "optim::", kind, ": Operations::Torch is Python's arithmetic, which knows no storage");
+    one_of("states", storage.states.value_or(at::kFloat), {at::kFloat, at::kBFloat16, at::kHalf}, "kFloat, kBFloat16 or kHalf");
+    one_of("first_state", storage.first_state.value_or(at::kFloat), {at::kFloat, at::kBFloat16, at::kHalf, at::kFloat8_e4m3fn}, "kFloat, kBFloat16, kHalf or kFloat8_e4m3fn");
+    one_of("master", storage.master, {at::kFloat, at::kHalf}, "kFloat or kHalf");
 }
 
 }  // namespace optim
@@ -9275,6 +9951,7 @@ struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
     std::vector<at::Tensor> states = {};
+    std::vector<at::Tensor> exponents = {};  ///< of each state's blocks (see block_scaled.hpp), int8; undefined for states without
     at::Tensor master = {};   ///< the parameters in fp32, where they are kept in less and the optimizer updates fp32; else undefined
     at::Tensor average = {};  ///< of the parameters over the steps, in fp32, where it is asked for; else undefined
     size_t model = 0;
@@ -9314,12 +9991,18 @@ public:
         for (auto& s : stretches) {
             auto const dtype = s.parameters.scalar_type();
             bool const master = masters_ && is_low(dtype);
-            auto const state_dtype = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(state_dtype)));
+            for (size_t i = 0; i < names_.size(); ++i) {
+                auto const asked = is_low(dtype) || dtype == at::kFloat ? storage_.state(i) : std::nullopt;
+                bool const blocks = asked == at::kHalf || asked == at::kFloat8_e4m3fn;
+                s.states.push_back(at::empty(s.parameters.sizes(), s.parameters.options().dtype(asked.value_or(master ? at::kFloat : dtype))));
+                s.exponents.push_back(blocks ? detail::exponents_for(s.parameters) : at::Tensor());
+                start(s, i);
+            }
             if (master) s.master = s.parameters.to(at::kFloat);
             if (averages_) s.average = s.parameters.to(wide(dtype), false, true);
         }
         auto const before = index();
+        auto const target_of = kept_of(stretches), origin_of = kept_of(stretches_);
         for (auto const& part : parts) {
             auto old = before.find(part.key);
             if (old == before.end()) continue;
@@ -9329,13 +10012,14 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                auto const target = kept(stretches[part.stretch]), origin = kept(stretches_[source.stretch]);
+                auto const &target = target_of[part.stretch], &origin = origin_of[source.stretch];
                 for (size_t n = 0; n < target.size(); ++n)
                     target[n].second.narrow(0, part.offset + from - part.from, to - from).copy_(origin[n].second.narrow(0, source.offset + from - source.from, to - from));
             }
             check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
                   " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
         }
+        put_back(stretches, target_of);
         stretches_ = std::move(stretches);
         parts_ = std::move(parts);
         keys_ = std::move(keys);
@@ -9345,17 +10029,18 @@ public:
     /// its place under "slices".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
+        auto const kept = kept_of(stretches_);
         for (auto const& [key, indices] : index()) {
             auto const& first = parts_[indices.front()];
             auto const& last = parts_[indices.back()];
             int64_t held = 0;
             for (auto i : indices) held += parts_[i].length();
             check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-            auto const states = kept(stretches_[first.stretch]);
+            auto const& states = kept[first.stretch];
             for (size_t n = 0; n < states.size(); ++n) {
                 auto const name = states[n].first + "." + key;
                 auto flat = at::empty({held}, states[n].second.options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept(stretches_[parts_[i].stretch])[n].second));
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
                     state.tensors.insert(name, flat);
@@ -9370,8 +10055,9 @@ public:
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        auto const kept = kept_of(stretches_);
         for (auto const& part : parts_)
-            for (auto const& [name, tensor] : kept(stretches_[part.stretch])) {
+            for (auto const& [name, tensor] : kept[part.stretch]) {
                 auto const key = name + "." + part.key;
                 bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
                 if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
@@ -9380,12 +10066,13 @@ public:
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
         for (auto& [target, source] : copies) target.copy_(source);
+        put_back(stretches_, kept);
     }
 
     /// Back to the value before the first update.
     void reset() {
         for (auto& s : stretches_) {
-            for (auto& t : s.states) t.fill_(initial_);
+            for (size_t i = 0; i < s.states.size(); ++i) start(s, i);
             for (auto* copy : {&s.master, &s.average})
                 if (copy->defined()) copy->copy_(s.parameters);
         }
@@ -9400,13 +10087,29 @@ private:
         return by_key;
     }
 
-    /// What is kept of a stretch, by name; of stretches of one dtype the same.
-    std::vector<std::pair<std::string, at::Tensor>> kept(Stretch const& s) const {
-        std::vector<std::pair<std::string, at::Tensor>> all;
-        for (size_t n = 0; n < names_.size(); ++n) all.emplace_back(names_[n], s.states[n]);
-        if (s.master.defined()) all.emplace_back("master", s.master);
-        if (s.average.defined()) all.emplace_back("ema", s.average);
+    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
+
+    /// What is kept of each stretch, by name; of stretches of one dtype the same. States in blocks are copies in fp32, which `put_back`
+    /// takes.
+    std::vector<Kept> kept_of(std::vector<Stretch> const& stretches) const {
+        std::vector<Kept> all;
+        for (auto const& s : stretches) {
+            auto& kept = all.emplace_back();
+            for (size_t n = 0; n < names_.size(); ++n) kept.emplace_back(names_[n], s.exponents[n].defined() ? detail::decoded(s.states[n], s.exponents[n]) : s.states[n]);
+            if (s.master.defined()) kept.emplace_back("master", s.master);
+            if (s.average.defined()) kept.emplace_back("ema", s.average);
+        }
         return all;
+    }
+    void put_back(std::vector<Stretch> const& stretches, std::vector<Kept> const& kept) const {
+        for (size_t i = 0; i < stretches.size(); ++i)
+            for (size_t n = 0; n < names_.size(); ++n)
+                if (auto const& s = stretches[i]; s.exponents[n].defined()) detail::encode_into(s.states[n], s.exponents[n], kept[i][n].second, nullptr);
+    }
+    /// A state as it is before the first update.
+    void start(Stretch const& s, size_t n) const {
+        if (s.exponents[n].defined()) detail::encode_into(s.states[n], s.exponents[n], at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(at::kFloat)), nullptr);
+        else s.states[n].fill_(initial_);
     }
 
     static at::ScalarType wide(at::ScalarType dtype) { return is_low(dtype) ? at::kFloat : dtype; }
@@ -9848,6 +10551,7 @@ struct Columns {
     std::vector<at::Tensor> gradients;
     std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
     std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+    std::vector<std::vector<at::Tensor>> exponents = {};  ///< of the states that are kept in blocks; undefined elsewhere
     std::vector<at::Tensor> masters = {};         ///< fp32 copies that are updated instead of the parameters; undefined where there are none
 };
 
@@ -10062,12 +10766,16 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
         if (batch == batches.end()) {
             batch = batches.insert(batch, Batch{set, {}, {}});
             batch->columns.states.resize(s.states.size());
+            batch->columns.exponents.resize(s.states.size());
         }
         batch->models.push_back(s.model);
         auto& c = batch->columns;
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
-        for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+        for (size_t i = 0; i < s.states.size(); ++i) {
+            c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+            c.exponents[i].push_back(s.exponents[i].defined() ? detail::exponents_between(s.exponents[i], begin, end) : at::Tensor());
+        }
         c.masters.push_back(s.master.defined() ? s.master.narrow(0, begin, end - begin) : at::Tensor());
     };
 
@@ -10093,159 +10801,6 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
 
 }  // namespace accelerate::optim
 
-// ---- accelerate/optim/narrow.hpp
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-namespace accelerate::kernel {
-
-// bf16 is the upper half of fp32. What is rounded to it stochastically gets a 16-bit number added to the lower half, from a hash of its
-// place and of the step: no state, the same in any order and on every rank.
-
-/// Where the numbers of one stream come from at one step.
-struct Noise {
-    uint32_t key = 0;
-
-    static Noise of(int64_t step, uint32_t stream) { return {static_cast<uint32_t>(step) * 0x9e3779b9u + stream * 0x85ebca6bu}; }
-    uint32_t at(int64_t index) const {
-        auto x = static_cast<uint32_t>(index) + key;  // lowbias32 (Wellons): every bit of the input changes half of the output's
-        x = (x ^ (x >> 16)) * 0x7feb352du;
-        x = (x ^ (x >> 15)) * 0x846ca68bu;
-        return (x ^ (x >> 16)) & 0xffff;
-    }
-};
-
-inline float widened(uint16_t bf16) {
-    auto const bits = static_cast<uint32_t>(bf16) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-/// To the nearest, ties to even; a NaN stays one.
-inline uint16_t nearest_bf16(float x) { return c10::BFloat16(x).x; }
-/// One of the two neighbours. Infinities and NaNs stay what they are; the largest numbers may become infinite.
-inline uint16_t stochastic_bf16(float x, uint32_t noise) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7f800000u) == 0x7f800000u) return nearest_bf16(x);
-    return static_cast<uint16_t>((bits + noise) >> 16);
-}
-
-inline void widen_portable(uint16_t const* from, float* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
-}
-inline void narrow_portable(float const* from, uint16_t* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = nearest_bf16(from[i]);
-}
-inline void narrow_portable(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
-    for (int64_t i = 0; i < n; ++i) to[i] = stochastic_bf16(from[i], noise.at(first + i));
-}
-inline void follow_portable(uint16_t const* parameters, float* masters, int64_t n) {
-    for (int64_t i = 0; i < n; ++i)
-        if (nearest_bf16(masters[i]) != parameters[i]) masters[i] = widened(parameters[i]);
-}
-
-#if defined(__x86_64__)
-
-namespace avx2 {
-
-[[gnu::target("avx2"), gnu::always_inline]] inline __m256i load(uint16_t const* p) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))), 16); }
-/// The upper halves of eight numbers.
-[[gnu::target("avx2"), gnu::always_inline]] inline void store(uint16_t* p, __m256i upper) {
-    auto const packed = _mm256_packus_epi32(upper, upper);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
-}
-[[gnu::target("avx2"), gnu::always_inline]] inline __m256i nearest(__m256i bits) {
-    auto const even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
-    auto const nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
-    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
-}
-[[gnu::target("avx2"), gnu::always_inline]] inline __m256i noise(__m256i index) {
-    auto x = _mm256_mullo_epi32(_mm256_xor_si256(index, _mm256_srli_epi32(index, 16)), _mm256_set1_epi32(0x7feb352d));
-    x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 15)), _mm256_set1_epi32(static_cast<int>(0x846ca68bu)));
-    return _mm256_and_si256(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0xffff));
-}
-
-}  // namespace avx2
-
-[[gnu::target("avx2")]] inline void widen_avx2(uint16_t const* from, float* to, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), avx2::load(from + i));
-    widen_portable(from + i, to + i, n - i);
-}
-
-[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) avx2::store(to + i, avx2::nearest(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i))));
-    narrow_portable(from + i, to + i, n - i);
-}
-
-[[gnu::target("avx2")]] inline void narrow_avx2(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
-    auto index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(first) + noise.key)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    auto const exponent = _mm256_set1_epi32(0x7f800000);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        auto const bits = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + i));
-        auto const rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, avx2::noise(index)), 16);
-        auto const special = _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent);
-        avx2::store(to + i, _mm256_blendv_epi8(rounded, avx2::nearest(bits), special));
-        index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
-    }
-    narrow_portable(from + i, to + i, n - i, noise, first + i);
-}
-
-[[gnu::target("avx2")]] inline void follow_avx2(uint16_t const* parameters, float* masters, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        auto* const at = reinterpret_cast<__m256i*>(masters + i);
-        auto const master = _mm256_loadu_si256(at), parameter = avx2::load(parameters + i);
-        auto const same = _mm256_cmpeq_epi32(_mm256_slli_epi32(avx2::nearest(master), 16), parameter);
-        _mm256_storeu_si256(at, _mm256_blendv_epi8(parameter, master, same));
-    }
-    follow_portable(parameters + i, masters + i, n - i);
-}
-
-#endif
-
-// For CPUs with AVX2, as the sweeps are.
-
-/// fp32 of bf16.
-inline void widen(uint16_t const* from, float* to, int64_t n) {
-#if defined(__x86_64__)
-    widen_avx2(from, to, n);
-#else
-    widen_portable(from, to, n);
-#endif
-}
-/// bf16 of fp32: the nearest, or stochastically where there is a noise; `first` is the place of the first number in its stream.
-inline void narrow(float const* from, uint16_t* to, int64_t n) {
-#if defined(__x86_64__)
-    narrow_avx2(from, to, n);
-#else
-    narrow_portable(from, to, n);
-#endif
-}
-inline void narrow(float const* from, uint16_t* to, int64_t n, Noise noise, int64_t first) {
-#if defined(__x86_64__)
-    narrow_avx2(from, to, n, noise, first);
-#else
-    narrow_portable(from, to, n, noise, first);
-#endif
-}
-/// Masters whose bf16 is no longer the parameter begin anew from it: somebody has written there (loaded weights, say).
-inline void follow(uint16_t const* parameters, float* masters, int64_t n) {
-#if defined(__x86_64__)
-    follow_avx2(parameters, masters, n);
-#else
-    follow_portable(parameters, masters, n);
-#endif
-}
-
-}  // namespace accelerate::kernel
-
 // ---- accelerate/optim/wide.hpp
 
 // Updates of numbers that are kept in less than fp32: widened, updated by the rule in fp32, rounded back.
@@ -10255,31 +10810,15 @@ namespace accelerate::optim {
 /// One entry of a batch: 1-D tensors of equal length. `master` is undefined where the parameter itself is updated.
 struct Entry {
     at::Tensor parameters, gradients, master;
-    std::vector<at::Tensor> states;
+    std::vector<at::Tensor> states, exponents;  ///< an exponent for each block of a state that is kept in blocks
 };
 
 namespace detail {
 
-/// Streams of random numbers: one for parameters, one for each state.
-inline kernel::Noise noise_of(int64_t step, size_t stream) { return kernel::Noise::of(step, static_cast<uint32_t>(stream)); }
-
-/// `kernel::Noise` of the places [first, first + n), int32.
-inline at::Tensor noise_tensor(kernel::Noise noise, int64_t first, at::Tensor const& like) {
-    auto const mask = int64_t{0xffffffff};
-    auto x = at::arange(like.numel(), like.options().dtype(at::kLong)).add_(first + static_cast<int64_t>(noise.key)).bitwise_and_(mask);
-    for (auto [shift, factor] : {std::pair{16, int64_t{0x7feb352d}}, {15, int64_t{0x846ca68b}}}) x = x.bitwise_xor(x.bitwise_right_shift(shift)).mul_(factor).bitwise_and_(mask);
-    return x.bitwise_xor(x.bitwise_right_shift(16)).bitwise_and_(0xffff).to(at::kInt);
-}
-
-/// `to` takes the fp32 numbers `from`, rounded to the nearest or, with a noise, stochastically (bf16 only).
-inline void round_into(at::Tensor const& to, at::Tensor const& from, kernel::Noise const* noise) {
-    if (noise == nullptr || to.scalar_type() != at::kBFloat16) {
-        to.copy_(from);
-        return;
-    }
-    auto const bits = from.contiguous().view(at::kInt);
-    auto const rounded = bits.add(noise_tensor(*noise, to.storage_offset(), from)).bitwise_and_(static_cast<int32_t>(0xffff0000u)).view(at::kFloat);
-    to.copy_(at::where(from.isfinite(), rounded, from));
+/// Whether parameters, kept in fp32, hold what fp16 can.
+template <class Recipe>
+bool in_fp16(Recipe const& recipe, Entry const& e) {
+    return recipe.storage.master == at::kHalf && e.parameters.scalar_type() == at::kFloat;
 }
 
 }  // namespace detail
@@ -10290,22 +10829,28 @@ void update_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, at::T
     auto const wide = [](at::Tensor const& t) { return t.to(at::kFloat); };
     if (e.master.defined()) e.master.copy_(at::where(e.master.to(e.parameters.scalar_type()) == e.parameters, e.master, wide(e.parameters)));
     Columns columns{{e.master.defined() ? e.master : wide(e.parameters)}, {wide(e.gradients)}, {}, {counter}};
-    for (auto const& s : e.states) columns.states.push_back({wide(s)});
+    for (size_t i = 0; i < e.states.size(); ++i) columns.states.push_back({e.exponents[i].defined() ? detail::decoded(e.states[i], e.exponents[i]) : wide(e.states[i])});
     Rule<Recipe>::update(recipe, hyper, columns, step == 1);
     auto const noise = detail::noise_of(step, 0);
-    detail::round_into(e.parameters, columns.parameters[0], !e.master.defined() && recipe.storage.stochastic_rounding ? &noise : nullptr);
+    auto const& updated = columns.parameters[0];
+    if (detail::in_fp16(recipe, e)) updated.copy_(detail::by_chance<kernel::Fp16>(updated.contiguous(), detail::noise_tensor(noise, e.parameters.storage_offset(), updated)));
+    detail::round_into(e.parameters, updated, !e.master.defined() && recipe.storage.stochastic_rounding ? &noise : nullptr);
     for (size_t i = 0; i < e.states.size(); ++i) {
-        if (columns.states[i][0].is_same(e.states[i])) continue;
+        auto const& state = columns.states[i][0];
+        if (state.is_same(e.states[i])) continue;
         auto const own = detail::noise_of(step, i + 1);
-        detail::round_into(e.states[i], columns.states[i][0], recipe.storage.stochastic_states() ? &own : nullptr);
+        auto const* const by_chance = recipe.storage.stochastic_states() ? &own : nullptr;
+        if (e.exponents[i].defined()) detail::encode_into(e.states[i], e.exponents[i], state, by_chance);
+        else detail::round_into(e.states[i], state, by_chance);
     }
 }
 
-/// The same in one pass over memory that is fp32 or bf16, on a CPU that can sweep: a piece that stays in the cache is widened, swept and
-/// rounded back. The gradients are multiplied by `scale` on the way.
+/// The same in one pass over memory of the CPU that can sweep: a piece that stays in the cache is widened, swept and rounded back. The
+/// gradients are multiplied by `scale` on the way.
 template <class Recipe>
 void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_t step, double scale, bool clear) {
     constexpr int64_t piece = 4096;
+    static_assert(piece % kernel::scale_block == 0);
     auto const n = e.parameters.numel();
     at::parallel_for(0, (n + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
         alignas(64) std::array<std::array<float, piece>, 4> copies;
@@ -10317,11 +10862,19 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
                 kernel::widen(low(t), copy.data(), count);
                 return copy.data();
             };
+            auto const blocks = [&](size_t i, auto&& f) {  // of state i: the numbers and exponents that lie in this piece
+                detail::with_format(e.states[i].scalar_type(), [&]<class F>(F) {
+                    f(F(), static_cast<typename F::bits*>(e.states[i].mutable_data_ptr()) + first, static_cast<int8_t*>(e.exponents[i].mutable_data_ptr()) + first / kernel::scale_block);
+                });
+            };
             auto* const parameters = e.master.defined() ? e.master.mutable_data_ptr<float>() + first : wide(e.parameters, copies[0]);
             if (e.master.defined()) kernel::follow(low(e.parameters), parameters, count);
             auto* const gradients = wide(e.gradients, copies[1]);
             float* states[2] = {parameters, parameters};
-            for (size_t i = 0; i < e.states.size(); ++i) states[i] = wide(e.states[i], copies[2 + i]);
+            for (size_t i = 0; i < e.states.size(); ++i) {
+                if (!e.exponents[i].defined()) states[i] = wide(e.states[i], copies[2 + i]);
+                else blocks(i, [&]<class F>(F, auto* numbers, auto* exponents) { kernel::decode<F>(numbers, exponents, states[i] = copies[2 + i].data(), count); });
+            }
             Rule<Recipe>::sweep(recipe, hyper, {{parameters, gradients, states[0], states[1], count, clear}, step, scale});
             auto const back = [&](at::Tensor const& t, float const* from, size_t stream, bool by_chance) {
                 auto* const to = low(t);
@@ -10329,8 +10882,12 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
                 if (by_chance) kernel::narrow(from, to, count, detail::noise_of(step, stream), t.storage_offset() + first);
                 else kernel::narrow(from, to, count);
             };
+            if (detail::in_fp16(recipe, e)) kernel::round_to<kernel::Fp16>(parameters, count, detail::noise_of(step, 0), e.parameters.storage_offset() + first);
             back(e.parameters, parameters, 0, !e.master.defined() && recipe.storage.stochastic_rounding);
-            for (size_t i = 0; i < e.states.size(); ++i) back(e.states[i], states[i], i + 1, recipe.storage.stochastic_states());
+            for (size_t i = 0; i < e.states.size(); ++i) {
+                if (!e.exponents[i].defined()) back(e.states[i], states[i], i + 1, recipe.storage.stochastic_states());
+                else blocks(i, [&]<class F>(F, auto* numbers, auto* exponents) { kernel::encode<F>(states[i], numbers, exponents, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + first); });
+            }
             if (auto* const to = low(e.gradients); to != nullptr && clear) std::memset(to, 0, static_cast<size_t>(count) * sizeof *to);
         }
     });
@@ -10384,6 +10941,16 @@ public:
 
     int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
     int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
+    /// Of state that this rank keeps, with master weights and averages; 0 before the first update.
+    int64_t state_bytes() const {
+        int64_t bytes = 0;
+        auto const add = [&](at::Tensor const& t) { bytes += t.defined() ? static_cast<int64_t>(t.nbytes()) : 0; };
+        for (auto const& s : shared_->moments.stretches()) {
+            for (auto const* list : {&s.states, &s.exponents}) std::for_each(list->begin(), list->end(), add);
+            add(s.master), add(s.average);
+        }
+        return bytes;
+    }
     bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
@@ -10440,8 +11007,9 @@ private:
     friend class AverageScope<Optimizer>;
 
     static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}};
+        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
         for (auto const& list : columns.states) made.states.push_back(list[i]);
+        for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
         return made;
     }
 
@@ -10513,7 +11081,7 @@ private:
         /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
         bool is_plain(Batch const& batch) const {
             auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (batch.columns.masters[0].defined() || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
+            if (batch.columns.masters[0].defined() || recipe.storage.master == at::kHalf || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
             return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
@@ -10564,7 +11132,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, m});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;
@@ -11750,6 +12318,26 @@ template <class Comm>
 void connect_modules(torch::nn::Module& module, Comm const& communicator) {
     for (auto const& m : module.modules())
         if (auto* norm = m->template as<SyncBatchNormImpl>()) norm->connect(communicator);
+}
+
+/// A recipe whose `storage` is what the precision asks for, where it does and the recipe does not say.
+template <class Precision, class Recipe>
+decltype(auto) stored_as(Recipe&& recipe) {
+    if constexpr (requires { Precision::low_bit_level; recipe.storage; }) {
+        auto own = std::forward<Recipe>(recipe);
+        if (own.storage == optimizer_storage{}) own.storage = optim::low_bit_storage(Precision::low_bit_level);
+        return own;
+    } else {
+        return std::forward<Recipe>(recipe);
+    }
+}
+
+/// Has layers that cast their weights keep the casts; gives what must forget them when weights have changed.
+inline std::vector<std::shared_ptr<precision::WeightCache>> keep_weights(torch::nn::Module& module) {
+    std::vector<std::shared_ptr<precision::WeightCache>> caches;
+    for (auto const& m : module.modules())
+        if (auto* keeper = dynamic_cast<precision::WeightKeeper*>(m.get())) caches.push_back(keeper->kept), caches.back()->keep();
+    return caches;
 }
 
 /// Trainable parameters in registration order, each once; none may belong to one of `prepared` already.
@@ -13175,7 +13763,7 @@ public:
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
-    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(enabled); }
+    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(training_->op_precision.get(), enabled); }
 
     // ---- collectives ------------------------------------------------------------------------------------------------------
 
@@ -13263,11 +13851,12 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
-        if constexpr (requires { Precision::prepare(*module, training_->options.fp8); }) Precision::prepare(*module, training_->options.fp8);
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
@@ -13311,7 +13900,7 @@ private:
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
             for (auto& model : models) model->operations = recipe.operations;
-        auto optimizer = optim::bind(std::forward<Recipe>(recipe), models);
+        auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
         return optimizer;
@@ -16164,7 +16753,10 @@ enum class Gemm {
 
 namespace precision {
 
-/// `at::linear` of a scope of `Compute`, in the way of `G`.
+/// Whether casts of weights may be kept at this place: in a scope that was not asked to cast anew (`cache_enabled = false`).
+inline bool keeps_casts(at::Tensor const& x) { return at::autocast::is_autocast_enabled(x.device().type()) && at::autocast::is_autocast_cache_enabled(); }
+
+/// `at::linear` of a scope of `Compute`, in the way of `G`; with a weight that is kept as it is used.
 template <at::ScalarType Compute, Gemm G>
 struct Product;
 
@@ -16172,17 +16764,22 @@ template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Native> {
     // LibTorch's own layer transposes the weight first, and autocast caches only whole weights: through that every forward of a scope
     // casts again.
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) { return at::linear(x, weight, bias); }
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
+        if (!kept.keeps() || !keeps_casts(x) || weight.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
+        return at::linear(x, kept.get(weight, WeightCache::Cast, [&] { return Rounded{weight.to(Compute), {}}; }).numbers, bias);
+    }
 };
 
 /// Costs a pass over each operand and the result. Gradients are rounded as those of the native product are, by the casts' backward.
 template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Widened> {
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
         auto const device = x.device().type();
         if (!at::autocast::is_autocast_enabled(device)) return at::linear(x, weight, bias);  // an island of full precision
+        auto const weight_as_used = [&] { return Rounded{rounded(weight), {}}; };
+        bool const keeps = keeps_casts(x);
         AutocastPause const pause(device);
-        return at::linear(rounded(x), rounded(weight), bias.defined() ? rounded(bias) : bias).to(Compute);
+        return at::linear(rounded(x), (keeps ? kept.get(weight, WeightCache::Cast, weight_as_used) : weight_as_used()).numbers, bias.defined() ? rounded(bias) : bias).to(Compute);
     }
 
 private:
@@ -16191,8 +16788,8 @@ private:
 
 template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Auto> {
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
-        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias) : Product<Compute, Gemm::Native>::linear(x, weight, bias);
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
+        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias, kept) : Product<Compute, Gemm::Native>::linear(x, weight, bias, kept);
     }
 
 private:
@@ -16226,13 +16823,13 @@ std::shared_ptr<Layer> clone_of(Layer const& layer, std::optional<at::Device> co
     return copy;
 }
 
-/// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias)`. Names, options and files are those of LibTorch's.
+/// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias, kept)`. Names, options and files are those of LibTorch's.
 template <class Impl, class Product>
-class LowPrecisionLinear : public Impl {
+class LowPrecisionLinear : public Impl, public WeightKeeper {
 public:
     using Impl::Impl;
 
-    at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias); }
+    at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias, *kept); }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
         return clone_of<Impl>(*this, device);
@@ -16321,7 +16918,7 @@ struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
 
     template <class Module, class Options>
         requires(O.parameters == at::kBFloat16)
-    static void prepare(Module& model, Options const&) {
+    static void prepare(Module& model, Options const&, at::Device) {
         cast_parameters(model, at::kBFloat16);
     }
 };
@@ -16475,6 +17072,9 @@ private:
 namespace accelerate {
 namespace precision {
 
+/// What has one scale.
+enum class Fp8Scales { Matrix, Row, Block };
+
 /// What a matrix is in a linear layer; its last dimension is the one that is summed over.
 enum class Operand { Activation, Weight, Gradient };
 
@@ -16488,18 +17088,21 @@ inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.
 
 /// How many scales an fp8 matrix has, and from what. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the
 /// fp32 matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
-/// activations and gradients by that instead.
+/// activations and gradients by that instead. `scales` says what they belong to, where fp8 units are to multiply by them; without it
+/// products are emulated.
 namespace recipe {
 
 /// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
 struct Tensorwise {
     static constexpr char const* name = "Tensorwise";
+    static constexpr auto scales = precision::Fp8Scales::Matrix;
     static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax(); }
 };
 
 /// One scale a row, so that a large number spoils its own row alone (torchao's `rowwise`).
 struct Rowwise {
     static constexpr char const* name = "Rowwise";
+    static constexpr auto scales = precision::Fp8Scales::Row;
     static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax({1}, true); }
 };
 
@@ -16527,6 +17130,18 @@ struct Delayed : Tensorwise {
     static precision::AmaxHistory history() { return {History, O}; }
 };
 
+/// What MS-AMP's levels add to a recipe (Peng et al., "FP8-LM", arXiv 2310.18313): 1 rounds the weights' gradients of fp8 layers to e4m3;
+/// 2 has optimizers of this library keep the first moment in fp8 and the second in fp16 (3.1 bytes a parameter instead of 8), unless
+/// their own `storage` says otherwise; 3 has parameters hold only what fp16 master weights could. Gradients and parameters stay in fp32
+/// memory.
+template <int Level = 2, class Base = Tensorwise>
+struct LowBitOptimizer : Base {
+    static_assert(Level >= 1 && Level <= 3, "recipe::LowBitOptimizer: the level is 1, 2 or 3");
+    static constexpr char const* name = "LowBitOptimizer";
+    static constexpr int low_bit_level = Level;
+    static at::Tensor weight_gradient(at::Tensor const& g);
+};
+
 }  // namespace recipe
 
 namespace precision {
@@ -16550,7 +17165,69 @@ at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand,
 }
 
 }  // namespace precision
+
+template <int Level, class Base>
+at::Tensor recipe::LowBitOptimizer<Level, Base>::weight_gradient(at::Tensor const& g) {
+    return precision::through_fp8<Base>(g, at::kFloat8_e4m3fn, precision::Operand::Gradient);
+}
+
 }  // namespace accelerate
+
+// ---- accelerate/precision/fp8_gemm.hpp
+
+namespace accelerate::precision {
+
+/// What a recipe's scales belong to.
+template <class Recipe>
+inline constexpr Fp8Scales scales_of = [] {
+    if constexpr (requires { Recipe::scales; }) return Recipe::scales;
+    else return Fp8Scales::Block;
+}();
+
+/// Whether this process' GPUs multiply fp8 matrices (compute capability 8.9 and up): asked once, by doing it.
+inline bool gpu_has_fp8_units(at::Device device) {
+    static bool const has = [&] {
+        try {
+            auto const a = at::zeros({16, 16}, at::TensorOptions().dtype(at::kFloat8_e4m3fn).device(device)), scale = at::ones({}, at::TensorOptions().dtype(at::kFloat).device(device));
+            static_cast<void>(at::_scaled_mm(a, a.t(), scale, scale, {}, {}, at::kBFloat16));
+            return true;
+        } catch (c10::Error const&) { return false; }
+    }();
+    return has;
+}
+
+/// Whether LibTorch's `_scaled_mm` makes a recipe's products on that device, in the way `G`; else they are emulated. On CPUs it widens
+/// its operands itself, and only those with one scale a matrix: `Gemm::Native` asks for it.
+template <class Recipe, Gemm G>
+bool has_fp8_product(at::Device device) {
+    if constexpr (G == Gemm::Widened || scales_of<Recipe> == Fp8Scales::Block) return false;
+    else if (device.is_cuda()) return gpu_has_fp8_units(device);
+    else return G == Gemm::Native && scales_of<Recipe> == Fp8Scales::Matrix && device.is_cpu();
+}
+
+/// Numbers in fp8 with as many zero columns as make them a multiple of 16: what units demand of the dimension that is summed over.
+inline at::Tensor padded_columns(at::Tensor const& numbers) {
+    auto const columns = numbers.size(1), wanted = (columns + 15) / 16 * 16;
+    if (columns == wanted) return numbers;
+    auto padded = at::zeros({numbers.size(0), wanted}, numbers.options());
+    padded.narrow(1, 0, columns).copy_(numbers);
+    return padded;
+}
+
+/// `a b^T + bias` in `dtype`. Where the operands carry scales `_scaled_mm` makes it (rows of `b` are multiples of 16), else it is a
+/// product in fp32 of the numbers that fp8 stands for.
+inline at::Tensor fp8_product(Rounded const& a, Rounded const& b, at::ScalarType dtype, at::Tensor const& bias = {}) {
+    if (a.numbers.numel() == 0 || b.numbers.numel() == 0) return at::zeros({a.numbers.size(0), b.numbers.size(0)}, a.numbers.options().dtype(dtype));
+    if (!a.scale.defined()) {
+        auto const y = at::matmul(a.numbers, b.numbers.t());
+        return (bias.defined() ? y + bias : y).to(dtype);
+    }
+    auto const result = a.scale.numel() > 1 ? at::kBFloat16 : dtype;  // all that the kernels with a scale a row can
+    auto const added = bias.defined() ? std::optional(bias.to(result)) : std::nullopt;
+    return at::_scaled_mm(padded_columns(a.numbers), padded_columns(b.numbers).t(), a.scale.reciprocal(), b.scale.reciprocal().t(), added, {}, result).to(dtype);
+}
+
+}  // namespace accelerate::precision
 
 // ---- accelerate/precision/fp8_watch.hpp
 
@@ -16624,7 +17301,7 @@ struct fp8 {
     bool use_autocast_during_eval = false;  ///< fp8 also in modules that are in eval mode; else they run in bf16
     /// Products that stay in bf16: of the forward, of the input's gradient, of the weight's gradient.
     bool override_fprop = false, override_dgrad = false, override_wgrad = false;
-    Gemm gemm = Gemm::Auto;                 ///< of the layers that stay in bf16
+    Gemm gemm = Gemm::Auto;                 ///< of fp8 layers: `_scaled_mm` or emulated; of those that stay in bf16 as `bf16{.gemm}`
     bool counters = false;                  ///< counts saturations and underflows (`precision::fp8_report`); costs a few passes
     bool shadow = false;                    ///< computes each forward in bf16 as well, to compare with (`precision::fp8_report`)
 };
@@ -16633,25 +17310,25 @@ namespace precision {
 
 /// What an fp8 layer remembers from call to call. Shared with the graphs of its forwards, which may outlive it.
 struct Fp8State : torch::CustomClassHolder {
-    explicit Fp8State(AmaxHistory h) : history(std::move(h)) {}
+    Fp8State(AmaxHistory h, std::shared_ptr<WeightCache> k) : history(std::move(h)), kept(std::move(k)) {}
 
     AmaxHistory history;
+    std::shared_ptr<WeightCache> kept;
     Fp8Watch watch;
 };
 
-/// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, products are
-/// those of fp32 (emulated: no fp8 units are used), results have the dtypes that a bf16 layer's would.
+/// `x w^T + b` of an fp8 recipe, and its gradients: e4m3 forward, e5m2 for what comes back. Operands are rounded to fp8, the weight once
+/// where it is kept; results have the dtypes that a bf16 layer's would.
 template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
     static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
                               c10::intrusive_ptr<Fp8State> const& state) {
-        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
         context->save_for_backward({x, weight});
         context->saved_data["bias"] = bias.has_value();
         context->saved_data["state"] = at::IValue::make_capsule(state);
+        auto const rows = rows_of(x);
         auto const result = [&]<bool InBf16>(std::bool_constant<InBf16>) {
-            auto const y = product<InBf16>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, weight.to(at::kFloat), at::kFloat8_e4m3fn, Operand::Weight);
-            return (bias ? y + *bias : y).to(at::kBFloat16);
+            return fp8_product(rounded<InBf16>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation), weight_as<InBf16>(*state, weight, WeightCache::Rows), at::kBFloat16, bias.value_or(at::Tensor()));
         };
         auto const y = result(std::bool_constant<O.override_fprop>());
         if constexpr (O.shadow) state->watch.compare(y, result(std::true_type()));
@@ -16666,31 +17343,40 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         auto const& weight = saved[1];
         auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
         AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
-        auto const rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
-        auto const g = gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
+        auto const g = rows_of(gradients[0]);
         at::Tensor to_x, to_weight, to_bias;
         if (context->needs_input_grad(0))
-            to_x = product<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, weight.to(at::kFloat).t(), at::kFloat8_e4m3fn, Operand::Weight)
-                       .to(at::kBFloat16).view(x.sizes()).to(x.scalar_type());
-        if (context->needs_input_grad(1))
-            to_weight = product<O.override_wgrad>(state, g.t(), at::kFloat8_e5m2, Operand::Gradient, rows.t(), at::kFloat8_e4m3fn, Operand::Activation).to(weight.scalar_type());
+            to_x = fp8_product(rounded<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient), weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
+                       .view(x.sizes()).to(x.scalar_type());
+        if (context->needs_input_grad(1)) {
+            to_weight = fp8_product(rounded<O.override_wgrad>(state, g.t(), at::kFloat8_e5m2, Operand::Gradient),
+                                    rounded<O.override_wgrad>(state, rows_of(x).t(), at::kFloat8_e4m3fn, Operand::Activation), at::kFloat);
+            if constexpr (requires { Recipe::weight_gradient(to_weight); }) to_weight = Recipe::weight_gradient(to_weight);
+            to_weight = to_weight.to(weight.scalar_type());
+        }
         if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
         return {to_x, to_weight, to_bias, at::Tensor()};
     }
 
 private:
-    /// a b^T. Both are summed over their last dimension; scales go along it.
+    static at::Tensor rows_of(at::Tensor const& t) { return t.reshape({-1, t.size(-1)}).to(at::kFloat); }
+
+    /// The weight as the forward (`Rows`) or the input's gradient (`Columns`) takes it; products sum over the last dimension.
     template <bool InBf16>
-    static at::Tensor product(Fp8State& state, at::Tensor const& a, at::ScalarType a_format, Operand a_is, at::Tensor const& b, at::ScalarType b_format, Operand b_is) {
-        auto const as_used = [&](at::Tensor const& t, at::ScalarType format, Operand is) {
-            if constexpr (InBf16) return t.to(at::kBFloat16).to(at::kFloat);
-            else return rounded(state, t, format, is);
+    static Rounded weight_as(Fp8State& state, at::Tensor const& weight, WeightCache::Form form) {
+        auto const make = [&] {
+            auto const wide = weight.to(at::kFloat);
+            return rounded<InBf16>(state, form == WeightCache::Rows ? wide : wide.t(), at::kFloat8_e4m3fn, Operand::Weight);
         };
-        return at::matmul(as_used(a, a_format, a_is), as_used(b, b_format, b_is).t());
+        if constexpr (InBf16) return make();
+        else return state.kept->get(weight, form, make);
     }
 
-    static at::Tensor rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is) {
-        if (t.numel() == 0) return t;
+    /// An fp32 matrix as the product takes it; scales go along its last dimension.
+    template <bool InBf16>
+    static Rounded rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is) {
+        if constexpr (InBf16) return {t.to(at::kBFloat16).to(at::kFloat), {}};
+        if (t.numel() == 0) return {t, {}};
         auto const amax = [&] {
             if constexpr (has_history<Recipe>)
                 if (is != Operand::Weight) return state.history.amax(t, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
@@ -16698,14 +17384,15 @@ private:
         };
         auto const scale = fp8_scale(amax(), format, O.margin), scaled = t * scale, in_fp8 = saturated(scaled, format);
         if constexpr (O.counters) state.watch.count(is, scaled, in_fp8, format);
-        return in_fp8.to(at::kFloat) / scale;
+        if (has_fp8_product<Recipe, O.gemm>(t.device())) return {in_fp8.contiguous(), scale};
+        return {in_fp8.to(at::kFloat) / scale, {}};
     }
 };
 
 /// What `prepare` asks and tells an `acc::Linear<S>` of an fp8 policy.
-struct Fp8Layer {
-    explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history))) {}
-    Fp8Layer(Fp8Layer const& other) : runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(*other.state)) {}
+struct Fp8Layer : WeightKeeper {
+    explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history), kept)) {}
+    Fp8Layer(Fp8Layer const& other) : WeightKeeper(other), runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(other.state->history, kept)) {}
     Fp8Layer& operator=(Fp8Layer const&) = delete;
 
     bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
@@ -16732,7 +17419,7 @@ public:
     at::Tensor forward(at::Tensor const& x) {
         auto const device = x.device().type();
         if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
-            return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias);
+            return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias, *this->kept);
         AutocastPause const pause(device);
         return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state);
     }
@@ -16811,12 +17498,13 @@ inline double fp8_share(std::vector<Fp8Row> const& rows) {
 }
 
 /// `prepare` of an fp8 policy: chooses, prints the table, and refuses (E_CONFIG) a model of which no layer runs in fp8.
-inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, char const* recipe) {
+/// `emulated`: not by fp8 units.
+inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, char const* recipe, bool emulated) {
     auto const rows = choose_fp8_layers(model, options);
     auto const chosen = std::count_if(rows.begin(), rows.end(), [](Fp8Row const& row) { return row.reason.empty(); });
     check(chosen > 0, code::config, "prepare: no layer of this model would run in fp8; use acc::Linear<S> with dimensions that are multiples of 16 in a model built by accelerator.make, or .fp8 = "
           "{.keep_first_and_last = false}, or another precision\n", fp8_table(rows));
-    log::info("fp8, ", recipe, ": ", chosen, " of ", rows.size(), " linear layers, ", std::lround(100 * fp8_share(rows)), " % of their multiplications (emulated: rounded to fp8, multiplied in fp32)\n",
+    log::info("fp8, ", recipe, ": ", chosen, " of ", rows.size(), " linear layers, ", std::lround(100 * fp8_share(rows)), " % of their multiplications", emulated ? " (emulated: rounded to fp8, multiplied in fp32)" : "", "\n",
               fp8_table(rows));
 }
 
@@ -16930,16 +17618,20 @@ namespace accelerate::precision {
 
 /// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
 /// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`, whose scales are those of the matrix at hand, and
-/// `Delayed`, whose are of the steps before. Emulated on every device so far: what it costs in accuracy is real, its speed is not. A
-/// model without a layer that can is refused.
+/// `Delayed`, whose are of the steps before; `LowBitOptimizer<level>` adds fp8 behind the products. GPUs with fp8 units multiply in them (LibTorch's `_scaled_mm`; not `Blockwise`); elsewhere it
+/// is emulated: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
 template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
 struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;
     static constexpr char const* name = "fp8";
+    static constexpr int low_bit_level = [] {
+        if constexpr (requires { Recipe::low_bit_level; }) return Recipe::low_bit_level;
+        else return 0;
+    }();
     template <class Impl>
     using impl = linear_becomes_t<Impl, Fp8Linear<Impl, Recipe, O>>;
 
-    static void prepare(torch::nn::Module& model, fp8_layers const& layers) { prepare_fp8(model, layers, Recipe::name); }
+    static void prepare(torch::nn::Module& model, fp8_layers const& layers, at::Device device) { prepare_fp8(model, layers, Recipe::name, !has_fp8_product<Recipe, O.gemm>(device)); }
 
     static Fp8Histories after_update(torch::nn::Module& model)
         requires has_history<Recipe>
@@ -17135,6 +17827,8 @@ public:
         for (auto const& bucket : buckets_) pending_.push_back(bucket.slots);
         ready_order_.clear();
         next_ = 0;
+        squares_ = 0;
+        measured_.clear();
         armed_ = true;
         if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
@@ -17156,8 +17850,17 @@ public:
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
         if (overlap_ && !learned_) learn_order();
+        if (shared_) squares_ = sum_over_ranks(squares_), measured_ = versions();
         stage_ = Stage::Reduced;
     }
+
+    /// The sum of the squares of all gradients: each rank has added up those of its slices while it reduced them. Known for fp32 that is
+    /// reduced in shared memory, where it is finite, and as long as nobody has written into the gradients since backward.
+    std::optional<double> known_squares() const {
+        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        return squares_;
+    }
+    std::optional<double> sum_of_squares() const { return known_squares(); }
 
     void after_step() { release(); }
 
@@ -17265,7 +17968,12 @@ private:
         times_[b].bytes = (bucket.end - bucket.begin) * memory.tensor().element_size();
         times_[b].begin = since_start();
         // The first reduction is always gathered: learning the order afterwards moves gradients about.
-        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, !sliced() || (overlap_ && !learned_));
+        bool const gather = !sliced() || (overlap_ && !learned_);
+        double squares = std::numeric_limits<double>::quiet_NaN();
+        if constexpr (requires { comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather, &squares); })
+            comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather, &squares);
+        else comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather);
+        squares_ += squares;
         times_[b].end = since_start();
     }
 
@@ -17344,6 +18052,8 @@ private:
     std::vector<int64_t> pending_, ready_order_;
     std::unordered_set<int64_t> never_reached_;
     size_t next_ = 0;
+    double squares_ = 0;               // of the slices that this rank reduces; after backward of all; NaN: unknown
+    std::vector<uint32_t> measured_;   // versions of the gradients that they are of; empty: none
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
     std::vector<typename Comm::worker::Handle> handles_;
@@ -17966,13 +18676,13 @@ namespace accelerate::module {
 /// What a forward on one type of device depends on besides its arguments: autocast and the random generator. Taken when made.
 class DeviceState {
 public:
-    explicit DeviceState(at::DeviceType device) : device_(device), autocast_(precision::AutocastState::of(device)), random_(random()) {}
+    explicit DeviceState(at::DeviceType device) : device_(device), autocast_(precision::AutocastState::of(device)), random_(random_state(device)) {}
 
     /// While alive everything is as it was, except that no cast is cached; then it is again as it was found.
     class Restored {
     public:
-        explicit Restored(DeviceState const& state) : state_(state), autocast_(state.device_, state.autocast_.dtype, state.autocast_.enabled, false), found_(state.random()) { state.set_random(state.random_); }
-        ~Restored() { state_.set_random(found_); }
+        explicit Restored(DeviceState const& state) : state_(state), autocast_(state.device_, state.autocast_.dtype, state.autocast_.enabled, false), found_(random_state(state.device_)) { set_random_state(state.device_, state.random_); }
+        ~Restored() { set_random_state(state_.device_, found_); }
         Restored(Restored const&) = delete;
         Restored& operator=(Restored const&) = delete;
 
@@ -17983,17 +18693,6 @@ public:
     };
 
 private:
-    at::Tensor random() const {
-        auto generator = at::globalContext().defaultGenerator(device_);
-        std::lock_guard const lock(generator.mutex());
-        return generator.get_state();
-    }
-    void set_random(at::Tensor const& state) const {
-        auto generator = at::globalContext().defaultGenerator(device_);
-        std::lock_guard const lock(generator.mutex());
-        generator.set_state(state);
-    }
-
     at::DeviceType device_;
     precision::AutocastState autocast_;
     at::Tensor random_;

@@ -6,6 +6,7 @@
 #include <accelerate/core/aggregate.hpp>
 #include <accelerate/core/config.hpp>
 #include <accelerate/core/for_each_tensor.hpp>
+#include <accelerate/core/random_state.hpp>
 #include <accelerate/core/run.hpp>
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/state_dict.hpp>
@@ -325,4 +326,14 @@ TEST_CASE("every tensor of a value is found, in order", "[for_each_tensor]") {
     int64_t found = 0;
     acc::for_each_known_tensor(half, [&](at::Tensor& x) { found += x.numel(); });
     CHECK(found == 2);
+}
+
+TEST_CASE("random numbers come again from a state", "[random_state]") {
+    torch::manual_seed(3);
+    auto const state = acc::random_state(at::kCPU);
+    auto const first = torch::randn({5});
+    torch::manual_seed(4);
+    acc::set_random_state(at::kCPU, state);
+    CHECK(torch::equal(torch::randn({5}), first));
+    CHECK_FALSE(torch::equal(torch::randn({5}), first));
 }

@@ -57,6 +57,52 @@ TEST_CASE("a loop learns on the GPU what it learns on the CPU", "[cuda]") {
     SECTION("Bf16, data parallel") { device_loop::compare(on_gpu<acc::precision::Bf16<>, acc::sharding::Ddp<>>(), one, 3e-2, 3e-2); }
 }
 
+namespace {
+
+/// A layer under a recipe on the GPU and, emulated, on the CPU: the same rounding, so results are near each other and far from fp32's.
+template <class Recipe>
+void multiplies_as_on_the_cpu() {
+    INFO(Recipe::name);
+    using Native = acc::precision::Fp8<Recipe>;
+    using Emulated = acc::precision::Fp8<Recipe, acc::fp8{.gemm = acc::Gemm::Widened}>;
+    torch::manual_seed(8);
+    acc::Linear<acc::Strategy<acc::place::Resident, Native>> gpu(144, 32);
+    acc::Linear<acc::Strategy<acc::place::Resident, Emulated>> cpu(144, 32);
+    {
+        torch::NoGradGuard const no_grad;
+        cpu->weight.copy_(gpu->weight);
+        cpu->bias.copy_(gpu->bias);
+    }
+    gpu->to(Cuda::current());
+    gpu->runs_in_fp8 = cpu->runs_in_fp8 = true;
+    auto const x = torch::randn({2, 5, 144}), slope = torch::randn({2, 5, 32});
+    auto const run = [&]<class Policy, class Device>(Policy, Device, auto& layer, at::Device device) {
+        auto const own = x.to(device).detach().requires_grad_();
+        torch::Tensor y;
+        {
+            typename Policy::template scope<Device> const scope;
+            y = layer(own);
+        }
+        (y.to(at::kFloat) * slope.to(device)).sum().backward();
+        return std::vector<torch::Tensor>{y.detach().cpu().to(at::kDouble), own.grad().cpu().to(at::kDouble), layer->weight.grad().cpu().to(at::kDouble)};
+    };
+    auto const found = run(Native(), Cuda(), gpu, Cuda::current()), expected = run(Emulated(), acc::device::Cpu(), cpu, at::kCPU);
+    for (size_t i = 0; i < found.size(); ++i) {
+        INFO("result " << i);
+        CHECK(((found[i] - expected[i]).norm() / expected[i].norm()).template item<double>() < 5e-3);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("fp8 products on the GPU are those that the CPU emulates", "[fp8_gemm][fp8_linear]") {
+    Cuda::select(0);
+    WARN("fp8 units: " << (acc::precision::gpu_has_fp8_units(Cuda::current()) ? "yes" : "no, emulated"));
+    multiplies_as_on_the_cpu<acc::recipe::Tensorwise>();
+    multiplies_as_on_the_cpu<acc::recipe::Rowwise>();
+    multiplies_as_on_the_cpu<acc::recipe::Delayed<>>();
+}
+
 TEST_CASE("a GPU's memory comes back", "[cuda][accelerator]") {
     acc::Accelerator<Cuda, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>> accelerator;
     auto const used = [] { return at::getDeviceAllocator(at::kCUDA)->getDeviceStats(Cuda::current().index()).reserved_bytes[0].current; };

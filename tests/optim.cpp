@@ -425,7 +425,7 @@ TEST_CASE("bf16 is rounded to the nearest, or to a neighbour by chance", "[narro
     CHECK(torch::equal(padded.slice(0, 5).view(at::kShort).masked_fill(nan, 0), out.view(at::kShort).masked_fill(nan, 0)));
     CHECK(torch::equal(out.isnan(), nan));
     auto const value = 1 + 0.3 / 128;  // three tenths of the way to the next bf16 number
-    auto const many = torch::full({200000}, value);
+    torch::Tensor const many = torch::full({200000}, value);
     auto rounded = torch::empty({200000}, at::kBFloat16);
     for (int64_t step : {1, 2, 3}) {
         kernel::narrow(many.const_data_ptr<float>(), bits(rounded), 200000, kernel::Noise::of(step, 0), 0);
@@ -516,30 +516,116 @@ TEST_CASE("small updates of bf16 parameters add up by chance where the nearest s
     }
 }
 
-TEST_CASE("states in bf16 follow those in fp32", "[storage][wide][moments]") {
-    auto const trained = [](std::optional<at::ScalarType> states) {
-        auto model = std::make_shared<FakeModel>(Parameters{{"w", leaf(torch::linspace(-1, 1, 5000))}});
-        auto optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .storage = {.states = states}}, std::vector{model});
+namespace {
+
+/// Every number that a format has from zero up, as LibTorch widens it.
+template <class F>
+std::vector<double> grid() {
+    std::vector<double> all;
+    auto const dtype = sizeof(typename F::bits) == 1 ? at::kFloat8_e4m3fn : at::kHalf;
+    auto const codes = torch::arange(static_cast<int64_t>(F::largest) + 1).to(sizeof(typename F::bits) == 1 ? at::kByte : at::kShort).view(dtype).to(at::kDouble);
+    for (int64_t i = 0; i < codes.numel(); ++i) all.push_back(codes[i].item<double>());
+    return all;
+}
+
+template <class F>
+void rounds_in_blocks(double limit) {
+    auto const numbers = grid<F>();
+    auto const dtype = sizeof(typename F::bits) == 1 ? at::kFloat8_e4m3fn : at::kHalf;
+    torch::manual_seed(4);
+    auto x = torch::cat({torch::randn({1000}) * torch::logspace(-30, 30, 1000), torch::randn({5000}), torch::randn({500}) * 1e-41, torch::zeros({40})});
+    x.slice(0, 1200, 1210).fill_(448);
+    auto const n = x.numel();
+    auto const noise = kernel::Noise::of(3, 1);
+    auto codes = torch::empty({n}, dtype);
+    auto exponents = accelerate::optim::detail::exponents_for(x);
+    auto* const bits = static_cast<typename F::bits*>(codes.mutable_data_ptr());
+    kernel::encode<F>(x.const_data_ptr<float>(), bits, exponents.mutable_data_ptr<int8_t>(), n, noise, 5);
+
+    // One of two neighbours on a grid that reaches as far as the block's largest number needs.
+    auto decoded = torch::empty({n});
+    kernel::decode<F>(bits, exponents.const_data_ptr<int8_t>(), decoded.mutable_data_ptr<float>(), n);
+    int64_t wrong = 0;
+    for (int64_t block = 0; block < n; block += 16) {
+        auto const end = std::min(block + 16, n);
+        auto const amax = x.slice(0, block, end).abs().max().item<double>();
+        int exponent = 126;
+        while (amax > 0 && std::ldexp(amax, exponent) > limit) --exponent;
+        for (int64_t i = block; i < end; ++i) {
+            auto const a = std::abs(std::ldexp(static_cast<double>(x[i].item<float>()), exponent));
+            auto const above = std::lower_bound(numbers.begin(), numbers.end(), a);
+            auto const below = above == numbers.begin() || *above == a ? above : above - 1;
+            auto const found = std::abs(std::ldexp(static_cast<double>(decoded[i].item<float>()), exponent));
+            wrong += found != *above && found != *below && std::abs(static_cast<double>(decoded[i].item<float>())) > 1e-37;  // fp32 itself ends there
+            wrong += found != 0 && std::signbit(decoded[i].item<float>()) != std::signbit(x[i].item<float>());
+        }
+    }
+    CHECK(wrong == 0);
+
+    // LibTorch's operations, at place 5 of their storage; and what was decoded stays what it is.
+    auto padded = torch::empty({5 + n}, dtype);
+    auto others = torch::empty_like(exponents);
+    accelerate::optim::detail::encode_into(padded.slice(0, 5), others, x, &noise);
+    CHECK(torch::equal(accelerate::optim::detail::decoded(padded.slice(0, 5), others), decoded));
+    CHECK(torch::equal(others, exponents));
+    CHECK(torch::equal(accelerate::optim::detail::decoded(codes, exponents), decoded));
+    auto again = torch::empty({n}, dtype);
+    accelerate::optim::detail::encode_into(again, others, decoded, nullptr);
+    CHECK(torch::equal(accelerate::optim::detail::decoded(again, others), decoded));
+
+    auto const value = 1 + 0.3 * std::ldexp(1.0, -F::mantissa);  // three tenths of the way to the next one
+    torch::Tensor const many = torch::full({200000}, value);
+    codes = torch::empty({200000}, dtype), exponents = accelerate::optim::detail::exponents_for(many);
+    kernel::encode<F>(many.const_data_ptr<float>(), static_cast<typename F::bits*>(codes.mutable_data_ptr()), exponents.mutable_data_ptr<int8_t>(), 200000, noise, 0);
+    CHECK(std::abs((accelerate::optim::detail::decoded(codes, exponents) > 1).to(at::kDouble).mean().item<double>() - 0.3) < 5 * std::sqrt(0.3 * 0.7 / 200000));
+}
+
+}  // namespace
+
+TEST_CASE("blocks of 16 numbers are kept in 8 or 16 bits with a power of two", "[block_scaled][rounding]") {
+    rounds_in_blocks<kernel::Fp8E4m3>(448);
+    rounds_in_blocks<kernel::Fp16>(32768);
+}
+
+TEST_CASE("states in less follow those in fp32", "[storage][wide][moments]") {
+    auto const trained = [](acc::optimizer_storage storage, bool restored) {
+        auto model = std::make_shared<FakeModel>(Parameters{{"w", leaf(torch::linspace(-1, 1, 5000))}, {"bias", leaf(torch::linspace(-1, 1, 50))}});
+        auto optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .no_decay_on_norms_and_biases = true, .storage = storage}, std::vector{model});
         auto const generator = at::detail::createCPUGenerator(3);
         for (int i = 0; i < 400; ++i) {
             torch::NoGradGuard no_grad;
-            model->flats()[0].gradients.narrow(0, 0, 5000).copy_(torch::randn({5000}, generator) + 0.5);
-            if (i == 200) {  // saved and restored on the way
+            for (auto const& [name, p] : model->parameters()) p.grad().copy_(torch::randn(p.sizes(), generator) + 0.5);
+            if (i == 200 && restored) {  // saved and restored on the way
                 auto const saved = optimizer->state_dict();
-                CHECK(saved.tensors.at("exp_avg_sq.w").scalar_type() == states.value_or(at::kFloat));
-                optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .storage = {.states = states}}, std::vector{model});
+                CHECK(saved.tensors.at("exp_avg_sq.w").scalar_type() == (storage.states == at::kBFloat16 ? at::kBFloat16 : at::kFloat));
+                optimizer = std::make_unique<Optimizer<AdamW, FakeModel>>(AdamW{.lr = 1e-3, .no_decay_on_norms_and_biases = true, .storage = storage}, std::vector{model});
                 optimizer->load_state_dict(saved);
             }
             optimizer->step();
         }
-        return std::pair((*model)["w"].detach().clone(), optimizer->state_dict().tensors.at("exp_avg_sq.w").to(at::kDouble));
+        auto const each = static_cast<double>(optimizer->state_bytes()) / 5072;  // 5000 and 50, each padded to 16
+        CHECK(each == Approx(storage.first_state ? 3.125 : storage.states == at::kHalf ? 4.125 : storage.states ? 4 : 8).epsilon(1e-3));
+        return std::tuple((*model)["w"].detach().clone(), optimizer->state_dict().tensors.at("exp_avg.w").to(at::kDouble), optimizer->state_dict().tensors.at("exp_avg_sq.w").to(at::kDouble));
     };
-    auto const [w, v] = trained({});
-    auto const [low_w, low_v] = trained(at::kBFloat16);
-    CHECK(std::abs((low_v / v).mean().item<double>() - 1) < 0.01);  // to the nearest it would be far off: 0.001 of itself is less than half a step
-    CHECK((low_w - w).abs().mean().item<double>() < 0.05 * (w - torch::linspace(-1, 1, 5000)).abs().mean().item<double>());
-    CHECK(code_of([] { Optimizer(AdamW{.storage = {.states = at::kHalf}}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config);
+    auto const [w, m, v] = trained({}, false);
+    auto const way = (w - torch::linspace(-1, 1, 5000)).abs().mean().item<double>();
+    for (auto const& storage : {acc::optimizer_storage{.states = at::kBFloat16}, acc::optimizer_storage{.states = at::kHalf}, low_bit_storage(2), low_bit_storage(3)}) {
+        auto const [low_w, low_m, low_v] = trained(storage, true);
+        auto const [same_w, same_m, same_v] = trained(storage, false);
+        CHECK(torch::equal(low_w, same_w));
+        CHECK((torch::equal(low_m, same_m) && torch::equal(low_v, same_v)));
+        CHECK(std::abs((low_v / v).mean().item<double>() - 1) < 0.01);  // to the nearest it would be far off: 0.001 of itself is less than half a step
+        CHECK(std::abs((low_m - m).mean().item<double>()) < 0.01 * m.abs().mean().item<double>());
+        CHECK((low_w - w).abs().mean().item<double>() < 0.05 * way);
+        CHECK(torch::equal(low_w, low_w.to(at::kHalf).to(at::kFloat)) == (storage.master == at::kHalf));
+    }
+    auto const refused = [](acc::optimizer_storage const& storage) { return code_of([&] { Optimizer(AdamW{.storage = storage}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config; };
+    CHECK(refused({.states = at::kFloat8_e4m3fn}));
+    CHECK(refused({.first_state = at::kDouble}));
+    CHECK(refused({.master = at::kBFloat16}));
     CHECK(code_of([] { Optimizer(AdamW{.operations = acc::Operations::Torch, .storage = {.stochastic_rounding = true}}, std::vector{std::make_shared<FakeModel>(some_parameters())}); }) == acc::code::config);
+    Optimizer unswept(AdamW{.lr = 1e-3, .amsgrad = true, .storage = low_bit_storage(3)}, std::vector{std::make_shared<FakeModel>(some_parameters())});
+    CHECK_FALSE(unswept.sweeps());
 }
 
 TEST_CASE("an average of the weights follows its formula, and stands in for them while asked to", "[average_scope][optimizer][moments]") {

@@ -226,6 +226,51 @@ TEST_CASE("exactly one reduction of every gradient for each optimizer step", "[d
     CHECK(reduced == 2 * bytes);
 }
 
+TEST_CASE("the norm is added up while gradients are reduced", "[ddp][buffer]") {
+    auto const measured = []<class Run>(Run& accelerator) {
+        auto net = std::make_shared<Mlp>();
+        fill(*net);
+        auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.1});
+        Alone alone;
+        auto one = alone.prepare([] {
+            auto same = std::make_shared<Mlp>();
+            fill(*same);
+            return same;
+        }());
+        auto const n = accelerator.num_processes();
+        for (int64_t step = 0; step < 3; ++step) {
+            auto const x = Mlp::input(step, 2 * n);
+            for (auto const& p : one->parameters()) p.mutable_grad() = at::Tensor();
+            alone.backward(one(x).pow(2).mean());
+            double exact = 0;
+            for (auto const& p : one->parameters()) exact += p.grad().to(at::kDouble).square().sum().template item<double>();
+            auto window = accelerator.accumulate(model);
+            accelerator.backward(model(x.slice(0, 2 * accelerator.process_index(), 2 * accelerator.process_index() + 2)).pow(2).mean());
+            auto const known = model.state().known_squares();
+            CHECK(known.has_value() == (n > 1));
+            if (known) CHECK(*known == Approx(exact).epsilon(1e-5));
+            CHECK(accelerator.clip_grad_norm(model, 1e9).template item<double>() == Approx(std::sqrt(exact)).epsilon(1e-5));
+            // A user's hand is noticed; a NaN on one rank is not taken for a norm.
+            model->a->bias.mutable_grad().mul_(2);
+            CHECK_FALSE(model.state().known_squares());
+            optimizer.zero_grad();
+            if (n == 1) continue;
+            accelerator.trigger_sync_in_backward(model);
+            accelerator.backward(model(x.slice(0, 0, 2)).pow(2).mean() * (accelerator.is_main_process() ? NAN : 1.0));
+            CHECK_FALSE(model.state().known_squares());
+            optimizer.step();
+            CHECK(optimizer.step_was_skipped());
+            optimizer.zero_grad();
+        }
+    };
+    Replicated<> gathered;
+    measured(gathered);
+    Replicated<overlapped> in_buckets;
+    measured(in_buckets);
+    Replicated<sliced> in_slices;
+    measured(in_slices);
+}
+
 TEST_CASE("no_sync keeps gradients local until the next reducing backward", "[ddp]") {
     Replicated<overlapped> accelerator;
     auto net = std::make_shared<Mlp>();

@@ -156,6 +156,100 @@ TEST_CASE("what becomes of a step that is not finite is the user's choice", "[no
     CHECK_THROWS_WITH(SelfFp16({.grad_scaler = {.growth_factor = 0.5}}), contains("growth_factor"));
 }
 
+namespace {
+
+/// What a loop over eight numbers has seen and learned, where gradients become NaN at the visits that `spoils(sample, visit)` names.
+struct Learned {
+    std::vector<int64_t> seen;
+    double w = 0;
+    int64_t epoch = 0, consumed = 0, steps = 0;
+};
+
+template <class Accelerator, class F>
+Learned learned_from_eight(Accelerator& accelerator, bool accumulates, F&& spoils) {
+    torch::manual_seed(5);
+    std::vector<float> numbers{1, 2, 3, 4, 5, 6, 7, 8};
+    auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1e-3, .momentum = 0.9}, acc::data::Loader{numbers, {.batch_size = 1}});
+    Learned learned;
+    std::map<int64_t, int64_t> visits;
+    auto const body = [&, &model = model, &optimizer = optimizer](torch::Tensor const& x) {
+        auto const sample = std::lround(x.item<double>());
+        learned.seen.push_back(sample);
+        auto y = model(x) * torch::rand({1});
+        if (spoils(sample, visits[sample]++)) y.register_hook([](torch::Tensor const& g) { return g * NAN; });
+        accelerator.backward(y.sum());
+        optimizer.step();
+        optimizer.zero_grad();
+    };
+    for (auto& x : loader) {
+        if (accumulates) {
+            auto window = accelerator.accumulate(model);
+            body(x);
+        } else {
+            body(x);
+        }
+        learned.consumed = std::max(learned.consumed, loader.consumed());
+    }
+    learned.w = accelerator.get_state_dict(model).at("w").template item<double>(), learned.epoch = loader.epoch(), learned.steps = optimizer.steps();
+    return learned;
+}
+
+}  // namespace
+
+TEST_CASE("a window that is not finite is computed once more where one asks for it", "[rerun][non_finite][step_guard][loops]") {
+    auto const with = [](acc::NonFinite policy, int64_t window, bool accumulates, std::function<bool(int64_t, int64_t)> const& spoils) {
+        Run<> accelerator({.gradient_accumulation_steps = window, .non_finite = policy});
+        return learned_from_eight(accelerator, accumulates, spoils);
+    };
+    using V = std::vector<int64_t>;
+    auto const never = [](int64_t, int64_t) { return false; };
+    auto const clean = with(acc::NonFinite::rerun(), 3, true, never);
+    CHECK(clean.seen == V{1, 2, 3, 4, 5, 6, 7, 8});
+    CHECK(clean.w == with(acc::NonFinite::skip(), 3, true, never).w);
+    {
+        // A fault of the machine in the middle of a window, and one in the short window at the end.
+        auto const once = with(acc::NonFinite::rerun(), 3, true, [](int64_t sample, int64_t visit) { return (sample == 5 || sample == 8) && visit == 0; });
+        CHECK(once.seen == V{1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 7, 8});
+        CHECK(once.w == clean.w);  // the same batches and the same random numbers
+        CHECK((once.epoch == 1 && once.consumed == 8 && once.steps == 3));
+    }
+    {
+        // A fault of the data.
+        auto const always = [](int64_t sample, int64_t) { return sample == 2; };
+        auto const again = with(acc::NonFinite::rerun(), 3, true, always);
+        CHECK(again.seen == V{1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 8});
+        CHECK(again.w == with(acc::NonFinite::skip(), 3, true, always).w);
+        CHECK(again.steps == 2);
+    }
+    CHECK(with(acc::NonFinite::rerun(), 1, false, [](int64_t sample, int64_t) { return sample == 2; }).seen == V{1, 2, 3, 4, 5, 6, 7, 8});  // no window: skipped
+    SelfFp16 scaled({.non_finite = acc::NonFinite::rerun(), .grad_scaler = {.init_scale = 2}});
+    // The scaler looks for its scale first: 2, 1, 0.5; then it is the data's fault.
+    CHECK(learned_from_eight(scaled, true, [](int64_t sample, int64_t) { return sample <= 4; }).seen == V{1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8});
+
+    std::atomic<int64_t> right = 0;
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 2, .non_finite = acc::NonFinite::rerun()}, comm);
+        auto const learned = learned_from_eight(accelerator, true, [](int64_t sample, int64_t visit) { return sample == 7 && visit == 0; });  // one rank's
+        right += learned.seen.size() == 6 && learned.steps == 2 && learned.epoch == 1;
+    });
+    CHECK(right == 2);
+}
+
+TEST_CASE("a run's own lists of operations hold in its scopes", "[autocast_ops][op_precision]") {
+    Run<acc::precision::Bf16<>> accelerator({.autocast_ops = {.fp32 = {"aten::addmm"}}});  // what torch::nn::Linear calls
+    auto model = accelerator.prepare(std::make_shared<Small>());
+    auto const x = torch::ones({2, 3});
+    CHECK(model(x).scalar_type() == at::kFloat);
+    {
+        auto window = accelerator.accumulate(model);
+        CHECK(model(x).scalar_type() == at::kFloat);
+    }
+    auto const scope = accelerator.autocast();
+    CHECK(torch::addmm(torch::ones({2}), x, torch::ones({3, 2})).scalar_type() == at::kFloat);
+    CHECK(torch::matmul(x, torch::ones({3, 2})).scalar_type() == at::kBFloat16);
+    CHECK_THROWS_WITH(Run<>({.autocast_ops = {.fp32 = {"aten::linear"}}}), contains("E_CONFIG") && contains("autocast_ops"));
+}
+
 TEST_CASE("ranks raise together", "[non_finite][step_guard]") {
     std::atomic<int64_t> raised = 0;
     CHECK_THROWS_WITH(acc::debug_launcher(3, [&](acc::comm::Threads comm) {
@@ -407,6 +501,37 @@ TEST_CASE("an fp8 model learns, under every recipe and with slices", "[fp8][fp8_
     compare(acc::recipe::Rowwise());
     compare(acc::recipe::Blockwise());
     compare(acc::recipe::Delayed<8>());
+    compare(acc::recipe::LowBitOptimizer<3>());
+    Fp8Run<acc::recipe::LowBitOptimizer<2>> low;
+    auto [model, optimizer] = low.prepare(low.make<Mixed>(), acc::optim::AdamW{});
+    CHECK(optimizer.recipe().storage == acc::optim::low_bit_storage(2));
+    auto const own = low.prepare_optimizer(acc::optim::AdamW{.storage = {.states = at::kBFloat16}}, model);
+    CHECK(own.recipe().storage.states == at::kBFloat16);
+}
+
+TEST_CASE("weights that layers keep over a window are those of the last step", "[weight_cache]") {
+    // Sharded weights are not kept, and train to the same bits.
+    auto const trained = []<class Precision, class Sharding>(Precision, Sharding) {
+        std::vector<float> losses;
+        acc::debug_launcher(1, [&](acc::comm::Threads comm) {
+            acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, Precision, Sharding, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 3}, comm);
+            auto [model, optimizer] = accelerator.prepare(accelerator.template make<SmallFp8>(), acc::optim::AdamW{.lr = 0.01});
+            auto const generator = at::detail::createCPUGenerator(9);
+            for (int64_t i = 0; i < 12; ++i) {
+                auto window = accelerator.accumulate(model);
+                auto const loss = loss_of(model(at::randn({4, 3}, generator)));
+                accelerator.backward(loss);
+                optimizer.step();
+                optimizer.zero_grad();
+                losses.push_back(loss.template item<float>());
+            }
+        });
+        return losses;
+    };
+    using acc::sharding::Fsdp;
+    using acc::sharding::None;
+    CHECK(trained(acc::precision::Bf16<>(), None()) == trained(acc::precision::Bf16<>(), Fsdp<>()));
+    CHECK(trained(acc::precision::Fp8<>(), None()) == trained(acc::precision::Fp8<>(), Fsdp<>()));
 }
 
 TEST_CASE("ranks share the history of an fp8 model", "[fp8_history][amax_history]") {

@@ -47,8 +47,7 @@ nlohmann::json run_with(int64_t steps, acc::optimizer_storage const& storage) {
         }
     int64_t parameters = 0, bytes = 0;
     for (auto const& p : model->parameters()) parameters += p.numel(), bytes += 2 * p.numel() * p.element_size();  // and its gradient
-    auto const optimizer_state = optimizer.state_dict();
-    for (auto const& [name, t] : optimizer_state.tensors) bytes += t.numel() * t.element_size();
+    bytes += optimizer.state_bytes();
     std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2), seconds.end());
     precision::Fp8Counts total;
     for (auto const& row : precision::fp8_report(*model))
@@ -79,6 +78,7 @@ std::map<std::string, std::function<nlohmann::json(int64_t)>> const policies{
     {"Fp8 Tensorwise", run<precision::Fp8<recipe::Tensorwise, counted>>},
     {"Fp8 Rowwise", run<precision::Fp8<recipe::Rowwise, counted>>},
     {"Fp8 Blockwise", run<precision::Fp8<recipe::Blockwise, counted>>},
+    {"Fp8 LowBitOptimizer<3>", run<precision::Fp8<recipe::LowBitOptimizer<3>, counted>>},
     {"Fp8 Delayed<16>", run<precision::Fp8<recipe::Delayed<16, acc::delayed{.amax_compute_algo = acc::AmaxCompute::Max}>, counted>>},
 };
 

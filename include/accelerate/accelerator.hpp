@@ -171,7 +171,7 @@ public:
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
-    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(enabled); }
+    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(training_->op_precision.get(), enabled); }
 
     // ---- collectives ------------------------------------------------------------------------------------------------------
 
@@ -259,11 +259,12 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
-        if constexpr (requires { Precision::prepare(*module, training_->options.fp8); }) Precision::prepare(*module, training_->options.fp8);
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
@@ -307,7 +308,7 @@ private:
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
             for (auto& model : models) model->operations = recipe.operations;
-        auto optimizer = optim::bind(std::forward<Recipe>(recipe), models);
+        auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
         return optimizer;

@@ -12,9 +12,10 @@ template <class Training>
 class [[nodiscard("the window is this object: write auto window = accelerator.accumulate(model);")]] Accumulation {
 public:
     template <class... Models>
-    explicit Accumulation(Training& training, Models&... models) : training_(training.settled()) {
+    explicit Accumulation(Training& training, Models&... models) : training_(training.settled()), scope_(training.op_precision.get()) {
         check(!training_.in_window(), code::call_order, "accelerator.accumulate inside another accumulate; name both models in one call: accumulate(a, b)");
         (training_.window.push_back(&models), ...);
+        if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
         for (auto* model : training_.window) {
             if (model->window_closed()) model->weight = 0, model->weighted = 0;

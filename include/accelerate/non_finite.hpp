@@ -20,10 +20,16 @@ public:
         check(k >= 1, code::config, "NonFinite::abort_after: expected at least 1 step, found ", k);
         return NonFinite(k);
     }
+    /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
+    /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
+    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
+    /// them twice. A dynamic scaler that can still shrink its scale comes first.
+    static constexpr NonFinite rerun() { return NonFinite(-2); }
     /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
     static constexpr NonFinite ignore() { return NonFinite(-1); }
 
-    constexpr bool ignores() const { return limit_ < 0; }
+    constexpr bool ignores() const { return limit_ == -1; }
+    constexpr bool reruns() const { return limit_ == -2; }
     constexpr bool raises() const { return limit_ == 0; }
     /// Whether that many steps in a row are too many.
     constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }

@@ -6,6 +6,7 @@
 #include <accelerate/data/prepared.hpp>
 #include <accelerate/optim/bind.hpp>
 #include <accelerate/optim/scheduler.hpp>
+#include <accelerate/precision/weight_cache.hpp>
 #include <accelerate/prepared.hpp>
 #include <accelerate/module/unique_parameters.hpp>
 #include <accelerate/sharding/layout.hpp>
@@ -126,6 +127,26 @@ template <class Comm>
 void connect_modules(torch::nn::Module& module, Comm const& communicator) {
     for (auto const& m : module.modules())
         if (auto* norm = m->template as<SyncBatchNormImpl>()) norm->connect(communicator);
+}
+
+/// A recipe whose `storage` is what the precision asks for, where it does and the recipe does not say.
+template <class Precision, class Recipe>
+decltype(auto) stored_as(Recipe&& recipe) {
+    if constexpr (requires { Precision::low_bit_level; recipe.storage; }) {
+        auto own = std::forward<Recipe>(recipe);
+        if (own.storage == optimizer_storage{}) own.storage = optim::low_bit_storage(Precision::low_bit_level);
+        return own;
+    } else {
+        return std::forward<Recipe>(recipe);
+    }
+}
+
+/// Has layers that cast their weights keep the casts; gives what must forget them when weights have changed.
+inline std::vector<std::shared_ptr<precision::WeightCache>> keep_weights(torch::nn::Module& module) {
+    std::vector<std::shared_ptr<precision::WeightCache>> caches;
+    for (auto const& m : module.modules())
+        if (auto* keeper = dynamic_cast<precision::WeightKeeper*>(m.get())) caches.push_back(keeper->kept), caches.back()->keep();
+    return caches;
 }
 
 /// Trainable parameters in registration order, each once; none may belong to one of `prepared` already.

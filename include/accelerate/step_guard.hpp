@@ -7,6 +7,7 @@
 #include <accelerate/non_finite.hpp>
 #include <accelerate/optim/finite.hpp>
 #include <accelerate/precision/grad_scaler.hpp>
+#include <accelerate/rerun.hpp>
 #include <accelerate/sharding/window.hpp>
 #include <algorithm>
 #include <string>
@@ -22,7 +23,8 @@ class StepGuard {
 public:
     static constexpr bool scales = !std::is_same_v<Scaler, precision::NoScaler>;
 
-    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank) : policy_(policy), scaler_(options), rank_(rank) {
+    /// `rerun` where the policy wants one.
+    StepGuard(NonFinite policy, grad_scaler_options const& options, int64_t rank, std::shared_ptr<Rerun> rerun = {}) : policy_(policy), scaler_(options), rank_(rank), rerun_(std::move(rerun)) {
         check(!scales || !policy.ignores(), code::config, "Accelerator: this precision scales gradients and must skip steps that overflow; NonFinite::ignore is not for it");
     }
 
@@ -97,6 +99,7 @@ private:
         } else if (found) {
             report(culprit, false);
         }
+        if (!found && rerun_ && rerun_->again()) log::warning("optimizer.step: computed once more, the gradients are finite: a fault of the machine (rank ", rank_, "); the step is made");
     }
 
     /// `searching`: the scaler looks for a scale that fits, which is no failure.
@@ -104,7 +107,8 @@ private:
         auto const text = concat("optimizer.step: the gradients are not finite, first that of ", what);
         if ((policy_.raises() && !searching) || policy_.aborts(in_a_row_))
             throw Error(code::non_finite, concat(text, "; ", in_a_row_, in_a_row_ == 1 ? " step" : " steps in a row", " (rank ", rank_, "); parameters are as before"));
-        log::warning(text, "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
+        if (rerun_ && !searching && !rerun_->again() && rerun_->request()) return log::warning(text, "; the window is computed once more");
+        log::warning(text, rerun_ && rerun_->again() ? ", again: the data's fault or the model's" : "", "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
     }
 
     std::string first_of(Model const& model) const {
@@ -116,6 +120,7 @@ private:
     NonFinite policy_;
     [[no_unique_address]] Scaler scaler_;
     int64_t rank_;
+    std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0;
     bool skipped_ = false;

@@ -4,9 +4,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/data/loops.hpp>
+#include <accelerate/module/op_precision.hpp>
 #include <accelerate/optim/clip.hpp>
 #include <accelerate/precision/fp8_options.hpp>
 #include <accelerate/precision/policy.hpp>
+#include <accelerate/precision/weight_cache.hpp>
 #include <accelerate/sharding/policy.hpp>
 #include <accelerate/step_guard.hpp>
 #include <filesystem>
@@ -29,6 +31,7 @@ struct accelerator_options {
     bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
     NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
+    accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
@@ -61,6 +64,7 @@ public:
     void parameters_changed() {
         Base::after_step();
         Precision::parameters_changed();
+        for (auto const& kept : kept_weights) kept->forget();
     }
     void zero_grad() {
         Base::zero_grad();
@@ -96,6 +100,7 @@ public:
     std::optional<bool> finite;    ///< whether this window's gradients are, once somebody has looked
     std::optional<bool> allowed;   ///< whether this window's step may be made, once decided
     std::function<void()> updated; ///< what the precision does after a step, on every rank; empty: nothing
+    std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
     void forget_gradients() {
@@ -113,14 +118,17 @@ class Training {
 public:
     using communicator = typename Device::communicator;
     using model_type = TrainedModel<typename Sharding::template model<Device>, Precision>;
-    using autocast_scope = typename Precision::template scope<Device>;
+    using autocast_scope = module::ListedScope<typename Precision::template scope<Device>>;
     using autocast_pause = typename Precision::template pause<Device>;
     static constexpr bool autocasts = !std::is_empty_v<autocast_scope>;
     static constexpr bool scales = model_type::guard_type::scales;
 
     Training(accelerator_options given, communicator c)
-        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()),
-          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank())) {
+        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
+          guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank(), rerun)) {
+        if constexpr (autocasts) {
+            if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
+        } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
     }
 
@@ -154,7 +162,7 @@ public:
     class Lingering {
     public:
         explicit Lingering(Training& training) : training_(training) {
-            if (!training_.lingering) training_.lingering.emplace(), ours_ = true;
+            if (!training_.lingering) training_.lingering.emplace(training_.op_precision.get()), ours_ = true;
         }
         ~Lingering() {
             if (ours_) training_.lingering.reset();
@@ -171,7 +179,9 @@ public:
     accelerator_options options;
     communicator comm;
     std::shared_ptr<data::Loops> loops;
+    std::shared_ptr<Rerun> rerun;  ///< where `non_finite` asks for it
     std::shared_ptr<typename model_type::guard_type> guard;
+    std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open

@@ -7,6 +7,7 @@
 #include <accelerate/comm/refusal.hpp>
 #include <accelerate/comm/split.hpp>
 #include <accelerate/comm/worker.hpp>
+#include <limits>
 #include <numeric>
 
 namespace accelerate::comm {
@@ -161,7 +162,10 @@ public:
 
     /// Reduces elements [begin, end) of the buffer in place. With `gather` every rank then has all of them; without, slice r stays
     /// with rank r (`buffer::slice`, `buffer.reduced(r)`): half the bytes, and `release` must follow before anyone writes again.
-    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
+    /// `squares`, where given, becomes the sum of the squares of slice `rank()` of the result, which costs less than to read it later; NaN
+    /// where that is not known: in other dtypes than fp32, across nodes, without shared memory.
+    void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true, double* squares = nullptr) const {
+        if (squares != nullptr) *squares = std::numeric_limits<double>::quiet_NaN();
         auto call = named(Operation::ReduceBuffer, b.number());
         call.reduction = reduction, call.dtype = b.tensor().scalar_type(), call.flag = gather;
         call.count = end - begin, call.dims = 2, call.shape[0] = begin, call.shape[1] = end;
@@ -169,7 +173,11 @@ public:
         if (b.parts() == 0) refusal = "the buffer was not allocated";
         else if (begin < 0 || begin > end || end > b.numel()) refusal = "the range does not lie in the buffer";
         group_->operation(call, refusal, [&] {
-            if (b.parts() == group_->members()) return reducer::buffer(*group_, what(call), b, begin, end, gather);
+            if (b.parts() == group_->members()) {
+                auto const sum = reducer::buffer(*group_, what(call), b, begin, end, gather, squares != nullptr);
+                if (squares != nullptr) *squares = sum;
+                return;
+            }
             reducer::all_reduce(*group_, what(call), b.part(0) + begin * what(call).unit(), call.count);
         });
     }

@@ -3,6 +3,8 @@
 #include <accelerate/comm/buffer.hpp>
 #include <accelerate/comm/reduce.hpp>
 #include <accelerate/comm/transfer.hpp>
+#include <accelerate/core/reductions.hpp>
+#include <limits>
 
 /// Reductions inside one operation of a group. Terms are added in rank order whoever adds them, so that every rank has the same
 /// bits; 16-bit floats are added in fp32 and rounded once for each node.
@@ -92,32 +94,56 @@ inline void reduce_scatter(Group& g, What const& w, void const* in, void* out, i
         });
 }
 
-/// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it.
-inline void buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather) {
+/// Elements [begin, end) of a buffer whose parts all members see. Without `gather`, the slice of each member stays with it. Gives the
+/// sum of the squares of this member's slice, taken while it is in the cache; NaN where that is not its part of the result's, or not asked
+/// for (`squares`), or it is not fp32.
+inline double buffer(Group& g, What const& w, Buffer const& b, int64_t begin, int64_t end, bool gather, bool squares = false) {
+    constexpr auto unknown = std::numeric_limits<double>::quiet_NaN();
     auto const unit = w.unit(), n = end - begin;
     auto const at = [&](int64_t from) { return [&b, offset = from * unit](int64_t p) { return b.part(p) + offset; }; };
-    if (g.who.size == 1) return g.meet();
+    auto const squares_of = [&](int64_t from, int64_t to) { return accelerate::kernel::sum_of_squares(reinterpret_cast<float const*>(b.part(g.who.me)) + from, to - from); };
+    squares = squares && w.dtype == at::kFloat && !g.bridge;
+    auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
+    if (g.who.size == 1) {
+        g.meet();
+        return squares ? squares_of(lo, hi) : unknown;
+    }
     if (!g.bridge && g.members() > 2 && n * unit <= g.options.small_bytes && gather) {
         // Small: a copy costs less than an arrival of many, so everybody sums everything.
         auto const phase = g.control.phase() + 1;
         if (n > 0) std::memcpy(g.stage(g.who.me, phase), b.part(g.who.me) + begin * unit, static_cast<size_t>(n * unit));
         g.meet();
         members(g, w, [&](int64_t p) { return g.stage(p, phase); }, 1, [&](int64_t) { return b.part(g.who.me) + begin * unit; }, n);
-        return;
+        return squares ? squares_of(lo, hi) : unknown;
     }
     g.meet();
-    auto const [lo, hi] = Buffer::slice(begin, end, g.who.me, g.members());
     if (!g.bridge) {
-        // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
-        if (gather) members(g, w, at(lo), g.members(), at(lo), hi - lo);
-        else members(g, w, at(lo), 1, [own = at(lo)(g.who.me)](int64_t) { return own; }, hi - lo);
-        return g.control.arrive();
+        auto const reduce_slice = [&](int64_t from, int64_t to) {
+            // The sum is handed to all while its cache lines are here: one pass less than letting everybody fetch it.
+            if (gather) members(g, w, at(from), g.members(), at(from), to - from);
+            else members(g, w, at(from), 1, [own = at(from)(g.who.me)](int64_t) { return own; }, to - from);
+        };
+        if (!squares) {
+            reduce_slice(lo, hi);
+            g.control.arrive();
+            return unknown;
+        }
+        constexpr int64_t piece = 8192;  // 32 KB
+        double sum = 0;
+        for (int64_t from = lo; from < hi; from += piece) {
+            auto const to = std::min(from + piece, hi);
+            reduce_slice(from, to);
+            sum += squares_of(from, to);
+        }
+        g.control.arrive();
+        return sum;
     }
     members(g, w, at(lo), 1, at(lo), hi - lo);  // to the leader's part
     g.control.arrive();
     g.led([&] { g.bridge->all_reduce(b.part(0) + begin * unit, n, w.dtype, w.reduction, g.deadline()); });
     if (gather && !g.leader() && n > 0) std::memcpy(b.part(g.who.me) + begin * unit, b.part(0) + begin * unit, static_cast<size_t>(n * unit));
     if (gather) g.control.arrive();
+    return unknown;
 }
 
 }  // namespace accelerate::comm::reducer

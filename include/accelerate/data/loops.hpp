@@ -26,20 +26,39 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
+    void keep_windows() { keeps_windows_ = true; }
+    bool keeps_windows() const { return keeps_windows_; }
+    /// A window begins with the innermost loop's batch.
+    void window_begins() {
+        if (active()) running_.back().window = Window::Begins;
+    }
+    /// The innermost loop gives the batches of its window again; false where it has none.
+    bool rerun() {
+        if (!active() || running_.back().window == Window::None) return false;
+        return running_.back().rerun = true;
+    }
+
+    bool at_rerun() const { return active() && running_.back().again; }
+
     /// The innermost loop's batch on this rank only keeps it in step with the others.
     bool at_stand_in() const { return active() && running_.back().stand_in; }
 
 private:
+    enum class Window { None, Begins, Open };
+
     struct Running {
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false, stand_in = false;
+        bool last = false, stand_in = false, again = false;
+        Window window = Window::None;
+        bool rerun = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
-    bool joined_ = false;
+    bool joined_ = false, keeps_windows_ = false;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -59,9 +78,22 @@ public:
     }
 
     /// The loop is at another batch: of so many samples, so many of which are real.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false) {
+    /// `again`: for the second time.
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
         auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last, stand_in};
+        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
+    }
+
+    /// Where the batch that the body is done with stands.
+    struct Done {
+        bool began = false;   ///< a window began with it
+        bool inside = false;  ///< it belongs to a window, or comes behind the last one
+        bool again = false;   ///< the window is to be computed once more
+    };
+    Done done() {
+        auto& running = *loops_->find(id_);
+        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
+        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
     }
 
 private:

@@ -3,6 +3,7 @@
 #include <ATen/ops/arange.h>
 
 #include <accelerate/data/source.hpp>
+#include <deque>
 #include <iterator>
 
 namespace accelerate::data {
@@ -136,8 +137,15 @@ private:
 
     private:
         void next() {
+            if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();
+            if (!again_.empty()) {
+                auto kept = std::move(again_.front());
+                again_.pop_front();
+                batch_.emplace(std::move(kept.batch));
+                return at(kept, kept.remainder, true);
+            }
             auto const begin = std::chrono::steady_clock::now();
             auto delivery = run_->next();
             core_->statistics.waiting_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -147,12 +155,34 @@ private:
                 return stop();
             }
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
-            core_->consumed = delivery->consumed;
-            core_->length = delivery->length, core_->valid = delivery->valid, core_->last = delivery->last, core_->remainder = run_->remainder();
-            entry_->at_batch(core_->length, core_->valid, core_->last, core_->remainder, joined_ && core_->valid == 0);
+            at(*delivery, run_->remainder(), false);
             ++core_->statistics.batches;
             core_->statistics.samples += core_->valid;
         }
+
+        /// The body gets that delivery; `again`, for the second time.
+        void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
+            core_->consumed = d.consumed;
+            core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
+            entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
+        }
+
+        /// A delivery that the body has had.
+        struct Kept : Delivery<batch_type> {
+            int64_t remainder = 0;
+        };
+
+        /// The batch that the body is done with stays, where it is one of a window that may be asked for again; the window's batches are
+        /// next where it is.
+        void keep() {
+            auto const done = entry_->done();
+            if (done.began) window_.clear();
+            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->consumed, core_->last}, core_->remainder});
+            if (!done.again) return;
+            again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
+            window_.clear();
+        }
+
         void stop() {
             entry_.reset();
             run_.reset();
@@ -163,6 +193,7 @@ private:
         bool joined_;
         std::unique_ptr<typename Source::Run> run_;  // stays where it is when the iterator moves
         mutable std::optional<batch_type> batch_;
+        std::deque<Kept> window_, again_;  ///< of the present window; to come once more
         std::optional<Loops::Entry> entry_;
     };
 

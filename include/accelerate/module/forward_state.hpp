@@ -1,10 +1,7 @@
 #pragma once
 
-#include <ATen/Context.h>
-#include <ATen/core/Generator.h>
-
+#include <accelerate/core/random_state.hpp>
 #include <accelerate/precision/autocast.hpp>
-#include <mutex>
 #include <optional>
 
 namespace accelerate::module {
@@ -12,13 +9,13 @@ namespace accelerate::module {
 /// What a forward on one type of device depends on besides its arguments: autocast and the random generator. Taken when made.
 class DeviceState {
 public:
-    explicit DeviceState(at::DeviceType device) : device_(device), autocast_(precision::AutocastState::of(device)), random_(random()) {}
+    explicit DeviceState(at::DeviceType device) : device_(device), autocast_(precision::AutocastState::of(device)), random_(random_state(device)) {}
 
     /// While alive everything is as it was, except that no cast is cached; then it is again as it was found.
     class Restored {
     public:
-        explicit Restored(DeviceState const& state) : state_(state), autocast_(state.device_, state.autocast_.dtype, state.autocast_.enabled, false), found_(state.random()) { state.set_random(state.random_); }
-        ~Restored() { state_.set_random(found_); }
+        explicit Restored(DeviceState const& state) : state_(state), autocast_(state.device_, state.autocast_.dtype, state.autocast_.enabled, false), found_(random_state(state.device_)) { set_random_state(state.device_, state.random_); }
+        ~Restored() { set_random_state(state_.device_, found_); }
         Restored(Restored const&) = delete;
         Restored& operator=(Restored const&) = delete;
 
@@ -29,17 +26,6 @@ public:
     };
 
 private:
-    at::Tensor random() const {
-        auto generator = at::globalContext().defaultGenerator(device_);
-        std::lock_guard const lock(generator.mutex());
-        return generator.get_state();
-    }
-    void set_random(at::Tensor const& state) const {
-        auto generator = at::globalContext().defaultGenerator(device_);
-        std::lock_guard const lock(generator.mutex());
-        generator.set_state(state);
-    }
-
     at::DeviceType device_;
     precision::AutocastState autocast_;
     at::Tensor random_;

@@ -32,12 +32,16 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
         if (batch == batches.end()) {
             batch = batches.insert(batch, Batch{set, {}, {}});
             batch->columns.states.resize(s.states.size());
+            batch->columns.exponents.resize(s.states.size());
         }
         batch->models.push_back(s.model);
         auto& c = batch->columns;
         c.parameters.push_back(s.parameters.narrow(0, begin, end - begin));
         c.gradients.push_back(s.gradients.narrow(0, begin, end - begin));
-        for (size_t i = 0; i < s.states.size(); ++i) c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+        for (size_t i = 0; i < s.states.size(); ++i) {
+            c.states[i].push_back(s.states[i].narrow(0, begin, end - begin));
+            c.exponents[i].push_back(s.exponents[i].defined() ? detail::exponents_between(s.exponents[i], begin, end) : at::Tensor());
+        }
         c.masters.push_back(s.master.defined() ? s.master.narrow(0, begin, end - begin) : at::Tensor());
     };
 

@@ -6,6 +6,7 @@
 #include <ATen/ops/full.h>
 
 #include <accelerate/core/state_dict.hpp>
+#include <accelerate/optim/rounding.hpp>
 #include <accelerate/optim/storage.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <map>
@@ -18,6 +19,7 @@ struct Stretch {
     at::Tensor parameters;
     at::Tensor gradients;
     std::vector<at::Tensor> states = {};
+    std::vector<at::Tensor> exponents = {};  ///< of each state's blocks (see block_scaled.hpp), int8; undefined for states without
     at::Tensor master = {};   ///< the parameters in fp32, where they are kept in less and the optimizer updates fp32; else undefined
     at::Tensor average = {};  ///< of the parameters over the steps, in fp32, where it is asked for; else undefined
     size_t model = 0;
@@ -57,12 +59,18 @@ public:
         for (auto& s : stretches) {
             auto const dtype = s.parameters.scalar_type();
             bool const master = masters_ && is_low(dtype);
-            auto const state_dtype = is_low(dtype) || dtype == at::kFloat ? storage_.states.value_or(master ? at::kFloat : dtype) : dtype;
-            for (size_t i = 0; i < names_.size(); ++i) s.states.push_back(at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(state_dtype)));
+            for (size_t i = 0; i < names_.size(); ++i) {
+                auto const asked = is_low(dtype) || dtype == at::kFloat ? storage_.state(i) : std::nullopt;
+                bool const blocks = asked == at::kHalf || asked == at::kFloat8_e4m3fn;
+                s.states.push_back(at::empty(s.parameters.sizes(), s.parameters.options().dtype(asked.value_or(master ? at::kFloat : dtype))));
+                s.exponents.push_back(blocks ? detail::exponents_for(s.parameters) : at::Tensor());
+                start(s, i);
+            }
             if (master) s.master = s.parameters.to(at::kFloat);
             if (averages_) s.average = s.parameters.to(wide(dtype), false, true);
         }
         auto const before = index();
+        auto const target_of = kept_of(stretches), origin_of = kept_of(stretches_);
         for (auto const& part : parts) {
             auto old = before.find(part.key);
             if (old == before.end()) continue;
@@ -72,13 +80,14 @@ public:
                 auto const from = std::max(part.from, source.from), to = std::min(part.to, source.to);
                 if (from >= to) continue;
                 found += to - from;
-                auto const target = kept(stretches[part.stretch]), origin = kept(stretches_[source.stretch]);
+                auto const &target = target_of[part.stretch], &origin = origin_of[source.stretch];
                 for (size_t n = 0; n < target.size(); ++n)
                     target[n].second.narrow(0, part.offset + from - part.from, to - from).copy_(origin[n].second.narrow(0, source.offset + from - source.from, to - from));
             }
             check(found == part.length(), code::internal, "optimizer.step: the buckets were arranged anew after the first step, and ", part.length() - found,
                   " elements of the state of \"", part.key, "\" are on another rank; arrange buckets before the first step");
         }
+        put_back(stretches, target_of);
         stretches_ = std::move(stretches);
         parts_ = std::move(parts);
         keys_ = std::move(keys);
@@ -88,17 +97,18 @@ public:
     /// its place under "slices".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
+        auto const kept = kept_of(stretches_);
         for (auto const& [key, indices] : index()) {
             auto const& first = parts_[indices.front()];
             auto const& last = parts_[indices.back()];
             int64_t held = 0;
             for (auto i : indices) held += parts_[i].length();
             check(held == last.to - first.from, code::internal, "optimizer.state_dict: the parts of \"", key, "\" on this rank have gaps");
-            auto const states = kept(stretches_[first.stretch]);
+            auto const& states = kept[first.stretch];
             for (size_t n = 0; n < states.size(); ++n) {
                 auto const name = states[n].first + "." + key;
                 auto flat = at::empty({held}, states[n].second.options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept(stretches_[parts_[i].stretch])[n].second));
+                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
                 if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
                 else {
                     state.tensors.insert(name, flat);
@@ -113,8 +123,9 @@ public:
     template <std::same_as<StateDict> State>
     void load(State const& state) {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        auto const kept = kept_of(stretches_);
         for (auto const& part : parts_)
-            for (auto const& [name, tensor] : kept(stretches_[part.stretch])) {
+            for (auto const& [name, tensor] : kept[part.stretch]) {
                 auto const key = name + "." + part.key;
                 bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
                 if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
@@ -123,12 +134,13 @@ public:
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
         for (auto& [target, source] : copies) target.copy_(source);
+        put_back(stretches_, kept);
     }
 
     /// Back to the value before the first update.
     void reset() {
         for (auto& s : stretches_) {
-            for (auto& t : s.states) t.fill_(initial_);
+            for (size_t i = 0; i < s.states.size(); ++i) start(s, i);
             for (auto* copy : {&s.master, &s.average})
                 if (copy->defined()) copy->copy_(s.parameters);
         }
@@ -143,13 +155,29 @@ private:
         return by_key;
     }
 
-    /// What is kept of a stretch, by name; of stretches of one dtype the same.
-    std::vector<std::pair<std::string, at::Tensor>> kept(Stretch const& s) const {
-        std::vector<std::pair<std::string, at::Tensor>> all;
-        for (size_t n = 0; n < names_.size(); ++n) all.emplace_back(names_[n], s.states[n]);
-        if (s.master.defined()) all.emplace_back("master", s.master);
-        if (s.average.defined()) all.emplace_back("ema", s.average);
+    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
+
+    /// What is kept of each stretch, by name; of stretches of one dtype the same. States in blocks are copies in fp32, which `put_back`
+    /// takes.
+    std::vector<Kept> kept_of(std::vector<Stretch> const& stretches) const {
+        std::vector<Kept> all;
+        for (auto const& s : stretches) {
+            auto& kept = all.emplace_back();
+            for (size_t n = 0; n < names_.size(); ++n) kept.emplace_back(names_[n], s.exponents[n].defined() ? detail::decoded(s.states[n], s.exponents[n]) : s.states[n]);
+            if (s.master.defined()) kept.emplace_back("master", s.master);
+            if (s.average.defined()) kept.emplace_back("ema", s.average);
+        }
         return all;
+    }
+    void put_back(std::vector<Stretch> const& stretches, std::vector<Kept> const& kept) const {
+        for (size_t i = 0; i < stretches.size(); ++i)
+            for (size_t n = 0; n < names_.size(); ++n)
+                if (auto const& s = stretches[i]; s.exponents[n].defined()) detail::encode_into(s.states[n], s.exponents[n], kept[i][n].second, nullptr);
+    }
+    /// A state as it is before the first update.
+    void start(Stretch const& s, size_t n) const {
+        if (s.exponents[n].defined()) detail::encode_into(s.states[n], s.exponents[n], at::full(s.parameters.sizes(), initial_, s.parameters.options().dtype(at::kFloat)), nullptr);
+        else s.states[n].fill_(initial_);
     }
 
     static at::ScalarType wide(at::ScalarType dtype) { return is_low(dtype) ? at::kFloat : dtype; }

@@ -51,6 +51,16 @@ public:
 
     int64_t steps() const { return shared_->steps; }                ///< updates of the parameters so far; restored by `load_state_dict`
     int64_t updates() const { return shared_->updates; }            ///< the same, of this object: what schedules go by
+    /// Of state that this rank keeps, with master weights and averages; 0 before the first update.
+    int64_t state_bytes() const {
+        int64_t bytes = 0;
+        auto const add = [&](at::Tensor const& t) { bytes += t.defined() ? static_cast<int64_t>(t.nbytes()) : 0; };
+        for (auto const& s : shared_->moments.stretches()) {
+            for (auto const* list : {&s.states, &s.exponents}) std::for_each(list->begin(), list->end(), add);
+            add(s.master), add(s.average);
+        }
+        return bytes;
+    }
     bool step_was_skipped() const { return shared_->skipped; }      ///< whether the last window ended without an update
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
@@ -107,8 +117,9 @@ private:
     friend class AverageScope<Optimizer>;
 
     static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}};
+        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
         for (auto const& list : columns.states) made.states.push_back(list[i]);
+        for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
         return made;
     }
 
@@ -180,7 +191,7 @@ private:
         /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
         bool is_plain(Batch const& batch) const {
             auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (batch.columns.masters[0].defined() || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
+            if (batch.columns.masters[0].defined() || recipe.storage.master == at::kHalf || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
             return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
         }
 
@@ -231,7 +242,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, m});
+            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, {}, m});
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;

@@ -19,6 +19,7 @@ struct Columns {
     std::vector<at::Tensor> gradients;
     std::vector<std::vector<at::Tensor>> states;  ///< one list per name in the rule's `states`
     std::vector<at::Tensor> steps;                ///< 0-dim fp32 on the parameters' device: the number of this update, from 1
+    std::vector<std::vector<at::Tensor>> exponents = {};  ///< of the states that are kept in blocks; undefined elsewhere
     std::vector<at::Tensor> masters = {};         ///< fp32 copies that are updated instead of the parameters; undefined where there are none
 };
 

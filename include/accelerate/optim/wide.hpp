@@ -1,11 +1,8 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 
-#include <accelerate/optim/narrow.hpp>
+#include <accelerate/optim/rounding.hpp>
 #include <accelerate/optim/rules.hpp>
 #include <array>
 #include <vector>
@@ -17,31 +14,15 @@ namespace accelerate::optim {
 /// One entry of a batch: 1-D tensors of equal length. `master` is undefined where the parameter itself is updated.
 struct Entry {
     at::Tensor parameters, gradients, master;
-    std::vector<at::Tensor> states;
+    std::vector<at::Tensor> states, exponents;  ///< an exponent for each block of a state that is kept in blocks
 };
 
 namespace detail {
 
-/// Streams of random numbers: one for parameters, one for each state.
-inline kernel::Noise noise_of(int64_t step, size_t stream) { return kernel::Noise::of(step, static_cast<uint32_t>(stream)); }
-
-/// `kernel::Noise` of the places [first, first + n), int32.
-inline at::Tensor noise_tensor(kernel::Noise noise, int64_t first, at::Tensor const& like) {
-    auto const mask = int64_t{0xffffffff};
-    auto x = at::arange(like.numel(), like.options().dtype(at::kLong)).add_(first + static_cast<int64_t>(noise.key)).bitwise_and_(mask);
-    for (auto [shift, factor] : {std::pair{16, int64_t{0x7feb352d}}, {15, int64_t{0x846ca68b}}}) x = x.bitwise_xor(x.bitwise_right_shift(shift)).mul_(factor).bitwise_and_(mask);
-    return x.bitwise_xor(x.bitwise_right_shift(16)).bitwise_and_(0xffff).to(at::kInt);
-}
-
-/// `to` takes the fp32 numbers `from`, rounded to the nearest or, with a noise, stochastically (bf16 only).
-inline void round_into(at::Tensor const& to, at::Tensor const& from, kernel::Noise const* noise) {
-    if (noise == nullptr || to.scalar_type() != at::kBFloat16) {
-        to.copy_(from);
-        return;
-    }
-    auto const bits = from.contiguous().view(at::kInt);
-    auto const rounded = bits.add(noise_tensor(*noise, to.storage_offset(), from)).bitwise_and_(static_cast<int32_t>(0xffff0000u)).view(at::kFloat);
-    to.copy_(at::where(from.isfinite(), rounded, from));
+/// Whether parameters, kept in fp32, hold what fp16 can.
+template <class Recipe>
+bool in_fp16(Recipe const& recipe, Entry const& e) {
+    return recipe.storage.master == at::kHalf && e.parameters.scalar_type() == at::kFloat;
 }
 
 }  // namespace detail
@@ -52,22 +33,28 @@ void update_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, at::T
     auto const wide = [](at::Tensor const& t) { return t.to(at::kFloat); };
     if (e.master.defined()) e.master.copy_(at::where(e.master.to(e.parameters.scalar_type()) == e.parameters, e.master, wide(e.parameters)));
     Columns columns{{e.master.defined() ? e.master : wide(e.parameters)}, {wide(e.gradients)}, {}, {counter}};
-    for (auto const& s : e.states) columns.states.push_back({wide(s)});
+    for (size_t i = 0; i < e.states.size(); ++i) columns.states.push_back({e.exponents[i].defined() ? detail::decoded(e.states[i], e.exponents[i]) : wide(e.states[i])});
     Rule<Recipe>::update(recipe, hyper, columns, step == 1);
     auto const noise = detail::noise_of(step, 0);
-    detail::round_into(e.parameters, columns.parameters[0], !e.master.defined() && recipe.storage.stochastic_rounding ? &noise : nullptr);
+    auto const& updated = columns.parameters[0];
+    if (detail::in_fp16(recipe, e)) updated.copy_(detail::by_chance<kernel::Fp16>(updated.contiguous(), detail::noise_tensor(noise, e.parameters.storage_offset(), updated)));
+    detail::round_into(e.parameters, updated, !e.master.defined() && recipe.storage.stochastic_rounding ? &noise : nullptr);
     for (size_t i = 0; i < e.states.size(); ++i) {
-        if (columns.states[i][0].is_same(e.states[i])) continue;
+        auto const& state = columns.states[i][0];
+        if (state.is_same(e.states[i])) continue;
         auto const own = detail::noise_of(step, i + 1);
-        detail::round_into(e.states[i], columns.states[i][0], recipe.storage.stochastic_states() ? &own : nullptr);
+        auto const* const by_chance = recipe.storage.stochastic_states() ? &own : nullptr;
+        if (e.exponents[i].defined()) detail::encode_into(e.states[i], e.exponents[i], state, by_chance);
+        else detail::round_into(e.states[i], state, by_chance);
     }
 }
 
-/// The same in one pass over memory that is fp32 or bf16, on a CPU that can sweep: a piece that stays in the cache is widened, swept and
-/// rounded back. The gradients are multiplied by `scale` on the way.
+/// The same in one pass over memory of the CPU that can sweep: a piece that stays in the cache is widened, swept and rounded back. The
+/// gradients are multiplied by `scale` on the way.
 template <class Recipe>
 void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_t step, double scale, bool clear) {
     constexpr int64_t piece = 4096;
+    static_assert(piece % kernel::scale_block == 0);
     auto const n = e.parameters.numel();
     at::parallel_for(0, (n + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
         alignas(64) std::array<std::array<float, piece>, 4> copies;
@@ -79,11 +66,19 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
                 kernel::widen(low(t), copy.data(), count);
                 return copy.data();
             };
+            auto const blocks = [&](size_t i, auto&& f) {  // of state i: the numbers and exponents that lie in this piece
+                detail::with_format(e.states[i].scalar_type(), [&]<class F>(F) {
+                    f(F(), static_cast<typename F::bits*>(e.states[i].mutable_data_ptr()) + first, static_cast<int8_t*>(e.exponents[i].mutable_data_ptr()) + first / kernel::scale_block);
+                });
+            };
             auto* const parameters = e.master.defined() ? e.master.mutable_data_ptr<float>() + first : wide(e.parameters, copies[0]);
             if (e.master.defined()) kernel::follow(low(e.parameters), parameters, count);
             auto* const gradients = wide(e.gradients, copies[1]);
             float* states[2] = {parameters, parameters};
-            for (size_t i = 0; i < e.states.size(); ++i) states[i] = wide(e.states[i], copies[2 + i]);
+            for (size_t i = 0; i < e.states.size(); ++i) {
+                if (!e.exponents[i].defined()) states[i] = wide(e.states[i], copies[2 + i]);
+                else blocks(i, [&]<class F>(F, auto* numbers, auto* exponents) { kernel::decode<F>(numbers, exponents, states[i] = copies[2 + i].data(), count); });
+            }
             Rule<Recipe>::sweep(recipe, hyper, {{parameters, gradients, states[0], states[1], count, clear}, step, scale});
             auto const back = [&](at::Tensor const& t, float const* from, size_t stream, bool by_chance) {
                 auto* const to = low(t);
@@ -91,8 +86,12 @@ void sweep_wide(Recipe const& recipe, Hyper const& hyper, Entry const& e, int64_
                 if (by_chance) kernel::narrow(from, to, count, detail::noise_of(step, stream), t.storage_offset() + first);
                 else kernel::narrow(from, to, count);
             };
+            if (detail::in_fp16(recipe, e)) kernel::round_to<kernel::Fp16>(parameters, count, detail::noise_of(step, 0), e.parameters.storage_offset() + first);
             back(e.parameters, parameters, 0, !e.master.defined() && recipe.storage.stochastic_rounding);
-            for (size_t i = 0; i < e.states.size(); ++i) back(e.states[i], states[i], i + 1, recipe.storage.stochastic_states());
+            for (size_t i = 0; i < e.states.size(); ++i) {
+                if (!e.exponents[i].defined()) back(e.states[i], states[i], i + 1, recipe.storage.stochastic_states());
+                else blocks(i, [&]<class F>(F, auto* numbers, auto* exponents) { kernel::encode<F>(states[i], numbers, exponents, count, detail::noise_of(step, i + 1), e.states[i].storage_offset() + first); });
+            }
             if (auto* const to = low(e.gradients); to != nullptr && clear) std::memset(to, 0, static_cast<size_t>(count) * sizeof *to);
         }
     });

@@ -30,7 +30,7 @@ struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
 
     template <class Module, class Options>
         requires(O.parameters == at::kBFloat16)
-    static void prepare(Module& model, Options const&) {
+    static void prepare(Module& model, Options const&, at::Device) {
         cast_parameters(model, at::kBFloat16);
     }
 };

@@ -75,12 +75,13 @@ inline double fp8_share(std::vector<Fp8Row> const& rows) {
 }
 
 /// `prepare` of an fp8 policy: chooses, prints the table, and refuses (E_CONFIG) a model of which no layer runs in fp8.
-inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, char const* recipe) {
+/// `emulated`: not by fp8 units.
+inline void prepare_fp8(torch::nn::Module& model, fp8_layers const& options, char const* recipe, bool emulated) {
     auto const rows = choose_fp8_layers(model, options);
     auto const chosen = std::count_if(rows.begin(), rows.end(), [](Fp8Row const& row) { return row.reason.empty(); });
     check(chosen > 0, code::config, "prepare: no layer of this model would run in fp8; use acc::Linear<S> with dimensions that are multiples of 16 in a model built by accelerator.make, or .fp8 = "
           "{.keep_first_and_last = false}, or another precision\n", fp8_table(rows));
-    log::info("fp8, ", recipe, ": ", chosen, " of ", rows.size(), " linear layers, ", std::lround(100 * fp8_share(rows)), " % of their multiplications (emulated: rounded to fp8, multiplied in fp32)\n",
+    log::info("fp8, ", recipe, ": ", chosen, " of ", rows.size(), " linear layers, ", std::lround(100 * fp8_share(rows)), " % of their multiplications", emulated ? " (emulated: rounded to fp8, multiplied in fp32)" : "", "\n",
               fp8_table(rows));
 }
 

@@ -12,6 +12,9 @@
 namespace accelerate {
 namespace precision {
 
+/// What has one scale.
+enum class Fp8Scales { Matrix, Row, Block };
+
 /// What a matrix is in a linear layer; its last dimension is the one that is summed over.
 enum class Operand { Activation, Weight, Gradient };
 
@@ -25,18 +28,21 @@ inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.
 
 /// How many scales an fp8 matrix has, and from what. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the
 /// fp32 matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
-/// activations and gradients by that instead.
+/// activations and gradients by that instead. `scales` says what they belong to, where fp8 units are to multiply by them; without it
+/// products are emulated.
 namespace recipe {
 
 /// One scale a matrix, from its own largest magnitude (torchao's `tensorwise`, dynamic).
 struct Tensorwise {
     static constexpr char const* name = "Tensorwise";
+    static constexpr auto scales = precision::Fp8Scales::Matrix;
     static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax(); }
 };
 
 /// One scale a row, so that a large number spoils its own row alone (torchao's `rowwise`).
 struct Rowwise {
     static constexpr char const* name = "Rowwise";
+    static constexpr auto scales = precision::Fp8Scales::Row;
     static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax({1}, true); }
 };
 
@@ -64,6 +70,18 @@ struct Delayed : Tensorwise {
     static precision::AmaxHistory history() { return {History, O}; }
 };
 
+/// What MS-AMP's levels add to a recipe (Peng et al., "FP8-LM", arXiv 2310.18313): 1 rounds the weights' gradients of fp8 layers to e4m3;
+/// 2 has optimizers of this library keep the first moment in fp8 and the second in fp16 (3.1 bytes a parameter instead of 8), unless
+/// their own `storage` says otherwise; 3 has parameters hold only what fp16 master weights could. Gradients and parameters stay in fp32
+/// memory.
+template <int Level = 2, class Base = Tensorwise>
+struct LowBitOptimizer : Base {
+    static_assert(Level >= 1 && Level <= 3, "recipe::LowBitOptimizer: the level is 1, 2 or 3");
+    static constexpr char const* name = "LowBitOptimizer";
+    static constexpr int low_bit_level = Level;
+    static at::Tensor weight_gradient(at::Tensor const& g);
+};
+
 }  // namespace recipe
 
 namespace precision {
@@ -87,4 +105,10 @@ at::Tensor through_fp8(at::Tensor const& a, at::ScalarType fp8, Operand operand,
 }
 
 }  // namespace precision
+
+template <int Level, class Base>
+at::Tensor recipe::LowBitOptimizer<Level, Base>::weight_gradient(at::Tensor const& g) {
+    return precision::through_fp8<Base>(g, at::kFloat8_e4m3fn, precision::Operand::Gradient);
+}
+
 }  // namespace accelerate

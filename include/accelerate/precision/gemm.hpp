@@ -6,6 +6,7 @@
 #include <accelerate/core/log.hpp>
 #include <accelerate/precision/autocast.hpp>
 #include <accelerate/precision/cpu_units.hpp>
+#include <accelerate/precision/weight_cache.hpp>
 
 namespace accelerate {
 
@@ -20,7 +21,10 @@ enum class Gemm {
 
 namespace precision {
 
-/// `at::linear` of a scope of `Compute`, in the way of `G`.
+/// Whether casts of weights may be kept at this place: in a scope that was not asked to cast anew (`cache_enabled = false`).
+inline bool keeps_casts(at::Tensor const& x) { return at::autocast::is_autocast_enabled(x.device().type()) && at::autocast::is_autocast_cache_enabled(); }
+
+/// `at::linear` of a scope of `Compute`, in the way of `G`; with a weight that is kept as it is used.
 template <at::ScalarType Compute, Gemm G>
 struct Product;
 
@@ -28,17 +32,22 @@ template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Native> {
     // LibTorch's own layer transposes the weight first, and autocast caches only whole weights: through that every forward of a scope
     // casts again.
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) { return at::linear(x, weight, bias); }
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
+        if (!kept.keeps() || !keeps_casts(x) || weight.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
+        return at::linear(x, kept.get(weight, WeightCache::Cast, [&] { return Rounded{weight.to(Compute), {}}; }).numbers, bias);
+    }
 };
 
 /// Costs a pass over each operand and the result. Gradients are rounded as those of the native product are, by the casts' backward.
 template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Widened> {
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
         auto const device = x.device().type();
         if (!at::autocast::is_autocast_enabled(device)) return at::linear(x, weight, bias);  // an island of full precision
+        auto const weight_as_used = [&] { return Rounded{rounded(weight), {}}; };
+        bool const keeps = keeps_casts(x);
         AutocastPause const pause(device);
-        return at::linear(rounded(x), rounded(weight), bias.defined() ? rounded(bias) : bias).to(Compute);
+        return at::linear(rounded(x), (keeps ? kept.get(weight, WeightCache::Cast, weight_as_used) : weight_as_used()).numbers, bias.defined() ? rounded(bias) : bias).to(Compute);
     }
 
 private:
@@ -47,8 +56,8 @@ private:
 
 template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Auto> {
-    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias) {
-        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias) : Product<Compute, Gemm::Native>::linear(x, weight, bias);
+    static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
+        return x.is_cpu() && widens() ? Product<Compute, Gemm::Widened>::linear(x, weight, bias, kept) : Product<Compute, Gemm::Native>::linear(x, weight, bias, kept);
     }
 
 private:

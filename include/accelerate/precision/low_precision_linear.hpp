@@ -20,13 +20,13 @@ std::shared_ptr<Layer> clone_of(Layer const& layer, std::optional<at::Device> co
     return copy;
 }
 
-/// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias)`. Names, options and files are those of LibTorch's.
+/// `torch::nn::LinearImpl` whose forward is `Product::linear(x, weight, bias, kept)`. Names, options and files are those of LibTorch's.
 template <class Impl, class Product>
-class LowPrecisionLinear : public Impl {
+class LowPrecisionLinear : public Impl, public WeightKeeper {
 public:
     using Impl::Impl;
 
-    at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias); }
+    at::Tensor forward(at::Tensor const& x) { return Product::linear(x, this->weight, this->bias, *kept); }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
         return clone_of<Impl>(*this, device);

@@ -10,6 +10,7 @@
 #include <accelerate/sharding/replicate.hpp>
 #include <accelerate/sharding/unused.hpp>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -82,6 +83,8 @@ public:
         for (auto const& bucket : buckets_) pending_.push_back(bucket.slots);
         ready_order_.clear();
         next_ = 0;
+        squares_ = 0;
+        measured_.clear();
         armed_ = true;
         if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
@@ -103,8 +106,17 @@ public:
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
         if (overlap_ && !learned_) learn_order();
+        if (shared_) squares_ = sum_over_ranks(squares_), measured_ = versions();
         stage_ = Stage::Reduced;
     }
+
+    /// The sum of the squares of all gradients: each rank has added up those of its slices while it reduced them. Known for fp32 that is
+    /// reduced in shared memory, where it is finite, and as long as nobody has written into the gradients since backward.
+    std::optional<double> known_squares() const {
+        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        return squares_;
+    }
+    std::optional<double> sum_of_squares() const { return known_squares(); }
 
     void after_step() { release(); }
 
@@ -212,7 +224,12 @@ private:
         times_[b].bytes = (bucket.end - bucket.begin) * memory.tensor().element_size();
         times_[b].begin = since_start();
         // The first reduction is always gathered: learning the order afterwards moves gradients about.
-        comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, !sliced() || (overlap_ && !learned_));
+        bool const gather = !sliced() || (overlap_ && !learned_);
+        double squares = std::numeric_limits<double>::quiet_NaN();
+        if constexpr (requires { comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather, &squares); })
+            comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather, &squares);
+        else comm_.all_reduce(memory, bucket.begin, bucket.end, comm::Reduction::Mean, gather);
+        squares_ += squares;
         times_[b].end = since_start();
     }
 
@@ -291,6 +308,8 @@ private:
     std::vector<int64_t> pending_, ready_order_;
     std::unordered_set<int64_t> never_reached_;
     size_t next_ = 0;
+    double squares_ = 0;               // of the slices that this rank reduces; after backward of all; NaN: unknown
+    std::vector<uint32_t> measured_;   // versions of the gradients that they are of; empty: none
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
     std::vector<typename Comm::worker::Handle> handles_;

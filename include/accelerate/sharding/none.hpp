@@ -44,10 +44,14 @@ public:
             for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::install(flats_[f].slots[s].parameter, this, f, s); });
             return {};
         }
+        return known_squares();
+    }
+    /// The same where it has been asked for before.
+    std::optional<double> known_squares() const {
         if (squares_.empty() || measured_ != versions()) return {};
         double sum = 0;
         for (auto square : squares_) sum += square;
-        if (std::isnan(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
+        if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
         return sum;
     }
 
