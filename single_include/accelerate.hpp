@@ -41,13 +41,13 @@
 #include <c10/core/ScalarType.h>
 #include <array>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <cstdlib>
 #include <set>
 #include <cstdio>
 #include <limits>
 #include <ATen/ops/isfinite.h>
 #include <atomic>
-#include <nlohmann/json.hpp>
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <filesystem>
@@ -118,6 +118,9 @@
 #include <random>
 #include <charconv>
 #include <c10/core/GradMode.h>
+#include <torch/version.h>
+#include <sys/syscall.h>
+#include <xxhash.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
@@ -1011,6 +1014,7 @@ struct SomeImpl {};
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
 ///   `prepare(model, fp8_layers, device)`  optional: what it does to a model before anything else, the device to which that will go
 ///   `after_update(model)`   optional: makes what is called after each optimizer step with the device and `max_over_ranks(tensor)`
+///   `state_dict(model)`, `load_state_dict(model, state)`  optional: what it remembers of a model from step to step, for checkpoints
 ///   `low_bit_level`         optional: what optimizers keep in less unless told otherwise (see `optim::low_bit_storage`)
 ///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.
@@ -1274,6 +1278,11 @@ public:
     /// Micro-batches in the window so far, this one included.
     int64_t micro_batches() const { return micro_batches_; }
 
+    /// Micro-batches since the last window that was closed by the loader's end or by its number.
+    int64_t position() const { return position_; }
+    /// Goes on where another one stood.
+    void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
+
     /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
     bool set_closed(bool closed) { return std::exchange(closed_, closed); }
 
@@ -1323,6 +1332,137 @@ concept sharding_policy = requires {
 };
 
 }  // namespace accelerate
+
+// ---- accelerate/core/tensor_map.hpp
+
+namespace accelerate {
+
+/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
+/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
+class TensorMap {
+public:
+    using key_type = std::string;
+    using mapped_type = at::Tensor;
+    using value_type = std::pair<std::string, at::Tensor>;
+    using iterator = std::vector<value_type>::iterator;
+    using const_iterator = std::vector<value_type>::const_iterator;
+
+    TensorMap() = default;
+    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
+
+    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
+    template <class Range>
+        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
+    TensorMap(Range const& range) {
+        for (auto const& item : range) {
+            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
+            else insert(item.first, item.second);
+        }
+    }
+
+    iterator begin() { return items_.begin(); }
+    iterator end() { return items_.end(); }
+    const_iterator begin() const { return items_.begin(); }
+    const_iterator end() const { return items_.end(); }
+    size_t size() const { return items_.size(); }
+    bool empty() const { return items_.empty(); }
+
+    bool contains(std::string const& name) const { return index_.contains(name); }
+    size_t count(std::string const& name) const { return index_.count(name); }
+    iterator find(std::string const& name) { return items_.begin() + position(name); }
+    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
+
+    /// Error E_DATA when there is no tensor of that name.
+    at::Tensor const& at(std::string const& name) const {
+        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
+        return items_[index_.at(name)].second;
+    }
+    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
+
+    /// The tensor of that name; appends an undefined one when there is none.
+    at::Tensor& operator[](std::string const& name) {
+        if (!contains(name)) insert(name, at::Tensor());
+        return items_[index_.at(name)].second;
+    }
+
+    /// Appends, or replaces in place what is there under that name.
+    void insert(std::string name, at::Tensor tensor) {
+        if (auto it = index_.find(name); it != index_.end()) {
+            items_[it->second].second = std::move(tensor);
+            return;
+        }
+        index_.emplace(name, items_.size());
+        items_.emplace_back(std::move(name), std::move(tensor));
+    }
+    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
+
+private:
+    std::ptrdiff_t position(std::string const& name) const {
+        auto it = index_.find(name);
+        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
+    }
+
+    std::vector<value_type> items_;
+    std::unordered_map<std::string, size_t> index_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/state_dict.hpp
+
+namespace accelerate {
+
+/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
+struct StateDict {
+    TensorMap tensors;
+    nlohmann::json values = nlohmann::json::object();
+
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
+    template <class T>
+    T value(std::string const& key, std::string_view who) const {
+        auto it = values.find(key);
+        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        try {
+            return it->template get<T>();
+        } catch (nlohmann::json::exception const& e) {
+            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
+        }
+    }
+};
+
+/// A thing that can be saved and restored.
+template <class T>
+concept stateful = requires(T& t, T const& c, StateDict const& s) {
+    { c.state_dict() } -> std::convertible_to<StateDict>;
+    t.load_state_dict(s);
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/state/component.hpp
+
+namespace accelerate::state {
+
+/// Whose a component's state is.
+enum class Whose {
+    All,          ///< one state, which every rank has: rank 0 writes it
+    Parts,        ///< one state, of which every rank holds and writes some; parts of tensors are listed under "slices" and "shapes"
+    Each,         ///< every rank's own; a rank that the checkpoint did not have keeps what it has
+    EachOrFirst,  ///< every rank's own; a rank that the checkpoint did not have takes rank 0's
+};
+
+constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
+
+/// One thing whose state goes into a checkpoint.
+struct Component {
+    std::string name;
+    Whose whose = Whose::All;
+    std::function<StateDict()> save;
+    std::function<void(StateDict const&)> load;
+    std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+};
+
+}  // namespace accelerate::state
 
 // ---- accelerate/comm/reduction.hpp
 
@@ -1573,112 +1713,6 @@ int64_t first_non_finite(Model const& model) {
 }
 
 }  // namespace accelerate::optim
-
-// ---- accelerate/core/tensor_map.hpp
-
-namespace accelerate {
-
-/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
-/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
-class TensorMap {
-public:
-    using key_type = std::string;
-    using mapped_type = at::Tensor;
-    using value_type = std::pair<std::string, at::Tensor>;
-    using iterator = std::vector<value_type>::iterator;
-    using const_iterator = std::vector<value_type>::const_iterator;
-
-    TensorMap() = default;
-    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
-
-    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
-    template <class Range>
-        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
-    TensorMap(Range const& range) {
-        for (auto const& item : range) {
-            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
-            else insert(item.first, item.second);
-        }
-    }
-
-    iterator begin() { return items_.begin(); }
-    iterator end() { return items_.end(); }
-    const_iterator begin() const { return items_.begin(); }
-    const_iterator end() const { return items_.end(); }
-    size_t size() const { return items_.size(); }
-    bool empty() const { return items_.empty(); }
-
-    bool contains(std::string const& name) const { return index_.contains(name); }
-    size_t count(std::string const& name) const { return index_.count(name); }
-    iterator find(std::string const& name) { return items_.begin() + position(name); }
-    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
-
-    /// Error E_DATA when there is no tensor of that name.
-    at::Tensor const& at(std::string const& name) const {
-        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
-        return items_[index_.at(name)].second;
-    }
-    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
-
-    /// The tensor of that name; appends an undefined one when there is none.
-    at::Tensor& operator[](std::string const& name) {
-        if (!contains(name)) insert(name, at::Tensor());
-        return items_[index_.at(name)].second;
-    }
-
-    /// Appends, or replaces in place what is there under that name.
-    void insert(std::string name, at::Tensor tensor) {
-        if (auto it = index_.find(name); it != index_.end()) {
-            items_[it->second].second = std::move(tensor);
-            return;
-        }
-        index_.emplace(name, items_.size());
-        items_.emplace_back(std::move(name), std::move(tensor));
-    }
-    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
-
-private:
-    std::ptrdiff_t position(std::string const& name) const {
-        auto it = index_.find(name);
-        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
-    }
-
-    std::vector<value_type> items_;
-    std::unordered_map<std::string, size_t> index_;
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/core/state_dict.hpp
-
-namespace accelerate {
-
-/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
-struct StateDict {
-    TensorMap tensors;
-    nlohmann::json values = nlohmann::json::object();
-
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
-    template <class T>
-    T value(std::string const& key, std::string_view who) const {
-        auto it = values.find(key);
-        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        try {
-            return it->template get<T>();
-        } catch (nlohmann::json::exception const& e) {
-            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
-        }
-    }
-};
-
-/// A thing that can be saved and restored.
-template <class T>
-concept stateful = requires(T& t, T const& c, StateDict const& s) {
-    { c.state_dict() } -> std::convertible_to<StateDict>;
-    t.load_state_dict(s);
-};
-
-}  // namespace accelerate
 
 // ---- accelerate/precision/grad_scaler.hpp
 
@@ -2001,6 +2035,7 @@ struct accelerator_options {
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
+    int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -2109,6 +2144,14 @@ public:
 
     bool in_window() const { return !window.empty(); }
 
+    /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
+    std::string next_name(std::string const& kind) const {
+        auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
+        auto name = kind;
+        for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);
+        return name;
+    }
+
     /// Ends the autocast scope that a forward outside a window left open. Every entry point but forward begins with it.
     Training& settled() {
         if constexpr (autocasts) lingering.reset();
@@ -2151,9 +2194,11 @@ public:
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
+    std::vector<state::Component> components;         ///< of everything prepared, in the order in which they are loaded
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
     bool sync_gradients = true;
+    int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
     std::vector<model_type*> scratch_;
@@ -4993,7 +5038,12 @@ public:
         core_->resume = true;
     }
 
+    /// Another handle of this loader, for who saves and restores it.
+    Prepared handle() const { return Prepared(core_); }
+
 private:
+    explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 
@@ -9113,6 +9163,12 @@ public:
         stage_ = stage;
     }
 
+    /// The gradients stand where a checkpoint says.
+    void restore_stage(Stage stage) {
+        stage_ = stage;
+        cleared_.clear();
+    }
+
     /// Gradients that have been unscaled or clipped cannot take more.
     void expect_backward() const {
         check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
@@ -10025,8 +10081,8 @@ public:
         keys_ = std::move(keys);
     }
 
-    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
-    /// its place under "slices".
+    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor, its place
+    /// under "slices" and the whole one's shape under "shapes".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
         auto const kept = kept_of(stretches_);
@@ -10045,6 +10101,7 @@ public:
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};
+                    state.values["shapes"][name] = {{"shape", first.sizes}, {"strides", first.strides}};
                 }
             }
         }
@@ -10984,6 +11041,11 @@ public:
             s.moments.save(state);
         }
         return state;
+    }
+
+    /// Makes the state now instead of at the first step, so that `state_dict` shows what of it this rank holds.
+    void make_state() {
+        if (shared_->stale()) shared_->bind();
     }
 
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
@@ -12693,7 +12755,18 @@ inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
 inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
 inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
 
+// Checkpoints.
 inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
+inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
+inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
+inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
+inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
+inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
+inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
+inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
+inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
 }  // namespace accelerate::code
 
@@ -13585,6 +13658,894 @@ void save_model(Model const& model, std::filesystem::path const& dir, std::map<s
 
 }  // namespace accelerate
 
+// ---- accelerate/state/file_hash.hpp
+
+namespace accelerate::state {
+
+/// Hash of a file's bytes, as text: "xxh3-128:" and 32 hexadecimal digits (XXH3, seed 0; collision-free for accidents, not against
+/// somebody who wants one). Reads the file once, in pieces.
+inline std::string hash_of(InputFile const& file) {
+    std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> const state(XXH3_createState(), &XXH3_freeState);
+    check(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, code::internal, "cannot make the state of a hash");
+    std::vector<char> piece(size_t{4} << 20);
+    for (int64_t at = 0; at < file.size();) {
+        auto const n = std::min<int64_t>(file.size() - at, static_cast<int64_t>(piece.size()));
+        file.read_at(piece.data(), n, at);
+        XXH3_128bits_update(state.get(), piece.data(), static_cast<size_t>(n));
+        at += n;
+    }
+    auto const digest = XXH3_128bits_digest(state.get());
+    char text[40];
+    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(digest.high64), static_cast<unsigned long long>(digest.low64));
+    return std::string("xxh3-128:") + text;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/manifest.hpp
+
+namespace accelerate::state {
+
+/// A file of a checkpoint.
+struct ManifestFile {
+    std::string name;
+    int64_t size = 0;
+    std::string hash;
+};
+
+/// Elements [from, to) of a tensor, in memory order, as one file has them.
+struct ManifestPart {
+    int64_t file = 0, from = 0, to = 0;
+};
+
+/// A tensor of a checkpoint: whole in one file, or in parts that join without gaps.
+struct ManifestTensor {
+    at::ScalarType dtype = at::kFloat;
+    std::vector<int64_t> shape, strides;  ///< strides: in which order elements of parts are counted
+    bool whole = true;
+    std::vector<ManifestPart> parts;
+
+    int64_t numel() const {
+        int64_t n = 1;
+        for (auto d : shape) n *= d;
+        return n;
+    }
+};
+
+/// What a checkpoint consists of: its files with sizes and hashes, where each tensor lies, and everything that is no tensor.
+struct Manifest {
+    static constexpr int64_t version = 1;
+    static constexpr char const* file_name = "manifest.json";
+    static constexpr int64_t largest = int64_t{256} << 20;  ///< bytes of the file
+    static constexpr int64_t most_ranks = 1 << 20;
+
+    int64_t world = 1;
+    std::vector<ManifestFile> files;  ///< one for each rank
+    std::map<std::string, ManifestTensor> tensors;
+    nlohmann::json values = nlohmann::json::object();   ///< of each component, as rank 0 has them
+    nlohmann::json ranks = nlohmann::json::array();     ///< of each rank, what only it has
+    nlohmann::json about = nlohmann::json::object();    ///< versions, policies, time: to be read by people
+
+    std::string text() const {
+        nlohmann::json j{{"format", "accelerate.hpp checkpoint"}, {"version", version}, {"world", world}, {"about", about}, {"values", values}, {"ranks", ranks}};
+        j["files"] = nlohmann::json::array();
+        for (auto const& f : files) j["files"].push_back({{"name", f.name}, {"size", f.size}, {"hash", f.hash}});
+        j["tensors"] = nlohmann::json::object();
+        for (auto const& [name, t] : tensors) {
+            auto& entry = j["tensors"][name] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(t.dtype))].name}, {"shape", t.shape}, {"whole", t.whole}, {"parts", nlohmann::json::array()}};
+            if (!t.whole) entry["strides"] = t.strides;
+            for (auto const& p : t.parts) entry["parts"].push_back({p.file, p.from, p.to});
+        }
+        return j.dump(1) + "\n";
+    }
+
+    /// Errors: E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, naming `where` and the entry.
+    static Manifest parse(std::string const& text, std::string const& where);
+};
+
+namespace detail {
+
+/// Reads entries of a JSON object; what is missing or of another type is E_CK_BAD_MANIFEST.
+class Entries {
+public:
+    Entries(nlohmann::json const& object, std::string where) : object_(object), where_(std::move(where)) { require(object.is_object(), "is no object"); }
+
+    nlohmann::json const& at(char const* key) const {
+        auto const found = object_.find(key);
+        if (found == object_.end()) fail(concat("has no \"", key, "\""));
+        return *found;
+    }
+    std::string string(char const* key) const {
+        require(at(key).is_string(), concat("\"", key, "\" is no string"));
+        return at(key).get<std::string>();
+    }
+    /// A whole number from `least` to `most`.
+    int64_t number(char const* key, int64_t least = 0, int64_t most = std::numeric_limits<int64_t>::max()) const { return number(at(key), key, least, most); }
+    int64_t number(nlohmann::json const& j, char const* key, int64_t least = 0, int64_t most = std::numeric_limits<int64_t>::max()) const {
+        require(j.is_number_integer() && !(j.is_number_unsigned() && j.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())), concat("\"", key, "\" is no whole number"));
+        auto const n = j.get<int64_t>();
+        require(n >= least && n <= most, concat("\"", key, "\" is ", n));
+        return n;
+    }
+    std::vector<int64_t> numbers(char const* key) const {
+        require(at(key).is_array() && at(key).size() <= 64, concat("\"", key, "\" is no short list"));
+        std::vector<int64_t> all;
+        for (auto const& j : at(key)) all.push_back(number(j, key));
+        return all;
+    }
+    void require(bool condition, std::string const& what) const {
+        if (!condition) fail(what);
+    }
+    [[noreturn]] void fail(std::string const& what) const { throw Error(code::ck_bad_manifest, concat(where_, " ", what)); }
+
+private:
+    nlohmann::json const& object_;
+    std::string where_;
+};
+
+/// Whether a name can be one of a file in the checkpoint's own folder.
+inline bool plain_file_name(std::string const& name) {
+    return !name.empty() && name.size() <= 255 && name.front() != '.' && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
+}
+
+inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& where, int64_t files) {
+    Entries const entries(j, where);
+    ManifestTensor t;
+    auto const dtype = find_dtype(entries.string("dtype"));
+    entries.require(dtype >= 0 && dtypes[static_cast<size_t>(dtype)].type != at::ScalarType::Undefined, "has an unknown dtype");
+    t.dtype = dtypes[static_cast<size_t>(dtype)].type;
+    t.shape = entries.numbers("shape");
+    int64_t numel = 1;
+    for (auto d : t.shape) entries.require(!__builtin_mul_overflow(numel, d, &numel), "has more elements than can be");
+    entries.require(entries.at("whole").is_boolean(), "\"whole\" is no boolean");
+    t.whole = entries.at("whole").get<bool>();
+    if (!t.whole) t.strides = entries.numbers("strides");
+    entries.require(t.whole || t.strides.size() == t.shape.size(), "has strides that do not fit its shape");
+    entries.require(entries.at("parts").is_array(), "\"parts\" is no list");
+    for (auto const& p : entries.at("parts")) {
+        entries.require(p.is_array() && p.size() == 3, "has a part that is no list of three");
+        t.parts.push_back({entries.number(p[0], "file", 0, files - 1), entries.number(p[1], "from"), entries.number(p[2], "to")});
+    }
+    std::sort(t.parts.begin(), t.parts.end(), [](auto const& a, auto const& b) { return std::pair(a.from, a.to) < std::pair(b.from, b.to); });
+    int64_t reached = 0;
+    for (auto const& p : t.parts) {
+        check(p.from == reached && p.to >= p.from && p.to <= numel, code::ck_slices, where, ": its parts ", p.from < reached ? "overlap" : "have a gap or lie outside", " at element ", reached, " of ", numel);
+        reached = p.to;
+    }
+    check(reached == numel && !t.parts.empty() && (!t.whole || t.parts.size() == 1), code::ck_slices, where, ": its parts end at element ", reached, " of ", numel);
+    return t;
+}
+
+}  // namespace detail
+
+inline Manifest Manifest::parse(std::string const& text, std::string const& where) {
+    auto const j = nlohmann::json::parse(text, nullptr, false);  // "discarded", which is no object, where it is no JSON
+    detail::Entries const entries(j, where + ":");
+    entries.require(entries.string("format") == "accelerate.hpp checkpoint", "is of another format");
+    auto const found = entries.at("version");
+    check(found.is_number_integer() && found == version, code::ck_version, where, ": version ", found.dump(), "; this build reads ", version);
+    Manifest m;
+    check(entries.at("world").is_number_integer() && entries.at("world") >= 1 && entries.at("world") <= most_ranks, code::ck_mesh, where, ": \"world\" is ", entries.at("world").dump());
+    m.world = entries.number("world");
+    m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
+    entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
+    entries.require(entries.at("files").is_array(), "\"files\" is no list");
+    for (auto const& f : entries.at("files")) {
+        detail::Entries const file(f, where + ": a file");
+        m.files.push_back({file.string("name"), file.number("size"), file.string("hash")});
+        auto const& hash = m.files.back().hash;
+        bool const digits = hash.size() == 41 && hash.starts_with("xxh3-128:") && hash.find_first_not_of("0123456789abcdef", 9) == std::string::npos;
+        file.require(digits, concat("has the hash ", quote(hash), "; expected xxh3-128: and 32 hexadecimal digits"));
+        file.require(detail::plain_file_name(m.files.back().name), concat("is named ", quote(m.files.back().name)));
+    }
+    check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
+          " ranks' values for ", m.world, " ranks");
+    entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
+    for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
+    return m;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/reader.hpp
+
+namespace accelerate::state {
+
+static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, and so is every machine this library runs on");
+
+/// A safetensors file, opened and checked once: lists what is in it and reads tensors one by one. Nothing but regular files is
+/// opened, nothing in them is executed, and memory is never more than the header and the tensors that were asked for.
+class SafetensorsReader {
+public:
+    /// Reads and checks the header. Errors: E_IO, E_NOT_REGULAR, and the E_ST_* codes, naming file and byte or tensor.
+    explicit SafetensorsReader(std::filesystem::path path) : file_(std::move(path)) {
+        auto const size = file_.size();
+        check(size >= 8, code::st_too_small, "safetensors file ", name(), " has ", size, " bytes; the length of the header alone takes 8");
+        char head[8];
+        file_.read_at(head, 8, 0);
+        uint64_t length = 0;
+        std::memcpy(&length, head, 8);
+        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
+        if (too_long) refuse_pickle(std::string_view(head, 8));
+        if (length > safetensors_header_limit) {
+            throw Error(code::st_header_too_large,
+                        concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
+        }
+        data_ = 8 + static_cast<int64_t>(length);
+        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
+        std::string text(length, '\0');
+        file_.read_at(text.data(), static_cast<int64_t>(length), 8);
+        header_ = parse_safetensors_header(text, size - data_, file_.path().string());
+        if (header_.leading_space) log::warning_once("W_LEADING_SPACE: the header of safetensors file ", name(), " begins with white space, which the format does not allow");
+        for (auto const& info : header_.tensors) index_.emplace(info.name, &info);
+    }
+    SafetensorsReader(SafetensorsReader const&) = delete;
+    SafetensorsReader& operator=(SafetensorsReader const&) = delete;
+
+    std::filesystem::path const& path() const { return file_.path(); }
+    std::span<TensorInfo const> tensors() const { return header_.tensors; }  ///< in the order of their data
+    std::map<std::string, std::string> const& metadata() const { return header_.metadata; }
+
+    /// The entry of that name, or nullptr.
+    TensorInfo const* find(std::string_view tensor) const {
+        auto const it = index_.find(tensor);
+        return it == index_.end() ? nullptr : it->second;
+    }
+
+    /// Reads one tensor into new CPU memory. Errors: E_DATA for an unknown name, E_ST_CHANGED, E_ST_BAD_BOOL, E_IO.
+    at::Tensor read(std::string_view tensor) const {
+        auto const* const info = find(tensor);
+        check(info != nullptr, code::data, "safetensors file ", name(), " has no tensor named ", quote(tensor), " among ", header_.tensors.size());
+        return read(*info);
+    }
+    at::Tensor read(TensorInfo const& info) const {
+        auto out = at::empty(info.shape, at::TensorOptions().dtype(info.type()).device(at::kCPU));
+        file_.read_at(out.mutable_data_ptr(), info.end - info.begin, data_ + info.begin);
+        file_.check_unchanged();
+        if (info.type() == at::ScalarType::Bool) check_bools(info, static_cast<unsigned char const*>(out.const_data_ptr()));
+        return out;
+    }
+
+private:
+    std::string name() const { return quote(file_.path().string()); }
+
+    void refuse_pickle(std::string_view head) const {
+        bool const zip = head.starts_with("PK\x03\x04"), pickle = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
+        check(!zip && !pickle, code::pickle_refused, name(), " is a ", zip ? "zip archive" : "pickle",
+              ", as torch.save writes; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
+    }
+
+    /// A C++ bool that is neither 0 nor 1 is undefined behaviour in whatever uses it.
+    void check_bools(TensorInfo const& info, unsigned char const* bytes) const {
+        auto const* const end = bytes + (info.end - info.begin);
+        auto const* const bad = std::find_if(bytes, end, [](unsigned char byte) { return byte > 1; });
+        if (bad == end) return;
+        throw Error(code::st_bad_bool, concat("safetensors file ", name(), ", byte ", data_ + info.begin + (bad - bytes), ": element ", bad - bytes, " of BOOL tensor ",
+                                              quote(info.name), " is ", static_cast<int>(*bad)));
+    }
+
+    InputFile file_;
+    int64_t data_ = 0;
+    SafetensorsHeader header_;
+    std::unordered_map<std::string_view, TensorInfo const*> index_;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/together.hpp
+
+namespace accelerate::state {
+
+/// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
+inline Code code_named(std::string_view name) {
+    static constexpr std::array known{code::io,         code::data,       code::no_space, code::not_regular, code::exists,        code::config,          code::call_order, code::st_changed,  code::st_truncated, code::st_shared_memory,
+                                      code::st_bad_tensor, code::ck_keys, code::ck_incomplete, code::ck_bad_manifest, code::ck_version, code::ck_file_set, code::ck_hash,    code::ck_mesh,     code::ck_slices,    code::ck_accum,
+                                      code::ck_rng};
+    auto const found = std::find_if(known.begin(), known.end(), [&](Code const& c) { return c.name == name; });
+    return found == known.end() ? code::internal : *found;
+}
+
+/// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
+template <class Comm, class F>
+void together(Comm const& comm, F&& f) {
+    std::string failure;  // code, line feed, message
+    try {
+        f();
+    } catch (Error const& e) {
+        std::string const what = e.what(), prefix = concat(e.code().name, ": ");
+        failure = concat(e.code().name, "\n", what.starts_with(prefix) ? what.substr(prefix.size()) : what);
+    } catch (std::exception const& e) {
+        failure = concat(code::internal.name, "\n", e.what());
+    }
+    auto const all = comm.all_gather_bytes(failure);
+    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
+    if (first == all.end()) return;
+    auto const line = first->find('\n');
+    throw Error(code_named(first->substr(0, line)), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/checkpoint.hpp
+
+namespace accelerate::state {
+
+namespace detail {
+
+inline std::string rank_file(int64_t rank) {
+    char name[40];
+    std::snprintf(name, sizeof name, "rank-%05lld.safetensors", static_cast<long long>(rank));
+    return name;
+}
+
+inline void only_for_owner(std::filesystem::path const& path) {
+    if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
+}
+
+inline void sync_folder(std::filesystem::path const& folder) {
+    Descriptor const fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) fail_io("cannot sync the folder", folder, errno);
+}
+
+/// Gives a folder its name, unless that is taken: E_EXISTS.
+inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
+    constexpr unsigned no_replace = 1;
+    if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return;
+    check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
+    if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
+    std::error_code failed;  // a file system that cannot do it in one step
+    check(!std::filesystem::exists(to), code::exists, "save_state: there is something at ", to, " already");
+    std::filesystem::rename(from, to, failed);
+    if (failed) fail_io("cannot rename a folder to", to, failed.value());
+}
+
+/// What one rank puts into its file, and what it tells of it.
+struct Contribution {
+    TensorMap tensors;
+    nlohmann::json tells = {{"values", nlohmann::json::object()}, {"own", nlohmann::json::object()}, {"tensors", nlohmann::json::object()}};
+};
+
+inline Contribution contribution(std::vector<Component> const& components, int64_t rank) {
+    Contribution c;
+    for (auto const& component : components) {
+        auto state = component.save();
+        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
+        state.values.erase("slices"), state.values.erase("shapes");
+        bool const own = is_own(component.whose);
+        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
+        for (auto const& [name, tensor] : state.tensors) {
+            auto const key = (own ? "own/" : "") + component.name + "/" + name;
+            bool const part = slices.contains(name);
+            if (component.whose == Whose::All && rank != 0) continue;
+            c.tensors.insert(key, tensor);
+            if (own) continue;
+            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
+            if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
+            else entry["shape"] = tensor.sizes().vec();
+        }
+    }
+    return c;
+}
+
+/// What all ranks have told, as one.
+inline Manifest merged(std::vector<std::string> const& told, nlohmann::json about) {
+    Manifest m;
+    m.world = static_cast<int64_t>(told.size());
+    m.about = std::move(about);
+    for (int64_t r = 0; r < m.world; ++r) {
+        auto const j = nlohmann::json::parse(told[static_cast<size_t>(r)]);
+        m.files.push_back({rank_file(r), j.at("size").get<int64_t>(), j.at("hash").get<std::string>()});
+        if (r == 0) m.values = j.at("values");
+        m.ranks.push_back(j.at("own"));
+        for (auto const& [name, entry] : j.at("tensors").items()) {
+            auto& t = m.tensors[name];
+            t.dtype = dtypes[static_cast<size_t>(find_dtype(entry.at("dtype").get<std::string>()))].type;
+            t.shape = entry.at("shape").get<std::vector<int64_t>>();
+            t.whole = !entry.contains("from");
+            if (!t.whole) t.strides = entry.at("strides").get<std::vector<int64_t>>();
+            t.parts.push_back({r, t.whole ? 0 : entry.at("from").get<int64_t>(), t.whole ? t.numel() : entry.at("to").get<int64_t>()});
+        }
+    }
+    return m;
+}
+
+}  // namespace detail
+
+/// Writes the components as the folder `dir`, which appears under its name whole or not at all: each rank writes a file into a hidden
+/// folder beside it and makes it durable, rank 0 adds the manifest, renames, and makes that durable. Collective; an error on one rank is the
+/// same error on all, and leaves nothing behind. Gives the bytes written by all ranks. Errors: E_EXISTS, E_NO_SPACE, E_IO.
+template <class Comm>
+int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json const& about) {
+    std::string hidden;
+    together(comm, [&] {
+        if (comm.rank() != 0) return;
+        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
+        auto const parent = dir.has_parent_path() ? dir.parent_path() : std::filesystem::path(".");
+        std::error_code failed;
+        std::filesystem::create_directories(parent, failed);
+        if (failed) fail_io("cannot make the folder", parent, failed.value());
+        std::random_device random;
+        hidden = (parent / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
+        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
+    });
+    comm.broadcast_bytes(hidden, 0);
+    int64_t bytes = 0;
+    try {
+        std::vector<std::string> told;
+        std::string mine;
+        together(comm, [&] {
+            auto const path = std::filesystem::path(hidden) / detail::rank_file(comm.rank());
+            auto c = detail::contribution(components, comm.rank());
+            save_file(c.tensors, path);
+            detail::only_for_owner(path);
+            InputFile const written(path);
+            c.tells["size"] = written.size(), c.tells["hash"] = hash_of(written);
+            mine = c.tells.dump();
+        });
+        told = comm.all_gather_bytes(mine);
+        together(comm, [&] {
+            auto const manifest = detail::merged(told, about);
+            for (auto const& f : manifest.files) bytes += f.size;
+            if (comm.rank() != 0) return;
+            auto const text = manifest.text();
+            static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
+            auto const path = std::filesystem::path(hidden) / Manifest::file_name;
+            OutputFile file(path, static_cast<int64_t>(text.size()));
+            file.write(text);
+            file.commit();
+            detail::only_for_owner(path);
+            detail::rename_to_new(hidden, dir);
+            detail::sync_folder(dir.has_parent_path() ? dir.parent_path() : std::filesystem::path("."));
+        });
+    } catch (...) {
+        std::error_code ignored;
+        if (comm.rank() == 0) std::filesystem::remove_all(hidden, ignored);
+        throw;
+    }
+    return bytes;
+}
+
+/// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
+/// it is executed.
+class CheckpointReader {
+public:
+    /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
+    explicit CheckpointReader(std::filesystem::path dir) : dir_(std::move(dir)) {
+        auto const path = dir_ / Manifest::file_name;
+        check(std::filesystem::exists(std::filesystem::symlink_status(dir_)), code::io, "load_state: there is no folder ", dir_);
+        check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
+        InputFile const file(path);
+        check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
+        std::string text(static_cast<size_t>(file.size()), '\0');
+        file.read_at(text.data(), file.size(), 0);
+        manifest_ = Manifest::parse(text, path.string());
+        for (auto const& f : manifest_.files) {
+            check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
+            auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));
+            check(size == f.size, code::ck_file_set, "load_state: ", dir_ / f.name, " has ", size, " bytes; the manifest says ", f.size);
+        }
+        for (auto const& entry : std::filesystem::directory_iterator(dir_)) {
+            auto const name = entry.path().filename().string();
+            check(name == Manifest::file_name || std::any_of(manifest_.files.begin(), manifest_.files.end(), [&](auto const& f) { return f.name == name; }), code::ck_file_set, "load_state: ", dir_, " has ",
+                  quote(name), ", which is not in its manifest");
+        }
+    }
+
+    Manifest const& manifest() const { return manifest_; }
+    std::filesystem::path const& dir() const { return dir_; }
+
+    /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
+    void verify(int64_t first = 0, int64_t step = 1) const {
+        for (auto i = first; i < manifest_.world; i += step) {
+            auto const& f = manifest_.files[static_cast<size_t>(i)];
+            auto const found = hash_of(InputFile(dir_ / f.name));
+            check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
+        }
+    }
+
+    /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
+    /// Error E_CK_KEYS when the checkpoint has no such component. Empty: there is none of this rank, and it keeps what it has.
+    std::optional<StateDict> state_of(Component const& component, int64_t rank) {
+        bool const own = is_own(component.whose);
+        if (own && rank >= manifest_.world) {
+            if (component.whose == Whose::Each) return {};
+            rank = 0;
+        }
+        auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
+        check(values.contains(component.name), code::ck_keys, "load_state: ", dir_, " has no state of \"", component.name, "\"; it has ", names(values));
+        StateDict state{{}, values.at(component.name)};
+        if (own) {
+            auto& file = reader(rank);
+            auto const prefix = "own/" + component.name + "/";
+            for (auto const& info : file.tensors())
+                if (info.name.starts_with(prefix)) state.tensors.insert(info.name.substr(prefix.size()), file.read(info));
+            return state;
+        }
+        StateDict held;
+        if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
+        auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const name = it->first.substr(prefix.size());
+            if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
+            auto const& saved = it->second;
+            if (!slices.contains(name)) {
+                state.tensors.insert(name, whole(it->first, saved));
+                continue;
+            }
+            auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
+            auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
+            check(to <= saved.numel() && strides.size() == saved.shape.size(), code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+                  shapes.at(name).at("shape").dump());
+            if (!saved.whole && saved.strides == strides) {
+                state.tensors.insert(name, elements(it->first, saved, from, to));
+            } else {
+                auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
+                in_memory_order.copy_(whole(it->first, saved));
+                state.tensors.insert(name, in_memory_order.as_strided({saved.numel()}, {1}).narrow(0, from, to - from));
+            }
+            state.values["slices"][name] = {from, to};
+        }
+        return state;
+    }
+
+private:
+    static std::string names(nlohmann::json const& values) {
+        std::string all;
+        for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
+        return all.empty() ? "none" : all;
+    }
+
+    SafetensorsReader& reader(int64_t file) {
+        auto& r = readers_[file];
+        if (!r) r = std::make_unique<SafetensorsReader>(dir_ / manifest_.files.at(static_cast<size_t>(file)).name);
+        return *r;
+    }
+
+    /// What one file has of a tensor.
+    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
+        auto const* info = reader(p.file).find(name);
+        check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
+        auto tensor = reader(p.file).read(*info);
+        check(tensor.scalar_type() == t.dtype && tensor.numel() == p.to - p.from, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
+        return tensor;
+    }
+
+    at::Tensor whole(std::string const& name, ManifestTensor const& t) {
+        return t.whole ? part(name, t, t.parts[0]) : elements(name, t, 0, t.numel()).as_strided(t.shape, t.strides).contiguous();
+    }
+
+    /// Elements [from, to) in memory order, of a tensor that is in parts.
+    at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
+        auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
+        for (auto const& p : t.parts) {
+            auto const begin = std::max(p.from, from), end = std::min(p.to, to);
+            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p).view({-1}).narrow(0, begin - p.from, end - begin));
+        }
+        return all;
+    }
+
+    std::filesystem::path dir_;
+    Manifest manifest_;
+    std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/checkpointing.hpp
+
+namespace accelerate::detail {
+
+/// Everything that a loaded state and a model do not have in common, as one error.
+inline void refuse_other_names(std::string const& who, std::set<std::string> const& expected, TensorMap const& found) {
+    std::string missing, unexpected;
+    int64_t count = 0;
+    auto const add = [&](std::string& list, std::string const& name) {
+        if (++count <= 20) list += (list.empty() ? "" : ", ") + state::quote(name);
+    };
+    for (auto const& name : expected)
+        if (!found.contains(name)) add(missing, name);
+    for (auto const& [name, t] : found)
+        if (!expected.contains(name)) add(unexpected, name);
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit: missing ", missing.empty() ? "none" : missing, "; unexpected ", unexpected.empty() ? "none" : unexpected,
+          count > 20 ? "; the first 20 are shown" : "");
+}
+
+inline void copy_checked(std::string const& who, at::Tensor const& to, at::Tensor const& from) {
+    check(to.sizes() == from.sizes() && to.scalar_type() == from.scalar_type(), code::ck_keys, "load_state: ", state::quote(who), " has shape ", from.sizes(), " and dtype ", from.scalar_type(),
+          " in the checkpoint, here ", to.sizes(), " and ", to.scalar_type());
+    to.copy_(from);
+}
+
+/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
+template <class Model>
+inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
+
+/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
+template <class Model>
+TensorMap gradients_of(Model const& model) {
+    TensorMap all;
+    for (auto const& flat : std::span<sharding::Flat const>(model.flats()))
+        for (auto const& slot : flat.slots) {
+            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
+            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
+        }
+    return all;
+}
+
+/// Parameters; buffers; the accumulation window with its gradients.
+template <class Module, class Model>
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, bool alone) {
+    using state::Whose;
+    auto const parameters = [=] {
+        StateDict s;
+        if constexpr (in_parts<Model>) {
+            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
+                s.tensors.insert(slot.name, part);
+                s.values["slices"][slot.name] = {from, from + part.numel()};
+                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
+            });
+        } else {
+            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
+        }
+        return s;
+    };
+    auto const load_parameters = [=](StateDict const& s) {
+        at::NoGradGuard const no_grad;
+        auto const own = parameters();
+        std::set<std::string> expected;
+        for (auto const& [key, t] : own.tensors) expected.insert(key);
+        refuse_other_names(name, expected, s.tensors);
+        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+        model->parameters_changed();
+    };
+    auto const buffers = [=] {
+        StateDict s;
+        for (auto const& b : module->named_buffers())
+            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
+        return s;
+    };
+    auto const load_buffers = [=](StateDict const& s) {
+        at::NoGradGuard const no_grad;
+        auto const own = buffers();
+        std::set<std::string> expected;
+        for (auto const& [key, t] : own.tensors) expected.insert(key);
+        refuse_other_names(name + "_buffers", expected, s.tensors);
+        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+    };
+    auto const window = [=] {
+        using sharding::Stage;
+        auto const stage = model->stage();
+        bool const gradients = !model->window_closed() || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
+        StateDict s;
+        s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
+                    {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
+                    {"ranks", model->replicas()}};
+        if (gradients) s.tensors = gradients_of(*model);
+        return s;
+    };
+    auto const load_window = [=](StateDict const& s) {
+        auto const who = name + "_window";
+        bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
+        auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
+        check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
+              "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
+        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
+        at::NoGradGuard const no_grad;
+        auto const own = gradients_of(*model);
+        if (with_gradients) {
+            std::set<std::string> expected;
+            for (auto const& [key, t] : own) expected.insert(key);
+            refuse_other_names(who, expected, s.tensors);
+        }
+        for (auto const& [key, t] : own) {
+            if (with_gradients) copy_checked(key, t, s.tensors.at(key));
+            else t.zero_();
+        }
+        model->window().restore(position, micro_batches, closed);
+        model->restore_stage(static_cast<sharding::Stage>(stage));
+        model->forget_verdict();
+        model->take_scale();
+        model->scale_gradients(s.value<double>("gradient_scale", who));
+        model->loss_scale = s.value<double>("loss_scale", who);
+        model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
+    };
+    auto const shared = alone ? Whose::EachOrFirst : in_parts<Model> ? Whose::Parts : Whose::All;
+    return {{name, shared, parameters, load_parameters}, {name + "_buffers", Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", Whose::EachOrFirst, window, load_window}};
+}
+
+/// Anything that gives and takes a `StateDict`, by a handle that is kept.
+template <class Handle>
+state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
+    auto const kept = std::make_shared<Handle>(std::move(handle));
+    state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    if constexpr (requires { kept->make_state(); })
+        c.holds = [kept] {
+            kept->make_state();
+            return kept->state_dict();
+        };
+    return c;
+}
+
+/// The random streams of the CPU and of a device.
+inline state::Component random_component(at::DeviceType device) {
+    auto const set = [](at::DeviceType type, at::Tensor const& saved) {
+        try {
+            set_random_state(type, saved);
+        } catch (c10::Error const& e) {
+            throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
+        }
+    };
+    return {"random", state::Whose::Each,
+            [=] {
+                StateDict s;
+                s.tensors.insert("cpu", random_state(at::kCPU));
+                if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+                return s;
+            },
+            [=](StateDict const& s) {
+                check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+                set(at::kCPU, s.tensors.at("cpu"));
+                if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+            }};
+}
+
+/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first.
+inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
+    std::vector<std::pair<int64_t, std::filesystem::path>> found;
+    std::error_code failed;
+    for (auto const& entry : std::filesystem::directory_iterator(folder, failed)) {
+        auto const name = entry.path().filename().string();
+        constexpr std::string_view prefix = "checkpoint_";
+        auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
+        if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos || (digits.size() > 1 && digits[0] == '0')) continue;
+        if (std::filesystem::is_directory(entry.symlink_status())) found.emplace_back(std::stoll(digits), entry.path());
+    }
+    std::sort(found.rbegin(), found.rend());
+    return found;
+}
+
+/// All components' states from a folder, then into the components. Nothing has been changed when reading fails. Collective.
+template <class Comm>
+void load_components(Comm const& comm, std::filesystem::path const& dir, std::vector<state::Component> const& components) {
+    std::unique_ptr<state::CheckpointReader> reader;
+    state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
+    state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    std::vector<std::optional<StateDict>> states;
+    state::together(comm, [&] {
+        for (auto const& component : components) states.push_back(reader->state_of(component, comm.rank()));
+    });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i) {
+            if (states[i]) components[i].load(*states[i]);
+            else log::warning("load_state: the checkpoint is of ", reader->manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+        }
+    });
+}
+
+}  // namespace accelerate::detail
+
+// ---- accelerate/core/version.hpp
+
+#define ACCELERATE_VERSION_MAJOR 0
+#define ACCELERATE_VERSION_MINOR 1
+#define ACCELERATE_VERSION_PATCH 0
+
+namespace accelerate {
+
+/// The library's version, for programs that would rather not use macros.
+struct Version {
+    int64_t major = ACCELERATE_VERSION_MAJOR;
+    int64_t minor = ACCELERATE_VERSION_MINOR;
+    int64_t patch = ACCELERATE_VERSION_PATCH;
+};
+
+inline constexpr Version version{};
+
+}  // namespace accelerate
+
+// ---- accelerate/state_control.hpp
+
+namespace accelerate {
+
+/// Checkpoints: the part of Python's `Accelerator` that saves and restores a run. `Derived` has `training_`, to which this is a friend.
+template <class Derived>
+class StateControl {
+public:
+    /// Adds objects of yours to what `save_state` saves, as "custom_checkpoint_0" and so on (Python's `register_for_checkpointing`). They have
+    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator.
+    template <class... Objects>
+    void register_for_checkpointing(Objects&... objects) {
+        static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
+        if constexpr ((stateful<Objects> && ...))
+            (own().training_->components.push_back({concat("custom_checkpoint_", own().training_->registered++), state::Whose::All, [&objects] { return StateDict(objects.state_dict()); },
+                                              [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+    }
+
+    /// Writes everything that was prepared or registered, and the random streams, as the folder `dir`: models, optimizers, schedules,
+    /// scaler, loaders, and the accumulation window with its gradients. Resuming from it goes on as if nothing had happened, bit for bit;
+    /// between windows also on another number of ranks or under another sharding. `dir` appears whole or not at all. Collective.
+    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank.
+    void save_state(std::filesystem::path const& dir) {
+        auto const begin = std::chrono::steady_clock::now();
+        auto& t = own().training_->settled();
+        auto const bytes = state::write_checkpoint(t.comm, dir, all_components(), {{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}});
+        log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+    }
+    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; then, where `total_limit` says so, older ones go.
+    /// Gives the folder.
+    std::filesystem::path save_state() {
+        auto const folder = checkpoints();
+        std::string name;
+        if (own().is_main_process()) {
+            auto const there = detail::numbered_checkpoints(folder);
+            name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
+        }
+        own().training_->settled().comm.broadcast_bytes(name, 0);
+        save_state(folder / name);
+        if (own().is_main_process() && own().training_->options.total_limit > 0) {
+            auto const there = detail::numbered_checkpoints(folder);
+            for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) {
+                std::error_code failed;
+                std::filesystem::remove_all(there[i].second, failed);
+                if (failed) log::warning("save_state: cannot remove ", there[i].second, ": ", failed.message());
+            }
+        }
+        return folder / name;
+    }
+
+    /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
+    /// nothing has been changed where the folder cannot be read.
+    void load_state(std::filesystem::path const& dir) { detail::load_components(own().training_->settled().comm, dir, all_components()); }
+
+    /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
+    /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
+    bool resume() {
+        auto& comm = own().training_->settled().comm;
+        std::string newest;
+        state::together(comm, [&] {
+            if (!own().is_main_process()) return;
+            auto const there = detail::numbered_checkpoints(checkpoints());
+            for (auto const& [number, dir] : there) {
+                try {
+                    state::CheckpointReader(dir).verify();
+                    newest = dir.string();
+                    return;
+                } catch (Error const& e) {
+                    log::warning("resume: ", dir, " is passed over: ", e.what());
+                }
+            }
+            check(there.empty(), code::ck_incomplete, "resume: none of the ", there.size(), " checkpoints in ", checkpoints(), " is whole");
+        });
+        comm.broadcast_bytes(newest, 0);
+        if (newest.empty()) return false;
+        load_state(newest);
+        log::info("resume: ", newest);
+        return true;
+    }
+
+private:
+    std::filesystem::path checkpoints() const {
+        check(!own().project_dir().empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
+        return own().project_dir() / "checkpoints";
+    }
+
+    std::vector<state::Component> all_components() const {
+        auto all = own().training_->components;
+        if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
+            auto guard = own().training_->guard;
+            all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+        }
+        all.push_back(detail::random_component(Derived::device_type::type));
+        return all;
+    }
+
+    Derived& own() { return static_cast<Derived&>(*this); }
+    Derived const& own() const { return static_cast<Derived const&>(*this); }
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/supported.hpp
 
 namespace accelerate {
@@ -13621,7 +14582,7 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>, public StateControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
     static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32");
 
@@ -13788,7 +14749,7 @@ public:
     template <class Value>
     Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) -------------------------------------------------------------------
 
     at::Device device() const { return Device::current(); }
     /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
@@ -13838,6 +14799,7 @@ public:
     void free_memory(Objects&... objects) {
         check(!training_->settled().in_window(), code::call_order, "accelerator.free_memory inside an accumulation window; call it after the loop's body");
         training_->models.clear();
+        training_->components.clear();
         (static_cast<void>(Objects(std::move(objects))), ...);
         if constexpr (requires { Device::empty_cache(); }) Device::empty_cache();
     }
@@ -13860,6 +14822,10 @@ public:
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
+        auto const name = training_->next_name("model");
+        for (auto& component : detail::model_components(name, module, state, alone())) training_->components.push_back(std::move(component));
+        if constexpr (requires { Precision::state_dict(*module); })
+            training_->components.push_back({name + "_precision", state::Whose::All, [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -13880,11 +14846,21 @@ public:
         else {
             Given given(std::forward<AnyLoader>(loader));
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
-            return typename Loader::template prepared<Given>(std::move(given), loader_context());
+            typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
+            training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, prepared.handle()));
+            return prepared;
         }
     }
 
 private:
+    friend StateControl<Accelerator>;
+
+    /// Whether each of several ranks trains a model of its own.
+    bool alone() const {
+        if constexpr (std::same_as<Sharding, sharding::None>) return this->num_processes() > 1;
+        else return false;
+    }
+
     template <class Model>
     static model_state& state_of(Model const& model) {
         static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
@@ -13903,13 +14879,17 @@ private:
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
+        if constexpr (requires { optimizer.state_dict(); })
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), alone() ? state::Whose::EachOrFirst : detail::in_parts<model_state> ? state::Whose::Parts : state::Whose::All, optimizer));
         return optimizer;
     }
 
     template <class Given, class Optimizers>
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
-            return schedule::Scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+            schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), alone() ? state::Whose::EachOrFirst : state::Whose::All, scheduler));
+            return scheduler;
         });
     }
 
@@ -13952,25 +14932,6 @@ private:
     std::shared_ptr<Shared> training_;
     int exceptions_ = std::uncaught_exceptions();
 };
-
-}  // namespace accelerate
-
-// ---- accelerate/core/version.hpp
-
-#define ACCELERATE_VERSION_MAJOR 0
-#define ACCELERATE_VERSION_MINOR 1
-#define ACCELERATE_VERSION_PATCH 0
-
-namespace accelerate {
-
-/// The library's version, for programs that would rather not use macros.
-struct Version {
-    int64_t major = ACCELERATE_VERSION_MAJOR;
-    int64_t minor = ACCELERATE_VERSION_MINOR;
-    int64_t patch = ACCELERATE_VERSION_PATCH;
-};
-
-inline constexpr Version version{};
 
 }  // namespace accelerate
 
@@ -17638,6 +18599,16 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     {
         return Fp8Histories(model);
     }
+    static StateDict state_dict(torch::nn::Module& model)
+        requires has_history<Recipe>
+    {
+        return fp8_state_dict(model);
+    }
+    static void load_state_dict(torch::nn::Module& model, StateDict const& state)
+        requires has_history<Recipe>
+    {
+        load_fp8_state_dict(model, state);
+    }
 };
 
 }  // namespace accelerate::precision
@@ -18527,6 +19498,17 @@ public:
 
     ShardEngine<Comm> const& engine() const { return *engine_; }
 
+    /// Calls `f(slot, part, from)` for each parameter of which this rank keeps some, trainable or not: `part` is its elements from `from`
+    /// on, in memory order, where they are kept.
+    template <class F>
+    void for_each_part(F&& f) const {
+        for (auto const* unit : engine_->units)
+            for (auto const& slot : unit->slots()) {
+                auto const from = std::max(slot.begin, unit->begin()), to = std::min(slot.end(), unit->begin() + unit->shard().numel());
+                if (from < to || slot.numel == 0) f(slot, unit->shard().narrow(0, std::max<int64_t>(from - unit->begin(), 0), std::max<int64_t>(to - from, 0)), from - slot.begin);
+            }
+    }
+
 private:
     Unit& root() { return *engine_->units.front(); }
 
@@ -19090,91 +20072,6 @@ private:
 };
 
 }  // namespace accelerate
-
-// ---- accelerate/state/reader.hpp
-
-namespace accelerate::state {
-
-static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, and so is every machine this library runs on");
-
-/// A safetensors file, opened and checked once: lists what is in it and reads tensors one by one. Nothing but regular files is
-/// opened, nothing in them is executed, and memory is never more than the header and the tensors that were asked for.
-class SafetensorsReader {
-public:
-    /// Reads and checks the header. Errors: E_IO, E_NOT_REGULAR, and the E_ST_* codes, naming file and byte or tensor.
-    explicit SafetensorsReader(std::filesystem::path path) : file_(std::move(path)) {
-        auto const size = file_.size();
-        check(size >= 8, code::st_too_small, "safetensors file ", name(), " has ", size, " bytes; the length of the header alone takes 8");
-        char head[8];
-        file_.read_at(head, 8, 0);
-        uint64_t length = 0;
-        std::memcpy(&length, head, 8);
-        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
-        if (too_long) refuse_pickle(std::string_view(head, 8));
-        if (length > safetensors_header_limit) {
-            throw Error(code::st_header_too_large,
-                        concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
-        }
-        data_ = 8 + static_cast<int64_t>(length);
-        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
-        std::string text(length, '\0');
-        file_.read_at(text.data(), static_cast<int64_t>(length), 8);
-        header_ = parse_safetensors_header(text, size - data_, file_.path().string());
-        if (header_.leading_space) log::warning_once("W_LEADING_SPACE: the header of safetensors file ", name(), " begins with white space, which the format does not allow");
-        for (auto const& info : header_.tensors) index_.emplace(info.name, &info);
-    }
-    SafetensorsReader(SafetensorsReader const&) = delete;
-    SafetensorsReader& operator=(SafetensorsReader const&) = delete;
-
-    std::filesystem::path const& path() const { return file_.path(); }
-    std::span<TensorInfo const> tensors() const { return header_.tensors; }  ///< in the order of their data
-    std::map<std::string, std::string> const& metadata() const { return header_.metadata; }
-
-    /// The entry of that name, or nullptr.
-    TensorInfo const* find(std::string_view tensor) const {
-        auto const it = index_.find(tensor);
-        return it == index_.end() ? nullptr : it->second;
-    }
-
-    /// Reads one tensor into new CPU memory. Errors: E_DATA for an unknown name, E_ST_CHANGED, E_ST_BAD_BOOL, E_IO.
-    at::Tensor read(std::string_view tensor) const {
-        auto const* const info = find(tensor);
-        check(info != nullptr, code::data, "safetensors file ", name(), " has no tensor named ", quote(tensor), " among ", header_.tensors.size());
-        return read(*info);
-    }
-    at::Tensor read(TensorInfo const& info) const {
-        auto out = at::empty(info.shape, at::TensorOptions().dtype(info.type()).device(at::kCPU));
-        file_.read_at(out.mutable_data_ptr(), info.end - info.begin, data_ + info.begin);
-        file_.check_unchanged();
-        if (info.type() == at::ScalarType::Bool) check_bools(info, static_cast<unsigned char const*>(out.const_data_ptr()));
-        return out;
-    }
-
-private:
-    std::string name() const { return quote(file_.path().string()); }
-
-    void refuse_pickle(std::string_view head) const {
-        bool const zip = head.starts_with("PK\x03\x04"), pickle = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
-        check(!zip && !pickle, code::pickle_refused, name(), " is a ", zip ? "zip archive" : "pickle",
-              ", as torch.save writes; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
-    }
-
-    /// A C++ bool that is neither 0 nor 1 is undefined behaviour in whatever uses it.
-    void check_bools(TensorInfo const& info, unsigned char const* bytes) const {
-        auto const* const end = bytes + (info.end - info.begin);
-        auto const* const bad = std::find_if(bytes, end, [](unsigned char byte) { return byte > 1; });
-        if (bad == end) return;
-        throw Error(code::st_bad_bool, concat("safetensors file ", name(), ", byte ", data_ + info.begin + (bad - bytes), ": element ", bad - bytes, " of BOOL tensor ",
-                                              quote(info.name), " is ", static_cast<int>(*bad)));
-    }
-
-    InputFile file_;
-    int64_t data_ = 0;
-    SafetensorsHeader header_;
-    std::unordered_map<std::string_view, TensorInfo const*> index_;
-};
-
-}  // namespace accelerate::state
 
 // ---- accelerate/state/load_file.hpp
 

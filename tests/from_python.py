@@ -8,7 +8,7 @@ tree = pathlib.Path(__file__).resolve().parent.parent
 page = (tree / "examples" / "from_python.md").read_text(encoding="utf-8")
 members = [line for line in (tree / "tests" / "data" / "accelerator_members.txt").read_text(encoding="utf-8").split("\n") if line and not line.startswith("#")]
 headers = "\n".join(path.read_text(encoding="utf-8") for path in sorted((tree / "include").rglob("*.hpp")))
-accelerator = "\n".join((tree / "include" / "accelerate" / name).read_text(encoding="utf-8") for name in ("accelerator.hpp", "process_control.hpp"))
+accelerator = "\n".join((tree / "include" / "accelerate" / name).read_text(encoding="utf-8") for name in ("accelerator.hpp", "process_control.hpp", "state_control.hpp"))
 wrong = []
 
 rows = {match[1]: match[2].strip() for match in re.finditer(r"^\| `(\w+)` \| ([^|]*)\|", page, re.MULTILINE)}

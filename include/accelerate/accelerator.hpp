@@ -20,6 +20,7 @@
 #include <accelerate/prepare.hpp>
 #include <accelerate/process_control.hpp>
 #include <accelerate/state/save_model.hpp>
+#include <accelerate/state_control.hpp>
 #include <accelerate/supported.hpp>
 #include <exception>
 
@@ -29,7 +30,7 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>, public StateControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
     static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32");
 
@@ -196,7 +197,7 @@ public:
     template <class Value>
     Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what (process control: ProcessControl) -------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) -------------------------------------------------------------------
 
     at::Device device() const { return Device::current(); }
     /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
@@ -246,6 +247,7 @@ public:
     void free_memory(Objects&... objects) {
         check(!training_->settled().in_window(), code::call_order, "accelerator.free_memory inside an accumulation window; call it after the loop's body");
         training_->models.clear();
+        training_->components.clear();
         (static_cast<void>(Objects(std::move(objects))), ...);
         if constexpr (requires { Device::empty_cache(); }) Device::empty_cache();
     }
@@ -268,6 +270,10 @@ public:
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
+        auto const name = training_->next_name("model");
+        for (auto& component : detail::model_components(name, module, state, alone())) training_->components.push_back(std::move(component));
+        if constexpr (requires { Precision::state_dict(*module); })
+            training_->components.push_back({name + "_precision", state::Whose::All, [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -288,11 +294,21 @@ public:
         else {
             Given given(std::forward<AnyLoader>(loader));
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
-            return typename Loader::template prepared<Given>(std::move(given), loader_context());
+            typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
+            training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, prepared.handle()));
+            return prepared;
         }
     }
 
 private:
+    friend StateControl<Accelerator>;
+
+    /// Whether each of several ranks trains a model of its own.
+    bool alone() const {
+        if constexpr (std::same_as<Sharding, sharding::None>) return this->num_processes() > 1;
+        else return false;
+    }
+
     template <class Model>
     static model_state& state_of(Model const& model) {
         static_assert(is_prepared_model<Model>, "pass what accelerator.prepare returned for the model, not the raw model");
@@ -311,13 +327,17 @@ private:
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
+        if constexpr (requires { optimizer.state_dict(); })
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), alone() ? state::Whose::EachOrFirst : detail::in_parts<model_state> ? state::Whose::Parts : state::Whose::All, optimizer));
         return optimizer;
     }
 
     template <class Given, class Optimizers>
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
-            return schedule::Scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+            schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), alone() ? state::Whose::EachOrFirst : state::Whose::All, scheduler));
+            return scheduler;
         });
     }
 

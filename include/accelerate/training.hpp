@@ -10,6 +10,7 @@
 #include <accelerate/precision/policy.hpp>
 #include <accelerate/precision/weight_cache.hpp>
 #include <accelerate/sharding/policy.hpp>
+#include <accelerate/state/component.hpp>
 #include <accelerate/step_guard.hpp>
 #include <filesystem>
 #include <functional>
@@ -33,6 +34,7 @@ struct accelerator_options {
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
+    int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -141,6 +143,14 @@ public:
 
     bool in_window() const { return !window.empty(); }
 
+    /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
+    std::string next_name(std::string const& kind) const {
+        auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
+        auto name = kind;
+        for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);
+        return name;
+    }
+
     /// Ends the autocast scope that a forward outside a window left open. Every entry point but forward begins with it.
     Training& settled() {
         if constexpr (autocasts) lingering.reset();
@@ -183,9 +193,11 @@ public:
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
+    std::vector<state::Component> components;         ///< of everything prepared, in the order in which they are loaded
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
     bool sync_gradients = true;
+    int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
     std::vector<model_type*> scratch_;

@@ -90,7 +90,12 @@ public:
         core_->resume = true;
     }
 
+    /// Another handle of this loader, for who saves and restores it.
+    Prepared handle() const { return Prepared(core_); }
+
 private:
+    explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 

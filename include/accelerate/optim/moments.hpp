@@ -93,8 +93,8 @@ public:
         keys_ = std::move(keys);
     }
 
-    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor and
-    /// its place under "slices".
+    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor, its place
+    /// under "slices" and the whole one's shape under "shapes".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
     void save(State& state) const {
         auto const kept = kept_of(stretches_);
@@ -113,6 +113,7 @@ public:
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};
+                    state.values["shapes"][name] = {{"shape", first.sizes}, {"strides", first.strides}};
                 }
             }
         }

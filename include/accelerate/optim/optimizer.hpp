@@ -96,6 +96,11 @@ public:
         return state;
     }
 
+    /// Makes the state now instead of at the first step, so that `state_dict` shows what of it this rank holds.
+    void make_state() {
+        if (shared_->stale()) shared_->bind();
+    }
+
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {

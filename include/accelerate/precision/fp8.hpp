@@ -29,6 +29,16 @@ struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     {
         return Fp8Histories(model);
     }
+    static StateDict state_dict(torch::nn::Module& model)
+        requires has_history<Recipe>
+    {
+        return fp8_state_dict(model);
+    }
+    static void load_state_dict(torch::nn::Module& model, StateDict const& state)
+        requires has_history<Recipe>
+    {
+        load_fp8_state_dict(model, state);
+    }
 };
 
 }  // namespace accelerate::precision

@@ -26,6 +26,7 @@ struct SomeImpl {};
 ///   `parameters_changed()`  called after each optimizer step and by who writes into parameters otherwise: cached casts are stale
 ///   `prepare(model, fp8_layers, device)`  optional: what it does to a model before anything else, the device to which that will go
 ///   `after_update(model)`   optional: makes what is called after each optimizer step with the device and `max_over_ranks(tensor)`
+///   `state_dict(model)`, `load_state_dict(model, state)`  optional: what it remembers of a model from step to step, for checkpoints
 ///   `low_bit_level`         optional: what optimizers keep in less unless told otherwise (see `optim::low_bit_storage`)
 ///   `scaler`                only where the range of `compute` is too small for gradients (fp16): `precision::DynamicScaler` or the like
 /// `precision::Fp32` is the shortest model of how to write one.

@@ -39,6 +39,12 @@ public:
         stage_ = stage;
     }
 
+    /// The gradients stand where a checkpoint says.
+    void restore_stage(Stage stage) {
+        stage_ = stage;
+        cleared_.clear();
+    }
+
     /// Gradients that have been unscaled or clipped cannot take more.
     void expect_backward() const {
         check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),

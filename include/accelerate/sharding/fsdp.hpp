@@ -99,6 +99,17 @@ public:
 
     ShardEngine<Comm> const& engine() const { return *engine_; }
 
+    /// Calls `f(slot, part, from)` for each parameter of which this rank keeps some, trainable or not: `part` is its elements from `from`
+    /// on, in memory order, where they are kept.
+    template <class F>
+    void for_each_part(F&& f) const {
+        for (auto const* unit : engine_->units)
+            for (auto const& slot : unit->slots()) {
+                auto const from = std::max(slot.begin, unit->begin()), to = std::min(slot.end(), unit->begin() + unit->shard().numel());
+                if (from < to || slot.numel == 0) f(slot, unit->shard().narrow(0, std::max<int64_t>(from - unit->begin(), 0), std::max<int64_t>(to - from, 0)), from - slot.begin);
+            }
+    }
+
 private:
     Unit& root() { return *engine_->units.front(); }
 

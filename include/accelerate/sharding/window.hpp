@@ -41,6 +41,11 @@ public:
     /// Micro-batches in the window so far, this one included.
     int64_t micro_batches() const { return micro_batches_; }
 
+    /// Micro-batches since the last window that was closed by the loader's end or by its number.
+    int64_t position() const { return position_; }
+    /// Goes on where another one stood.
+    void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
+
     /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
     bool set_closed(bool closed) { return std::exchange(closed_, closed); }
 

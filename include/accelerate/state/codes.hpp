@@ -50,6 +50,17 @@ inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
 inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
 inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
 
+// Checkpoints.
 inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
+inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
+inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
+inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
+inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
+inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
+inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
+inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
+inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
 }  // namespace accelerate::code

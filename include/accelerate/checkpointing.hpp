@@ -1,0 +1,198 @@
+#pragma once
+
+#include <accelerate/core/random_state.hpp>
+#include <accelerate/module/unique_parameters.hpp>
+#include <accelerate/state/checkpoint.hpp>
+#include <accelerate/training.hpp>
+#include <set>
+
+namespace accelerate::detail {
+
+/// Everything that a loaded state and a model do not have in common, as one error.
+inline void refuse_other_names(std::string const& who, std::set<std::string> const& expected, TensorMap const& found) {
+    std::string missing, unexpected;
+    int64_t count = 0;
+    auto const add = [&](std::string& list, std::string const& name) {
+        if (++count <= 20) list += (list.empty() ? "" : ", ") + state::quote(name);
+    };
+    for (auto const& name : expected)
+        if (!found.contains(name)) add(missing, name);
+    for (auto const& [name, t] : found)
+        if (!expected.contains(name)) add(unexpected, name);
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit: missing ", missing.empty() ? "none" : missing, "; unexpected ", unexpected.empty() ? "none" : unexpected,
+          count > 20 ? "; the first 20 are shown" : "");
+}
+
+inline void copy_checked(std::string const& who, at::Tensor const& to, at::Tensor const& from) {
+    check(to.sizes() == from.sizes() && to.scalar_type() == from.scalar_type(), code::ck_keys, "load_state: ", state::quote(who), " has shape ", from.sizes(), " and dtype ", from.scalar_type(),
+          " in the checkpoint, here ", to.sizes(), " and ", to.scalar_type());
+    to.copy_(from);
+}
+
+/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
+template <class Model>
+inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
+
+/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
+template <class Model>
+TensorMap gradients_of(Model const& model) {
+    TensorMap all;
+    for (auto const& flat : std::span<sharding::Flat const>(model.flats()))
+        for (auto const& slot : flat.slots) {
+            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
+            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
+        }
+    return all;
+}
+
+/// Parameters; buffers; the accumulation window with its gradients.
+template <class Module, class Model>
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, bool alone) {
+    using state::Whose;
+    auto const parameters = [=] {
+        StateDict s;
+        if constexpr (in_parts<Model>) {
+            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
+                s.tensors.insert(slot.name, part);
+                s.values["slices"][slot.name] = {from, from + part.numel()};
+                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
+            });
+        } else {
+            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
+        }
+        return s;
+    };
+    auto const load_parameters = [=](StateDict const& s) {
+        at::NoGradGuard const no_grad;
+        auto const own = parameters();
+        std::set<std::string> expected;
+        for (auto const& [key, t] : own.tensors) expected.insert(key);
+        refuse_other_names(name, expected, s.tensors);
+        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+        model->parameters_changed();
+    };
+    auto const buffers = [=] {
+        StateDict s;
+        for (auto const& b : module->named_buffers())
+            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
+        return s;
+    };
+    auto const load_buffers = [=](StateDict const& s) {
+        at::NoGradGuard const no_grad;
+        auto const own = buffers();
+        std::set<std::string> expected;
+        for (auto const& [key, t] : own.tensors) expected.insert(key);
+        refuse_other_names(name + "_buffers", expected, s.tensors);
+        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+    };
+    auto const window = [=] {
+        using sharding::Stage;
+        auto const stage = model->stage();
+        bool const gradients = !model->window_closed() || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
+        StateDict s;
+        s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
+                    {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
+                    {"ranks", model->replicas()}};
+        if (gradients) s.tensors = gradients_of(*model);
+        return s;
+    };
+    auto const load_window = [=](StateDict const& s) {
+        auto const who = name + "_window";
+        bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
+        auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
+        check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
+              "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
+        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
+        at::NoGradGuard const no_grad;
+        auto const own = gradients_of(*model);
+        if (with_gradients) {
+            std::set<std::string> expected;
+            for (auto const& [key, t] : own) expected.insert(key);
+            refuse_other_names(who, expected, s.tensors);
+        }
+        for (auto const& [key, t] : own) {
+            if (with_gradients) copy_checked(key, t, s.tensors.at(key));
+            else t.zero_();
+        }
+        model->window().restore(position, micro_batches, closed);
+        model->restore_stage(static_cast<sharding::Stage>(stage));
+        model->forget_verdict();
+        model->take_scale();
+        model->scale_gradients(s.value<double>("gradient_scale", who));
+        model->loss_scale = s.value<double>("loss_scale", who);
+        model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
+    };
+    auto const shared = alone ? Whose::EachOrFirst : in_parts<Model> ? Whose::Parts : Whose::All;
+    return {{name, shared, parameters, load_parameters}, {name + "_buffers", Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", Whose::EachOrFirst, window, load_window}};
+}
+
+/// Anything that gives and takes a `StateDict`, by a handle that is kept.
+template <class Handle>
+state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
+    auto const kept = std::make_shared<Handle>(std::move(handle));
+    state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    if constexpr (requires { kept->make_state(); })
+        c.holds = [kept] {
+            kept->make_state();
+            return kept->state_dict();
+        };
+    return c;
+}
+
+/// The random streams of the CPU and of a device.
+inline state::Component random_component(at::DeviceType device) {
+    auto const set = [](at::DeviceType type, at::Tensor const& saved) {
+        try {
+            set_random_state(type, saved);
+        } catch (c10::Error const& e) {
+            throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
+        }
+    };
+    return {"random", state::Whose::Each,
+            [=] {
+                StateDict s;
+                s.tensors.insert("cpu", random_state(at::kCPU));
+                if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+                return s;
+            },
+            [=](StateDict const& s) {
+                check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+                set(at::kCPU, s.tensors.at("cpu"));
+                if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+            }};
+}
+
+/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first.
+inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
+    std::vector<std::pair<int64_t, std::filesystem::path>> found;
+    std::error_code failed;
+    for (auto const& entry : std::filesystem::directory_iterator(folder, failed)) {
+        auto const name = entry.path().filename().string();
+        constexpr std::string_view prefix = "checkpoint_";
+        auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
+        if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos || (digits.size() > 1 && digits[0] == '0')) continue;
+        if (std::filesystem::is_directory(entry.symlink_status())) found.emplace_back(std::stoll(digits), entry.path());
+    }
+    std::sort(found.rbegin(), found.rend());
+    return found;
+}
+
+/// All components' states from a folder, then into the components. Nothing has been changed when reading fails. Collective.
+template <class Comm>
+void load_components(Comm const& comm, std::filesystem::path const& dir, std::vector<state::Component> const& components) {
+    std::unique_ptr<state::CheckpointReader> reader;
+    state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
+    state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    std::vector<std::optional<StateDict>> states;
+    state::together(comm, [&] {
+        for (auto const& component : components) states.push_back(reader->state_of(component, comm.rank()));
+    });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i) {
+            if (states[i]) components[i].load(*states[i]);
+            else log::warning("load_state: the checkpoint is of ", reader->manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+        }
+    });
+}
+
+}  // namespace accelerate::detail

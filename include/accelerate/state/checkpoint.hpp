@@ -1,0 +1,280 @@
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <sys/syscall.h>
+
+#include <accelerate/state/component.hpp>
+#include <accelerate/state/file_hash.hpp>
+#include <accelerate/state/manifest.hpp>
+#include <accelerate/state/output_file.hpp>
+#include <accelerate/state/reader.hpp>
+#include <accelerate/state/save_file.hpp>
+#include <accelerate/state/together.hpp>
+#include <map>
+#include <memory>
+#include <random>
+
+namespace accelerate::state {
+
+namespace detail {
+
+inline std::string rank_file(int64_t rank) {
+    char name[40];
+    std::snprintf(name, sizeof name, "rank-%05lld.safetensors", static_cast<long long>(rank));
+    return name;
+}
+
+inline void only_for_owner(std::filesystem::path const& path) {
+    if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
+}
+
+inline void sync_folder(std::filesystem::path const& folder) {
+    Descriptor const fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) fail_io("cannot sync the folder", folder, errno);
+}
+
+/// Gives a folder its name, unless that is taken: E_EXISTS.
+inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
+    constexpr unsigned no_replace = 1;
+    if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return;
+    check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
+    if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
+    std::error_code failed;  // a file system that cannot do it in one step
+    check(!std::filesystem::exists(to), code::exists, "save_state: there is something at ", to, " already");
+    std::filesystem::rename(from, to, failed);
+    if (failed) fail_io("cannot rename a folder to", to, failed.value());
+}
+
+/// What one rank puts into its file, and what it tells of it.
+struct Contribution {
+    TensorMap tensors;
+    nlohmann::json tells = {{"values", nlohmann::json::object()}, {"own", nlohmann::json::object()}, {"tensors", nlohmann::json::object()}};
+};
+
+inline Contribution contribution(std::vector<Component> const& components, int64_t rank) {
+    Contribution c;
+    for (auto const& component : components) {
+        auto state = component.save();
+        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
+        state.values.erase("slices"), state.values.erase("shapes");
+        bool const own = is_own(component.whose);
+        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
+        for (auto const& [name, tensor] : state.tensors) {
+            auto const key = (own ? "own/" : "") + component.name + "/" + name;
+            bool const part = slices.contains(name);
+            if (component.whose == Whose::All && rank != 0) continue;
+            c.tensors.insert(key, tensor);
+            if (own) continue;
+            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
+            if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
+            else entry["shape"] = tensor.sizes().vec();
+        }
+    }
+    return c;
+}
+
+/// What all ranks have told, as one.
+inline Manifest merged(std::vector<std::string> const& told, nlohmann::json about) {
+    Manifest m;
+    m.world = static_cast<int64_t>(told.size());
+    m.about = std::move(about);
+    for (int64_t r = 0; r < m.world; ++r) {
+        auto const j = nlohmann::json::parse(told[static_cast<size_t>(r)]);
+        m.files.push_back({rank_file(r), j.at("size").get<int64_t>(), j.at("hash").get<std::string>()});
+        if (r == 0) m.values = j.at("values");
+        m.ranks.push_back(j.at("own"));
+        for (auto const& [name, entry] : j.at("tensors").items()) {
+            auto& t = m.tensors[name];
+            t.dtype = dtypes[static_cast<size_t>(find_dtype(entry.at("dtype").get<std::string>()))].type;
+            t.shape = entry.at("shape").get<std::vector<int64_t>>();
+            t.whole = !entry.contains("from");
+            if (!t.whole) t.strides = entry.at("strides").get<std::vector<int64_t>>();
+            t.parts.push_back({r, t.whole ? 0 : entry.at("from").get<int64_t>(), t.whole ? t.numel() : entry.at("to").get<int64_t>()});
+        }
+    }
+    return m;
+}
+
+}  // namespace detail
+
+/// Writes the components as the folder `dir`, which appears under its name whole or not at all: each rank writes a file into a hidden
+/// folder beside it and makes it durable, rank 0 adds the manifest, renames, and makes that durable. Collective; an error on one rank is the
+/// same error on all, and leaves nothing behind. Gives the bytes written by all ranks. Errors: E_EXISTS, E_NO_SPACE, E_IO.
+template <class Comm>
+int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json const& about) {
+    std::string hidden;
+    together(comm, [&] {
+        if (comm.rank() != 0) return;
+        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
+        auto const parent = dir.has_parent_path() ? dir.parent_path() : std::filesystem::path(".");
+        std::error_code failed;
+        std::filesystem::create_directories(parent, failed);
+        if (failed) fail_io("cannot make the folder", parent, failed.value());
+        std::random_device random;
+        hidden = (parent / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
+        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
+    });
+    comm.broadcast_bytes(hidden, 0);
+    int64_t bytes = 0;
+    try {
+        std::vector<std::string> told;
+        std::string mine;
+        together(comm, [&] {
+            auto const path = std::filesystem::path(hidden) / detail::rank_file(comm.rank());
+            auto c = detail::contribution(components, comm.rank());
+            save_file(c.tensors, path);
+            detail::only_for_owner(path);
+            InputFile const written(path);
+            c.tells["size"] = written.size(), c.tells["hash"] = hash_of(written);
+            mine = c.tells.dump();
+        });
+        told = comm.all_gather_bytes(mine);
+        together(comm, [&] {
+            auto const manifest = detail::merged(told, about);
+            for (auto const& f : manifest.files) bytes += f.size;
+            if (comm.rank() != 0) return;
+            auto const text = manifest.text();
+            static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
+            auto const path = std::filesystem::path(hidden) / Manifest::file_name;
+            OutputFile file(path, static_cast<int64_t>(text.size()));
+            file.write(text);
+            file.commit();
+            detail::only_for_owner(path);
+            detail::rename_to_new(hidden, dir);
+            detail::sync_folder(dir.has_parent_path() ? dir.parent_path() : std::filesystem::path("."));
+        });
+    } catch (...) {
+        std::error_code ignored;
+        if (comm.rank() == 0) std::filesystem::remove_all(hidden, ignored);
+        throw;
+    }
+    return bytes;
+}
+
+/// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
+/// it is executed.
+class CheckpointReader {
+public:
+    /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
+    explicit CheckpointReader(std::filesystem::path dir) : dir_(std::move(dir)) {
+        auto const path = dir_ / Manifest::file_name;
+        check(std::filesystem::exists(std::filesystem::symlink_status(dir_)), code::io, "load_state: there is no folder ", dir_);
+        check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
+        InputFile const file(path);
+        check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
+        std::string text(static_cast<size_t>(file.size()), '\0');
+        file.read_at(text.data(), file.size(), 0);
+        manifest_ = Manifest::parse(text, path.string());
+        for (auto const& f : manifest_.files) {
+            check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
+            auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));
+            check(size == f.size, code::ck_file_set, "load_state: ", dir_ / f.name, " has ", size, " bytes; the manifest says ", f.size);
+        }
+        for (auto const& entry : std::filesystem::directory_iterator(dir_)) {
+            auto const name = entry.path().filename().string();
+            check(name == Manifest::file_name || std::any_of(manifest_.files.begin(), manifest_.files.end(), [&](auto const& f) { return f.name == name; }), code::ck_file_set, "load_state: ", dir_, " has ",
+                  quote(name), ", which is not in its manifest");
+        }
+    }
+
+    Manifest const& manifest() const { return manifest_; }
+    std::filesystem::path const& dir() const { return dir_; }
+
+    /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
+    void verify(int64_t first = 0, int64_t step = 1) const {
+        for (auto i = first; i < manifest_.world; i += step) {
+            auto const& f = manifest_.files[static_cast<size_t>(i)];
+            auto const found = hash_of(InputFile(dir_ / f.name));
+            check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
+        }
+    }
+
+    /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
+    /// Error E_CK_KEYS when the checkpoint has no such component. Empty: there is none of this rank, and it keeps what it has.
+    std::optional<StateDict> state_of(Component const& component, int64_t rank) {
+        bool const own = is_own(component.whose);
+        if (own && rank >= manifest_.world) {
+            if (component.whose == Whose::Each) return {};
+            rank = 0;
+        }
+        auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
+        check(values.contains(component.name), code::ck_keys, "load_state: ", dir_, " has no state of \"", component.name, "\"; it has ", names(values));
+        StateDict state{{}, values.at(component.name)};
+        if (own) {
+            auto& file = reader(rank);
+            auto const prefix = "own/" + component.name + "/";
+            for (auto const& info : file.tensors())
+                if (info.name.starts_with(prefix)) state.tensors.insert(info.name.substr(prefix.size()), file.read(info));
+            return state;
+        }
+        StateDict held;
+        if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
+        auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const name = it->first.substr(prefix.size());
+            if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
+            auto const& saved = it->second;
+            if (!slices.contains(name)) {
+                state.tensors.insert(name, whole(it->first, saved));
+                continue;
+            }
+            auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
+            auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
+            check(to <= saved.numel() && strides.size() == saved.shape.size(), code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+                  shapes.at(name).at("shape").dump());
+            if (!saved.whole && saved.strides == strides) {
+                state.tensors.insert(name, elements(it->first, saved, from, to));
+            } else {
+                auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
+                in_memory_order.copy_(whole(it->first, saved));
+                state.tensors.insert(name, in_memory_order.as_strided({saved.numel()}, {1}).narrow(0, from, to - from));
+            }
+            state.values["slices"][name] = {from, to};
+        }
+        return state;
+    }
+
+private:
+    static std::string names(nlohmann::json const& values) {
+        std::string all;
+        for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
+        return all.empty() ? "none" : all;
+    }
+
+    SafetensorsReader& reader(int64_t file) {
+        auto& r = readers_[file];
+        if (!r) r = std::make_unique<SafetensorsReader>(dir_ / manifest_.files.at(static_cast<size_t>(file)).name);
+        return *r;
+    }
+
+    /// What one file has of a tensor.
+    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
+        auto const* info = reader(p.file).find(name);
+        check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
+        auto tensor = reader(p.file).read(*info);
+        check(tensor.scalar_type() == t.dtype && tensor.numel() == p.to - p.from, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
+        return tensor;
+    }
+
+    at::Tensor whole(std::string const& name, ManifestTensor const& t) {
+        return t.whole ? part(name, t, t.parts[0]) : elements(name, t, 0, t.numel()).as_strided(t.shape, t.strides).contiguous();
+    }
+
+    /// Elements [from, to) in memory order, of a tensor that is in parts.
+    at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
+        auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
+        for (auto const& p : t.parts) {
+            auto const begin = std::max(p.from, from), end = std::min(p.to, to);
+            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p).view({-1}).narrow(0, begin - p.from, end - begin));
+        }
+        return all;
+    }
+
+    std::filesystem::path dir_;
+    Manifest manifest_;
+    std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
+};
+
+}  // namespace accelerate::state

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <accelerate/core/state_dict.hpp>
+#include <functional>
+#include <string>
+
+namespace accelerate::state {
+
+/// Whose a component's state is.
+enum class Whose {
+    All,          ///< one state, which every rank has: rank 0 writes it
+    Parts,        ///< one state, of which every rank holds and writes some; parts of tensors are listed under "slices" and "shapes"
+    Each,         ///< every rank's own; a rank that the checkpoint did not have keeps what it has
+    EachOrFirst,  ///< every rank's own; a rank that the checkpoint did not have takes rank 0's
+};
+
+constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
+
+/// One thing whose state goes into a checkpoint.
+struct Component {
+    std::string name;
+    Whose whose = Whose::All;
+    std::function<StateDict()> save;
+    std::function<void(StateDict const&)> load;
+    std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+};
+
+}  // namespace accelerate::state

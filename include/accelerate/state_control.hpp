@@ -1,0 +1,107 @@
+#pragma once
+
+#include <torch/version.h>
+
+#include <accelerate/checkpointing.hpp>
+#include <accelerate/core/version.hpp>
+#include <chrono>
+
+namespace accelerate {
+
+/// Checkpoints: the part of Python's `Accelerator` that saves and restores a run. `Derived` has `training_`, to which this is a friend.
+template <class Derived>
+class StateControl {
+public:
+    /// Adds objects of yours to what `save_state` saves, as "custom_checkpoint_0" and so on (Python's `register_for_checkpointing`). They have
+    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator.
+    template <class... Objects>
+    void register_for_checkpointing(Objects&... objects) {
+        static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
+        if constexpr ((stateful<Objects> && ...))
+            (own().training_->components.push_back({concat("custom_checkpoint_", own().training_->registered++), state::Whose::All, [&objects] { return StateDict(objects.state_dict()); },
+                                              [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+    }
+
+    /// Writes everything that was prepared or registered, and the random streams, as the folder `dir`: models, optimizers, schedules,
+    /// scaler, loaders, and the accumulation window with its gradients. Resuming from it goes on as if nothing had happened, bit for bit;
+    /// between windows also on another number of ranks or under another sharding. `dir` appears whole or not at all. Collective.
+    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank.
+    void save_state(std::filesystem::path const& dir) {
+        auto const begin = std::chrono::steady_clock::now();
+        auto& t = own().training_->settled();
+        auto const bytes = state::write_checkpoint(t.comm, dir, all_components(), {{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}});
+        log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+    }
+    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; then, where `total_limit` says so, older ones go.
+    /// Gives the folder.
+    std::filesystem::path save_state() {
+        auto const folder = checkpoints();
+        std::string name;
+        if (own().is_main_process()) {
+            auto const there = detail::numbered_checkpoints(folder);
+            name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
+        }
+        own().training_->settled().comm.broadcast_bytes(name, 0);
+        save_state(folder / name);
+        if (own().is_main_process() && own().training_->options.total_limit > 0) {
+            auto const there = detail::numbered_checkpoints(folder);
+            for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) {
+                std::error_code failed;
+                std::filesystem::remove_all(there[i].second, failed);
+                if (failed) log::warning("save_state: cannot remove ", there[i].second, ": ", failed.message());
+            }
+        }
+        return folder / name;
+    }
+
+    /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
+    /// nothing has been changed where the folder cannot be read.
+    void load_state(std::filesystem::path const& dir) { detail::load_components(own().training_->settled().comm, dir, all_components()); }
+
+    /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
+    /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
+    bool resume() {
+        auto& comm = own().training_->settled().comm;
+        std::string newest;
+        state::together(comm, [&] {
+            if (!own().is_main_process()) return;
+            auto const there = detail::numbered_checkpoints(checkpoints());
+            for (auto const& [number, dir] : there) {
+                try {
+                    state::CheckpointReader(dir).verify();
+                    newest = dir.string();
+                    return;
+                } catch (Error const& e) {
+                    log::warning("resume: ", dir, " is passed over: ", e.what());
+                }
+            }
+            check(there.empty(), code::ck_incomplete, "resume: none of the ", there.size(), " checkpoints in ", checkpoints(), " is whole");
+        });
+        comm.broadcast_bytes(newest, 0);
+        if (newest.empty()) return false;
+        load_state(newest);
+        log::info("resume: ", newest);
+        return true;
+    }
+
+private:
+    std::filesystem::path checkpoints() const {
+        check(!own().project_dir().empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
+        return own().project_dir() / "checkpoints";
+    }
+
+    std::vector<state::Component> all_components() const {
+        auto all = own().training_->components;
+        if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
+            auto guard = own().training_->guard;
+            all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+        }
+        all.push_back(detail::random_component(Derived::device_type::type));
+        return all;
+    }
+
+    Derived& own() { return static_cast<Derived&>(*this); }
+    Derived const& own() const { return static_cast<Derived const&>(*this); }
+};
+
+}  // namespace accelerate
