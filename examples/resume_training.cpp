@@ -1,0 +1,59 @@
+// Trains for 120 optimizer steps and saves all five. Kill it at any moment, in whatever way, and run it again: it goes on from the newest
+// checkpoint that is whole, and ends with the loss of a run that was never killed, to the last bit.
+//   mpirun -n 2 ./resume_training runs/killed
+#include <torch/torch.h>
+
+#include <accelerate.hpp>
+
+namespace acc = accelerate;
+using Run = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>>;
+
+template <class S = acc::Plain>
+struct Net : torch::nn::Module {
+    Net() : up(this, "up", 8, 256), down(this, "down", 256, 1) {}
+    torch::Tensor forward(torch::Tensor const& x) { return down(torch::dropout(torch::relu(up(x)), 0.1, is_training())); }
+    acc::Linear<S> up, down;
+};
+
+/// The sum of the squares of eight numbers.
+struct Samples {
+    size_t size() const { return 1000; }
+    std::pair<torch::Tensor, torch::Tensor> operator[](size_t i) const {
+        auto const x = at::randn({8}, at::detail::createCPUGenerator(i));
+        return {x, x.square().sum(0, true)};
+    }
+};
+
+int main(int argc, char** argv) {
+    return acc::run([&] {
+        acc::check(argc == 2, acc::code::config, "resume_training: name a folder for the run");
+        Run accelerator({.gradient_accumulation_steps = 2, .project_dir = argv[1], .total_limit = 3});
+        torch::manual_seed(100 + accelerator.process_index());  // dropout is drawn from here; its state is saved and restored like all else
+        auto [model, optimizer, train, schedule] =
+            accelerator.prepare(accelerator.make<Net>(), acc::optim::AdamW{.lr = 3e-3}, acc::data::Loader{Samples(), {.batch_size = 4, .shuffle = true, .seed = 42}},
+                                acc::schedule::Cosine{.warmup = acc::OptimizerSteps{10}, .total = acc::OptimizerSteps{120}});
+        if (accelerator.resume()) accelerator.print("goes on behind step", optimizer.steps());
+        double loss_of_step = 0;
+        while (optimizer.steps() < 120)
+            for (auto& [x, y] : train) {
+                {
+                    auto window = accelerator.accumulate(model);
+                    auto const loss = torch::mse_loss(model(x), y);
+                    accelerator.backward(loss);
+                    accelerator.clip_grad_norm(model, 10.0);
+                    optimizer.step();
+                    schedule.step();
+                    optimizer.zero_grad();
+                    loss_of_step = accelerator.reduce(loss.detach(), "mean").item<double>();
+                }
+                if (accelerator.sync_gradients() && optimizer.steps() % 5 == 0) {
+                    accelerator.save_state();
+                    accelerator.print("saved step", optimizer.steps());
+                }
+                if (optimizer.steps() == 120) break;
+            }
+        char exact[40];
+        std::snprintf(exact, sizeof exact, "%.17g", loss_of_step);
+        accelerator.print("done, loss", exact);
+    });
+}

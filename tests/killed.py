@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Kills examples/resume_training at random moments until it is done, again and again: what it goes on from is never older than the last
+checkpoint that it has reported, and it ends as a run that was never killed.
+
+  killed.py KILLS BINARY [MPIRUN...]     KILLS: at least so many; MPIRUN: the words that start two ranks
+"""
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+kills, binary, mpirun = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+command = [*mpirun, binary]
+random.seed(20)
+
+
+def whole(folder):
+    return subprocess.run([*command, folder], check=True, capture_output=True, text=True, timeout=100).stdout
+
+
+def ranks_of(process):
+    """The processes that run the binary below a launcher."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stat:
+                    parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+                if parent == process.pid and os.readlink(f"/proc/{entry}/exe") == os.path.realpath(binary):
+                    found.append(int(entry))
+            except OSError:
+                pass
+    return found or [process.pid]
+
+
+with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
+    begin = time.monotonic()
+    expected = re.search(r"done, loss (\S+)", whole(os.path.join(folder, "reference")))[1]
+    seconds = time.monotonic() - begin
+    killed = killed_while_saving = runs = 0
+    wrong = []
+    while killed < kills and not wrong:
+        runs += 1
+        run = os.path.join(folder, f"run{runs}")
+        reported = 0
+        for attempt in range(40):
+            process = subprocess.Popen([*command, run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            last = attempt == 39 or killed >= kills
+            if not last:
+                time.sleep(random.uniform(0.4, 1.0) * seconds)
+                if process.poll() is None:
+                    checkpoints = os.path.join(run, "checkpoints")
+                    saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp-") for name in os.listdir(checkpoints))
+                    victim = random.choice(ranks_of(process))
+                    try:
+                        os.kill(victim, signal.SIGKILL)
+                        killed += 1
+                        killed_while_saving += saving
+                    except ProcessLookupError:
+                        pass
+            begin = time.monotonic()
+            out, err = process.communicate(timeout=100)
+            if not last and time.monotonic() - begin > 10:
+                wrong.append("the other rank did not notice for 10 s")
+            went_on = re.search(r"goes on behind step (\d+)", out)
+            trained = went_on or "saved step" in out or "done" in out  # else it was killed before it came to that
+            if reported and trained and (not went_on or int(went_on[1]) < reported):
+                wrong.append(f"run {runs}: step {reported} was reported as saved, but it went on {went_on[0] if went_on else 'from nothing'}\n{err[-2000:]}")
+            reported = max([reported, *(int(step) for step in re.findall(r"saved step (\d+)", out))])
+            done = re.search(r"done, loss (\S+)", out)
+            if done:
+                if done[1] != expected:
+                    wrong.append(f"run {runs}: loss {done[1]}, expected {expected}")
+                break
+        else:
+            wrong.append(f"run {runs} never ended\n{err[-2000:]}")
+print(f"{killed} kills in {runs} runs ({killed_while_saving} while a checkpoint was written): {'nothing lost, every run ends as one that was never killed' if not wrong else wrong}")
+sys.exit(1 if wrong else 0)
