@@ -119,7 +119,6 @@
 #include <charconv>
 #include <c10/core/GradMode.h>
 #include <torch/version.h>
-#include <sys/syscall.h>
 #include <xxhash.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
@@ -13989,8 +13988,7 @@ inline void sync_folder(std::filesystem::path const& folder) {
 
 /// Gives a folder its name, unless that is taken: E_EXISTS.
 inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
-    constexpr unsigned no_replace = 1;
-    if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return;
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
     check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
     if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
     std::error_code failed;  // a file system that cannot do it in one step
@@ -14390,11 +14388,14 @@ inline state::Component random_component(at::DeviceType device) {
             }};
 }
 
-/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first.
+/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
+/// listed.
 inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
     std::vector<std::pair<int64_t, std::filesystem::path>> found;
     std::error_code failed;
-    for (auto const& entry : std::filesystem::directory_iterator(folder, failed)) {
+    std::filesystem::directory_iterator entries(folder, failed);
+    if (failed && failed != std::errc::no_such_file_or_directory) state::fail_io("cannot list the folder", folder, failed.value());  // nothing is not taken for none
+    for (auto const& entry : entries) {
         auto const name = entry.path().filename().string();
         constexpr std::string_view prefix = "checkpoint_";
         auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
@@ -14476,21 +14477,16 @@ public:
     /// Gives the folder.
     std::filesystem::path save_state() {
         auto const folder = checkpoints();
+        auto& comm = own().training_->settled().comm;
         std::string name;
-        if (own().is_main_process()) {
+        state::together(comm, [&] {
+            if (!own().is_main_process()) return;
             auto const there = detail::numbered_checkpoints(folder);
             name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
-        }
-        own().training_->settled().comm.broadcast_bytes(name, 0);
+        });
+        comm.broadcast_bytes(name, 0);
         save_state(folder / name);
-        if (own().is_main_process() && own().training_->options.total_limit > 0) {
-            auto const there = detail::numbered_checkpoints(folder);
-            for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) {
-                std::error_code failed;
-                std::filesystem::remove_all(there[i].second, failed);
-                if (failed) log::warning("save_state: cannot remove ", there[i].second, ": ", failed.message());
-            }
-        }
+        if (own().is_main_process() && own().training_->options.total_limit > 0) retire(folder);
         return folder / name;
     }
 
@@ -14525,6 +14521,14 @@ public:
     }
 
 private:
+    /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
+    void retire(std::filesystem::path const& folder) const try {
+        auto const there = detail::numbered_checkpoints(folder);
+        for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
+    } catch (std::exception const& e) {
+        log::warning("save_state: an old checkpoint stays: ", e.what());
+    }
+
     std::filesystem::path checkpoints() const {
         check(!own().project_dir().empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
         return own().project_dir() / "checkpoints";

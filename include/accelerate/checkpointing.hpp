@@ -162,11 +162,14 @@ inline state::Component random_component(at::DeviceType device) {
             }};
 }
 
-/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first.
+/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
+/// listed.
 inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
     std::vector<std::pair<int64_t, std::filesystem::path>> found;
     std::error_code failed;
-    for (auto const& entry : std::filesystem::directory_iterator(folder, failed)) {
+    std::filesystem::directory_iterator entries(folder, failed);
+    if (failed && failed != std::errc::no_such_file_or_directory) state::fail_io("cannot list the folder", folder, failed.value());  // nothing is not taken for none
+    for (auto const& entry : entries) {
         auto const name = entry.path().filename().string();
         constexpr std::string_view prefix = "checkpoint_";
         auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";

@@ -36,21 +36,16 @@ public:
     /// Gives the folder.
     std::filesystem::path save_state() {
         auto const folder = checkpoints();
+        auto& comm = own().training_->settled().comm;
         std::string name;
-        if (own().is_main_process()) {
+        state::together(comm, [&] {
+            if (!own().is_main_process()) return;
             auto const there = detail::numbered_checkpoints(folder);
             name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
-        }
-        own().training_->settled().comm.broadcast_bytes(name, 0);
+        });
+        comm.broadcast_bytes(name, 0);
         save_state(folder / name);
-        if (own().is_main_process() && own().training_->options.total_limit > 0) {
-            auto const there = detail::numbered_checkpoints(folder);
-            for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) {
-                std::error_code failed;
-                std::filesystem::remove_all(there[i].second, failed);
-                if (failed) log::warning("save_state: cannot remove ", there[i].second, ": ", failed.message());
-            }
-        }
+        if (own().is_main_process() && own().training_->options.total_limit > 0) retire(folder);
         return folder / name;
     }
 
@@ -85,6 +80,14 @@ public:
     }
 
 private:
+    /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
+    void retire(std::filesystem::path const& folder) const try {
+        auto const there = detail::numbered_checkpoints(folder);
+        for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
+    } catch (std::exception const& e) {
+        log::warning("save_state: an old checkpoint stays: ", e.what());
+    }
+
     std::filesystem::path checkpoints() const {
         check(!own().project_dir().empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
         return own().project_dir() / "checkpoints";

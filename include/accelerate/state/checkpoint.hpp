@@ -2,7 +2,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
-#include <sys/syscall.h>
 
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
@@ -11,6 +10,7 @@
 #include <accelerate/state/reader.hpp>
 #include <accelerate/state/save_file.hpp>
 #include <accelerate/state/together.hpp>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <random>
@@ -36,8 +36,7 @@ inline void sync_folder(std::filesystem::path const& folder) {
 
 /// Gives a folder its name, unless that is taken: E_EXISTS.
 inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
-    constexpr unsigned no_replace = 1;
-    if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return;
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
     check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
     if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
     std::error_code failed;  // a file system that cannot do it in one step

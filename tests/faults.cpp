@@ -1,0 +1,261 @@
+// What becomes of checkpoints when the system fails: every file operation of a save can be the one at which the process dies, or that gives an
+// error. The functions of the C library that this program calls are its own, below.
+#include <torch/torch.h>
+
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+#include "support/folder.hpp"
+
+#include <accelerate.hpp>
+#include <cstdarg>
+#include <dlfcn.h>
+#include <functional>
+#include <sys/wait.h>
+
+namespace acc = accelerate;
+namespace fs = std::filesystem;
+
+namespace {
+
+enum class Fault { None, Exit, Error, Half };
+
+/// What the next file operations meet: at number `at`, counted from 1, a fault.
+struct Injector {
+    bool armed = false;
+    Fault fault = Fault::None;
+    int64_t at = 0, calls = 0;
+    int error = 0;
+    std::vector<std::string> trace;  ///< "fsync /path", with the paths of descriptors
+} injector;
+
+std::string path_of(int fd) {
+    std::error_code ignored;
+    return fs::read_symlink("/proc/self/fd/" + std::to_string(fd), ignored).string();
+}
+
+/// Whether this call meets the fault.
+bool meets(std::string const& what) {
+    if (!injector.armed) return false;
+    injector.armed = false;  // whatever is called below is not counted
+    injector.trace.push_back(what);
+    bool const now = ++injector.calls == injector.at;
+    if (now && injector.fault == Fault::Exit) ::_exit(9);
+    injector.armed = true;
+    return now && injector.fault != Fault::None;
+}
+
+template <class F>
+F* real(char const* name) {
+    return reinterpret_cast<F*>(::dlsym(RTLD_NEXT, name));
+}
+
+int fail() {
+    errno = injector.error;
+    return -1;
+}
+
+}  // namespace
+
+extern "C" {
+
+int open(char const* path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    auto const mode = va_arg(arguments, mode_t);
+    va_end(arguments);
+    static auto* const next = real<int(char const*, int, ...)>("open");
+    return meets(std::string("open ") + path) ? fail() : next(path, flags, mode);
+}
+int openat(int folder, char const* path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    auto const mode = va_arg(arguments, mode_t);
+    va_end(arguments);
+    static auto* const next = real<int(int, char const*, int, ...)>("openat");
+    return meets("create " + path_of(folder) + "/" + path) ? fail() : next(folder, path, flags, mode);
+}
+ssize_t write(int fd, void const* data, size_t n) {
+    static auto* const next = real<ssize_t(int, void const*, size_t)>("write");
+    if (!meets("write " + path_of(fd))) return next(fd, data, n);
+    return injector.fault == Fault::Half ? next(fd, data, (n + 1) / 2) : fail();
+}
+int fallocate(int fd, int mode, off_t offset, off_t length) {
+    static auto* const next = real<int(int, int, off_t, off_t)>("fallocate");
+    return meets("fallocate " + path_of(fd)) && injector.fault == Fault::Error ? fail() : next(fd, mode, offset, length);
+}
+int fsync(int fd) {
+    static auto* const next = real<int(int)>("fsync");
+    return meets("fsync " + path_of(fd)) && injector.fault == Fault::Error ? fail() : next(fd);
+}
+int mkdir(char const* path, mode_t mode) noexcept {
+    static auto* const next = real<int(char const*, mode_t)>("mkdir");
+    return meets(std::string("mkdir ") + path) && injector.fault == Fault::Error ? fail() : next(path, mode);
+}
+int chmod(char const* path, mode_t mode) noexcept {
+    static auto* const next = real<int(char const*, mode_t)>("chmod");
+    return meets(std::string("chmod ") + path) && injector.fault == Fault::Error ? fail() : next(path, mode);
+}
+int renameat(int from_folder, char const* from, int to_folder, char const* to) noexcept {
+    static auto* const next = real<int(int, char const*, int, char const*)>("renameat");
+    return meets("rename " + path_of(to_folder) + "/" + to) && injector.fault == Fault::Error ? fail() : next(from_folder, from, to_folder, to);
+}
+int renameat2(int from_folder, char const* from, int to_folder, char const* to, unsigned flags) noexcept {
+    static auto* const next = real<int(int, char const*, int, char const*, unsigned)>("renameat2");
+    return meets(std::string("publish ") + to) && injector.fault == Fault::Error ? fail() : next(from_folder, from, to_folder, to, flags);
+}
+}
+
+namespace {
+
+using Run = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>>;
+
+struct Number {
+    int64_t value = 0;
+    acc::StateDict state_dict() const { return {{}, {{"value", value}}}; }
+    void load_state_dict(acc::StateDict const& s) { value = s.value<int64_t>("value", "Number"); }
+};
+
+/// A run with checkpoints in a folder; each save is of the next number.
+struct Saves {
+    explicit Saves(fs::path const& folder) : accelerator({.project_dir = folder, .total_limit = 2}), model(accelerator.prepare(torch::nn::Linear(40, 30))) { accelerator.register_for_checkpointing(number); }
+
+    void save() {
+        ++number.value;
+        accelerator.save_state();
+    }
+    /// The same with a fault at one call. Gives how many calls there were.
+    template <class F>
+    int64_t with_fault(Fault fault, int64_t at, int error, F&& f) {
+        injector = {true, fault, at, 0, error, {}};
+        try {
+            f();
+        } catch (...) {
+            injector.armed = false;
+            throw;
+        }
+        injector.armed = false;
+        return injector.calls;
+    }
+
+    Run accelerator;
+    decltype(accelerator.prepare(torch::nn::Linear(40, 30))) model;
+    Number number;
+};
+
+/// The number in the newest whole checkpoint, found by a run that knows nothing.
+int64_t found_in(fs::path const& folder) {
+    Saves fresh(folder);
+    return fresh.accelerator.resume() ? fresh.number.value : 0;
+}
+
+bool leftovers(fs::path const& folder) {
+    for (auto const& entry : fs::recursive_directory_iterator(folder))
+        if (entry.path().filename().string().starts_with('.')) return true;
+    return false;
+}
+
+}  // namespace
+
+TEST_CASE("a save that dies at any file operation leaves the checkpoint before it, or itself", "[checkpoint][output_file]") {
+    Folder folder;
+    Saves saves(folder.path);
+    saves.save();
+    saves.save();
+    int64_t points = 0, lost = 0;
+    for (int64_t k = 1;; ++k) {
+        auto const before = found_in(folder.path);
+        saves.number.value = before;
+        auto const child = ::fork();
+        if (child == 0) {
+            saves.with_fault(Fault::Exit, k, 0, [&] { saves.save(); });
+            ::_exit(0);
+        }
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        REQUIRE(WIFEXITED(status));
+        auto const after = found_in(folder.path);
+        lost += after != before && after != before + 1;
+        if (WEXITSTATUS(status) == 0) {
+            lost += after != before + 1;
+            break;
+        }
+        REQUIRE(WEXITSTATUS(status) == 9);
+        ++points;
+    }
+    WARN(points << " crash points, " << lost << " lost");
+    CHECK(points > 20);
+    CHECK(lost == 0);
+    CHECK(std::distance(fs::directory_iterator(folder / "checkpoints"), fs::directory_iterator()) <= 2 + points);  // dead saves' hidden folders are passed over
+}
+
+TEST_CASE("a save whose file operation fails is a typed error that changes nothing", "[checkpoint][output_file]") {
+    Folder folder;
+    Saves saves(folder.path);
+    saves.save();
+    auto const calls = saves.with_fault(Fault::None, 0, 0, [&] { saves.save(); });
+    auto const trace = injector.trace;
+    int64_t trials = 0, wrong = 0;
+    for (int error : {ENOSPC, EIO, EDQUOT, EMFILE, EACCES, EROFS})
+        for (int64_t k = 1; k <= calls; ++k) {
+            auto const before = saves.number.value;
+            std::string code = "none";
+            try {
+                saves.with_fault(Fault::Error, k, error, [&] { saves.save(); });
+            } catch (acc::Error const& e) {
+                code = e.code().name;
+            }
+            auto const published = found_in(folder.path);
+            // Behind the rename the checkpoint is there, whatever is said of it. Reserving space is a favour that may be refused.
+            bool const fine = code == "none" ? published == before + 1 : (published == before || published == before + 1) && code == (error == ENOSPC || error == EDQUOT ? "E_NO_SPACE" : "E_IO");
+            wrong += !fine || leftovers(folder.path);
+            if (!fine) UNSCOPED_INFO("call " << k << " " << injector.trace.back() << ", error " << error << ": " << code << ", " << before << " then " << published);
+            saves.number.value = published;
+            ++trials;
+        }
+    for (int64_t k = 1; k <= calls; ++k) {  // what is no failure: half a write
+        if (!trace[static_cast<size_t>(k - 1)].starts_with("write ")) continue;
+        auto const before = saves.number.value;
+        saves.with_fault(Fault::Half, k, 0, [&] { saves.save(); });
+        wrong += found_in(folder.path) != before + 1;
+        ++trials;
+    }
+    WARN(trials << " faults at " << calls << " calls, " << wrong << " wrong");
+    CHECK(wrong == 0);
+}
+
+TEST_CASE("nothing is published that a power cut could take away", "[checkpoint][output_file]") {
+    Folder folder;
+    Saves saves(folder.path);
+    saves.with_fault(Fault::None, 0, 0, [&] { saves.save(); });
+    auto const trace = injector.trace;
+    auto const published = std::find_if(trace.begin(), trace.end(), [](auto const& line) { return line.starts_with("publish "); });
+    REQUIRE(published != trace.end());
+    // Of each file: its last write, then its fsync, then its name; then the folder's fsync; then the folder's name; then its parent's fsync.
+    auto const last = [&](std::string const& start, auto end) {
+        auto found = end;
+        for (auto it = trace.begin(); it != end; ++it)
+            if (it->starts_with(start)) found = it;
+        return found;
+    };
+    int64_t files = 0;
+    std::string hidden;
+    for (auto it = trace.begin(); it != published; ++it) {
+        if (!it->starts_with("rename ")) continue;
+        auto const name = it->substr(7), directory = fs::path(name).parent_path().string();
+        auto const created = last("create " + directory + "/", it);
+        REQUIRE(created != it);
+        auto const temporary = created->substr(7);
+        auto const written = last("write " + temporary, it), synced = last("fsync " + temporary, it);
+        CHECK((written != it && synced != it && written < synced));
+        auto const folder_synced = std::find(it, published, "fsync " + directory);
+        CHECK(folder_synced != published);
+        hidden = directory;
+        ++files;
+    }
+    CHECK(files == 2);  // the rank's and the manifest
+    auto const parent = fs::path(published->substr(8)).parent_path().string();
+    CHECK(fs::path(hidden).parent_path() == parent);
+    auto const opened = std::find(published, trace.end(), "open " + parent);
+    CHECK(opened != trace.end());
+    CHECK(std::find(opened, trace.end(), "fsync " + parent) != trace.end());
+}
