@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -36,7 +37,6 @@
 #include <cmath>
 #include <span>
 #include <concepts>
-#include <functional>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <array>
@@ -164,6 +164,12 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// `f` is called wherever the outermost loop is between two bodies, or behind its last; nothing is called for an empty one.
+    void set_between(std::function<void()> f) { between_ = std::move(f); }
+    void between_bodies() const {
+        if (between_ && running_.size() <= 1) between_();
+    }
+
     /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
     void keep_windows() { keeps_windows_ = true; }
     bool keeps_windows() const { return keeps_windows_; }
@@ -197,6 +203,7 @@ private:
     std::vector<Running> running_;
     int64_t entered_ = 0;
     bool joined_ = false, keeps_windows_ = false;
+    std::function<void()> between_;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -1947,6 +1954,9 @@ public:
     }
 
     bool skipped() const { return skipped_; }
+    /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
+    bool take_stepped() { return std::exchange(stepped_, false); }
+    void stepped() { stepped_ = true; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -2011,7 +2021,7 @@ private:
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0;
-    bool skipped_ = false;
+    bool skipped_ = false, stepped_ = false;
 };
 
 }  // namespace accelerate
@@ -2034,6 +2044,7 @@ struct accelerator_options {
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
+    bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
     int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
@@ -2058,6 +2069,7 @@ public:
         return true;
     }
     void after_step() {
+        guard->stepped();
         parameters_changed();
         forget_gradients();
         if (updated) updated();
@@ -5089,6 +5101,7 @@ private:
 
     private:
         void next() {
+            core_->context.loops->between_bodies();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();
@@ -12765,6 +12778,7 @@ inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the 
 inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
 inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
 inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
 inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
 }  // namespace accelerate::code
@@ -14426,6 +14440,74 @@ void load_components(Comm const& comm, std::filesystem::path const& dir, std::ve
 
 }  // namespace accelerate::detail
 
+// ---- accelerate/core/stop_signals.hpp
+
+namespace accelerate {
+
+/// While one of these lives, the first SIGTERM, SIGINT or SIGUSR1 only asks this process to stop (`requested`), which is said on stderr; a
+/// second one ends it at once. Signals that the program ignores or handles itself stay its own.
+class StopSignals {
+public:
+    StopSignals() {
+        std::lock_guard const lock(mutex());
+        if (users()++ > 0) return;
+        for (size_t i = 0; i < numbers.size(); ++i) {
+            struct sigaction before {};
+            ours()[i] = ::sigaction(numbers[i], nullptr, &before) == 0 && (before.sa_flags & SA_SIGINFO) == 0 && before.sa_handler == SIG_DFL;
+            if (!ours()[i]) continue;
+            struct sigaction action {};
+            action.sa_handler = &handle;
+            action.sa_flags = SA_RESTART;
+            ::sigaction(numbers[i], &action, nullptr);
+        }
+    }
+    ~StopSignals() {
+        std::lock_guard const lock(mutex());
+        if (--users() > 0) return;
+        for (size_t i = 0; i < numbers.size(); ++i)
+            if (ours()[i]) ::signal(numbers[i], SIG_DFL);
+    }
+    StopSignals(StopSignals const&) = delete;
+    StopSignals& operator=(StopSignals const&) = delete;
+
+    /// The signal that has come; 0: none.
+    static int requested() { return received(); }
+
+private:
+    static constexpr std::array numbers{SIGTERM, SIGINT, SIGUSR1};
+
+    static void handle(int number) {
+        if (received().exchange(number) != 0) {
+            ::signal(number, SIG_DFL);
+            ::raise(number);
+            return;
+        }
+        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the end of this step; once more ends at once\n";
+        static_cast<void>(!::write(STDERR_FILENO, text.data(), text.size()));
+    }
+
+    // What a handler can reach, and what belongs to the process as its handlers do.
+    static std::atomic<int>& received() {
+        static std::atomic<int> number = 0;
+        static_assert(std::atomic<int>::is_always_lock_free);
+        return number;
+    }
+    static std::mutex& mutex() {
+        static std::mutex m;
+        return m;
+    }
+    static int& users() {
+        static int n = 0;
+        return n;
+    }
+    static std::array<bool, numbers.size()>& ours() {
+        static std::array<bool, numbers.size()> which{};
+        return which;
+    }
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/core/version.hpp
 
 #define ACCELERATE_VERSION_MAJOR 0
@@ -14520,6 +14602,25 @@ public:
         return true;
     }
 
+protected:
+    /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
+    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75.
+    void watch_signals() {
+        auto& t = *own().training_;
+        if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
+        signals_.emplace();
+        t.loops->set_between([this] {
+            auto& training = *own().training_;
+            if (!training.guard->take_stepped() || training.in_window()) return;
+            auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
+            if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
+            auto const number = any.template item<int>();
+            if (number == 0) return;
+            auto const dir = save_state();
+            throw Error(code::requeue, concat("signal ", number, " asked to stop; run it again to go on from ", dir));
+        });
+    }
+
 private:
     /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
     void retire(std::filesystem::path const& folder) const try {
@@ -14543,6 +14644,8 @@ private:
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }
+
+    std::optional<StopSignals> signals_;
 
     Derived& own() { return static_cast<Derived&>(*this); }
     Derived const& own() const { return static_cast<Derived const&>(*this); }
@@ -14603,12 +14706,14 @@ public:
     explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
         if constexpr (requires { Device::select(int64_t{}); }) Device::select(training_->comm.local_rank());
         training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
+        this->watch_signals();
     }
     Accelerator(Accelerator const&) = delete;
     Accelerator& operator=(Accelerator const&) = delete;
 
     /// When an exception takes the accelerator down, its peers are told, so that none waits for this rank.
     ~Accelerator() {
+        training_->loops->set_between({});
         if (std::uncaught_exceptions() > exceptions_) training_->comm.leave("an exception ended its training loop");
     }
 

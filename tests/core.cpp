@@ -10,6 +10,7 @@
 #include <accelerate/core/run.hpp>
 #include <accelerate/core/seed.hpp>
 #include <accelerate/core/state_dict.hpp>
+#include <accelerate/core/stop_signals.hpp>
 #include <accelerate/core/units.hpp>
 #include <accelerate/core/version.hpp>
 #include <fcntl.h>
@@ -336,4 +337,37 @@ TEST_CASE("random numbers come again from a state", "[random_state]") {
     acc::set_random_state(at::kCPU, state);
     CHECK(torch::equal(torch::randn({5}), first));
     CHECK_FALSE(torch::equal(torch::randn({5}), first));
+}
+
+TEST_CASE("the first signal asks to stop, the second ends the process", "[stop_signals]") {
+    auto const in_child = [](auto&& f) {
+        auto const child = ::fork();
+        if (child == 0) {
+            ::close(STDERR_FILENO);
+            f();
+            ::_exit(acc::StopSignals::requested());
+        }
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+    };
+    CHECK(in_child([] {
+              acc::StopSignals const one;
+              { acc::StopSignals const two; }
+              ::raise(SIGUSR1);
+          }) == SIGUSR1);
+    CHECK(in_child([] {
+              acc::StopSignals const one;
+              ::raise(SIGUSR1);
+              ::raise(SIGUSR1);
+          }) == -SIGUSR1);
+    CHECK(in_child([] {
+              { acc::StopSignals const one; }
+              ::raise(SIGUSR1);  // nobody asks any more
+          }) == -SIGUSR1);
+    CHECK(in_child([] {
+              ::signal(SIGUSR1, SIG_IGN);
+              acc::StopSignals const one;
+              ::raise(SIGUSR1);
+          }) == 0);
 }

@@ -2,7 +2,9 @@
 """Kills examples/resume_training at random moments until it is done, again and again: what it goes on from is never older than the last
 checkpoint that it has reported, and it ends as a run that was never killed.
 
-  killed.py KILLS BINARY [MPIRUN...]     KILLS: at least so many; MPIRUN: the words that start two ranks
+  killed.py kill TIMES BINARY [MPIRUN...]     SIGKILL; at least so many; MPIRUN: the words that start two ranks
+  killed.py stop TIMES BINARY [MPIRUN...]     SIGTERM, SIGINT or SIGUSR1 to one rank, or SIGUSR1 to mpirun: all save behind the same step, and the
+                                              exit code is 75
 """
 import os
 import random
@@ -13,7 +15,8 @@ import sys
 import tempfile
 import time
 
-kills, binary, mpirun = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+mode, kills, binary, mpirun = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+signals = [signal.SIGKILL] if mode == "kill" else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 command = [*mpirun, binary]
 random.seed(20)
 
@@ -57,8 +60,11 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
                     saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp-") for name in os.listdir(checkpoints))
                     victim = random.choice(ranks_of(process))
                     try:
-                        os.kill(victim, signal.SIGKILL)
-                        killed += 1
+                        if mode == "stop" and mpirun and random.random() < 0.25:
+                            os.kill(process.pid, signal.SIGUSR1)  # which mpirun forwards to all ranks
+                        else:
+                            os.kill(victim, random.choice(signals))
+                        killed += mode == "kill"
                         killed_while_saving += saving
                     except ProcessLookupError:
                         pass
@@ -66,6 +72,11 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
             out, err = process.communicate(timeout=100)
             if not last and time.monotonic() - begin > 10:
                 wrong.append("the other rank did not notice for 10 s")
+            if "asked to stop; run it again" in err:  # others came before or behind the loop
+                killed += 1
+                stops = set(re.findall(r"asked to stop; run it again to go on from .*?(checkpoint_\d+)", err))
+                if process.returncode != 75 or len(stops) != 1:
+                    wrong.append(f"exit code {process.returncode}, checkpoints {stops}\n{err[-2000:]}")
             went_on = re.search(r"goes on behind step (\d+)", out)
             trained = went_on or "saved step" in out or "done" in out  # else it was killed before it came to that
             if reported and trained and (not went_on or int(went_on[1]) < reported):
@@ -78,5 +89,5 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
                 break
         else:
             wrong.append(f"run {runs} never ended\n{err[-2000:]}")
-print(f"{killed} kills in {runs} runs ({killed_while_saving} while a checkpoint was written): {'nothing lost, every run ends as one that was never killed' if not wrong else wrong}")
+print(f"{killed} times {mode} in {runs} runs ({killed_while_saving} while a checkpoint was written): {'nothing lost, every run ends as one that was never killed' if not wrong else wrong}")
 sys.exit(1 if wrong else 0)

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <ATen/ops/scalar_tensor.h>
 #include <torch/version.h>
 
 #include <accelerate/checkpointing.hpp>
+#include <accelerate/core/stop_signals.hpp>
 #include <accelerate/core/version.hpp>
 #include <chrono>
+#include <optional>
 
 namespace accelerate {
 
@@ -79,6 +82,25 @@ public:
         return true;
     }
 
+protected:
+    /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
+    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75.
+    void watch_signals() {
+        auto& t = *own().training_;
+        if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
+        signals_.emplace();
+        t.loops->set_between([this] {
+            auto& training = *own().training_;
+            if (!training.guard->take_stepped() || training.in_window()) return;
+            auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
+            if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
+            auto const number = any.template item<int>();
+            if (number == 0) return;
+            auto const dir = save_state();
+            throw Error(code::requeue, concat("signal ", number, " asked to stop; run it again to go on from ", dir));
+        });
+    }
+
 private:
     /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
     void retire(std::filesystem::path const& folder) const try {
@@ -102,6 +124,8 @@ private:
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }
+
+    std::optional<StopSignals> signals_;
 
     Derived& own() { return static_cast<Derived&>(*this); }
     Derived const& own() const { return static_cast<Derived const&>(*this); }

@@ -11,6 +11,7 @@
 #include <accelerate/sharding/window.hpp>
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace accelerate {
@@ -59,6 +60,9 @@ public:
     }
 
     bool skipped() const { return skipped_; }
+    /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
+    bool take_stepped() { return std::exchange(stepped_, false); }
+    void stepped() { stepped_ = true; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -123,7 +127,7 @@ private:
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0;
-    bool skipped_ = false;
+    bool skipped_ = false, stepped_ = false;
 };
 
 }  // namespace accelerate

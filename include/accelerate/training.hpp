@@ -34,6 +34,7 @@ struct accelerator_options {
     grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
     accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
+    bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
     int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
@@ -58,6 +59,7 @@ public:
         return true;
     }
     void after_step() {
+        guard->stepped();
         parameters_changed();
         forget_gradients();
         if (updated) updated();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -26,6 +27,12 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// `f` is called wherever the outermost loop is between two bodies, or behind its last; nothing is called for an empty one.
+    void set_between(std::function<void()> f) { between_ = std::move(f); }
+    void between_bodies() const {
+        if (between_ && running_.size() <= 1) between_();
+    }
+
     /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
     void keep_windows() { keeps_windows_ = true; }
     bool keeps_windows() const { return keeps_windows_; }
@@ -59,6 +66,7 @@ private:
     std::vector<Running> running_;
     int64_t entered_ = 0;
     bool joined_ = false, keeps_windows_ = false;
+    std::function<void()> between_;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.

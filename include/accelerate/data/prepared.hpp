@@ -142,6 +142,7 @@ private:
 
     private:
         void next() {
+            core_->context.loops->between_bodies();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();

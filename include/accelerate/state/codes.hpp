@@ -61,6 +61,7 @@ inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the 
 inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
 inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
 inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
 inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
 }  // namespace accelerate::code
