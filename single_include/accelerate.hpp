@@ -1465,6 +1465,7 @@ struct Component {
     Whose whose = Whose::All;
     std::function<StateDict()> save;
     std::function<void(StateDict const&)> load;
+    std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
 };
 
@@ -2156,7 +2157,8 @@ public:
     bool in_window() const { return !window.empty(); }
 
     /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
-    std::string next_name(std::string const& kind) const {
+    std::string next_name(std::string const& kind) {
+        std::erase_if(components, [](auto const& c) { return c.gone && c.gone(); });
         auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
         auto name = kind;
         for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);
@@ -5049,8 +5051,18 @@ public:
         core_->resume = true;
     }
 
-    /// Another handle of this loader, for who saves and restores it.
-    Prepared handle() const { return Prepared(core_); }
+    /// Saves and restores this loader as long as somebody has it.
+    class Handle {
+    public:
+        explicit Handle(Prepared const& loader) : core_(loader.core_) {}
+
+        bool gone() const { return core_.expired(); }
+        StateDict state_dict() const { return Prepared(core_.lock()).state_dict(); }
+        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+
+    private:
+        std::weak_ptr<Core> core_;
+    };
 
 private:
     explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}
@@ -14187,7 +14199,7 @@ public:
             }
             auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
-            check(to <= saved.numel() && strides.size() == saved.shape.size(), code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
                   shapes.at(name).at("shape").dump());
             if (!saved.whole && saved.strides == strides) {
                 state.tensors.insert(name, elements(it->first, saved, from, to));
@@ -14248,25 +14260,25 @@ private:
 
 namespace accelerate::detail {
 
-/// Everything that a loaded state and a model do not have in common, as one error.
-inline void refuse_other_names(std::string const& who, std::set<std::string> const& expected, TensorMap const& found) {
-    std::string missing, unexpected;
+/// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
+/// E_CK_KEYS that lists them; nothing has been copied then.
+inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    std::string differences;
     int64_t count = 0;
-    auto const add = [&](std::string& list, std::string const& name) {
-        if (++count <= 20) list += (list.empty() ? "" : ", ") + state::quote(name);
+    auto const add = [&](auto const&... parts) {
+        if (++count <= 20) differences += concat("\n  ", parts...);
     };
-    for (auto const& name : expected)
-        if (!found.contains(name)) add(missing, name);
-    for (auto const& [name, t] : found)
-        if (!expected.contains(name)) add(unexpected, name);
-    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit: missing ", missing.empty() ? "none" : missing, "; unexpected ", unexpected.empty() ? "none" : unexpected,
-          count > 20 ? "; the first 20 are shown" : "");
-}
-
-inline void copy_checked(std::string const& who, at::Tensor const& to, at::Tensor const& from) {
-    check(to.sizes() == from.sizes() && to.scalar_type() == from.scalar_type(), code::ck_keys, "load_state: ", state::quote(who), " has shape ", from.sizes(), " and dtype ", from.scalar_type(),
-          " in the checkpoint, here ", to.sizes(), " and ", to.scalar_type());
-    to.copy_(from);
+    for (auto const& [name, t] : here) {
+        auto const found = loaded.find(name);
+        if (found == loaded.end()) add(state::quote(name), " is missing");
+        else if (found->second.sizes() != t.sizes() || found->second.scalar_type() != t.scalar_type())
+            add(state::quote(name), " has shape ", found->second.sizes(), " and dtype ", found->second.scalar_type(), " there, here ", t.sizes(), " and ", t.scalar_type());
+    }
+    for (auto const& [name, t] : loaded)
+        if (!here.contains(name)) add(state::quote(name), " is unexpected");
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+    at::NoGradGuard const no_grad;
+    for (auto const& [name, t] : here) t.copy_(loaded.at(name));
 }
 
 /// Whether every rank keeps only some of a model's parameters and of their optimizer state.
@@ -14303,12 +14315,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         return s;
     };
     auto const load_parameters = [=](StateDict const& s) {
-        at::NoGradGuard const no_grad;
-        auto const own = parameters();
-        std::set<std::string> expected;
-        for (auto const& [key, t] : own.tensors) expected.insert(key);
-        refuse_other_names(name, expected, s.tensors);
-        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+        copy_by_name(name, parameters().tensors, s.tensors);
         model->parameters_changed();
     };
     auto const buffers = [=] {
@@ -14317,14 +14324,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             if (b.value().defined()) s.tensors.insert(b.key(), b.value());
         return s;
     };
-    auto const load_buffers = [=](StateDict const& s) {
-        at::NoGradGuard const no_grad;
-        auto const own = buffers();
-        std::set<std::string> expected;
-        for (auto const& [key, t] : own.tensors) expected.insert(key);
-        refuse_other_names(name + "_buffers", expected, s.tensors);
-        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
-    };
+    auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
         auto const stage = model->stage();
@@ -14343,17 +14343,9 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
-        at::NoGradGuard const no_grad;
-        auto const own = gradients_of(*model);
-        if (with_gradients) {
-            std::set<std::string> expected;
-            for (auto const& [key, t] : own) expected.insert(key);
-            refuse_other_names(who, expected, s.tensors);
-        }
-        for (auto const& [key, t] : own) {
-            if (with_gradients) copy_checked(key, t, s.tensors.at(key));
-            else t.zero_();
-        }
+        if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
+        else
+            for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(position, micro_batches, closed);
         model->restore_stage(static_cast<sharding::Stage>(stage));
         model->forget_verdict();
@@ -14371,6 +14363,7 @@ template <class Handle>
 state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
     auto const kept = std::make_shared<Handle>(std::move(handle));
     state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
             kept->make_state();
@@ -14527,6 +14520,45 @@ inline constexpr Version version{};
 
 }  // namespace accelerate
 
+// ---- accelerate/state/inspect.hpp
+
+namespace accelerate {
+
+/// What a checkpoint holds.
+struct CheckpointInfo {
+    std::filesystem::path dir;
+    int64_t world = 0;                    ///< ranks that wrote it
+    int64_t bytes = 0;                    ///< of its files
+    int64_t tensors = 0, elements = 0;    ///< of what the ranks share; what each has of its own is not counted
+    std::vector<std::string> components;  ///< "model", "optimizer", ...
+    nlohmann::json about;                 ///< policies and versions
+
+    /// A few lines, to print.
+    std::string describe() const {
+        std::string list;
+        for (auto const& c : components) list += (list.empty() ? "" : ", ") + c;
+        return concat(dir.string(), ": ", bytes, " bytes by ", world, world == 1 ? " rank, " : " ranks, ", tensors, " shared tensors of ", elements, " elements\n  ", list, "\n  ", about.dump(), "\n");
+    }
+};
+
+/// Looks into a checkpoint without reading its tensors. Errors as `load_state`'s, but hashes are not looked at.
+inline CheckpointInfo inspect(std::filesystem::path const& dir) {
+    state::CheckpointReader const reader(dir);
+    auto const& m = reader.manifest();
+    CheckpointInfo info{dir, m.world, 0, static_cast<int64_t>(m.tensors.size()), 0, {}, m.about};
+    for (auto const& f : m.files) info.bytes += f.size;
+    for (auto const& [name, t] : m.tensors) info.elements += t.numel();
+    for (auto const* values : {&m.values, &m.ranks.front()})
+        for (auto const& [name, value] : values->items()) info.components.push_back(name);
+    return info;
+}
+
+/// Reads every file of a checkpoint and compares its hash with the manifest's; error E_CK_HASH for the first that differs, and those of
+/// `inspect`.
+inline void verify(std::filesystem::path const& dir) { state::CheckpointReader(dir).verify(); }
+
+}  // namespace accelerate
+
 // ---- accelerate/state_control.hpp
 
 namespace accelerate {
@@ -14637,6 +14669,7 @@ private:
 
     std::vector<state::Component> all_components() const {
         auto all = own().training_->components;
+        std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
             auto guard = own().training_->guard;
             all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
@@ -14956,7 +14989,8 @@ public:
             Given given(std::forward<AnyLoader>(loader));
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
             typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
-            training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, prepared.handle()));
+            if constexpr (requires { typename decltype(prepared)::Handle; })
+                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, typename decltype(prepared)::Handle(prepared)));
             return prepared;
         }
     }

@@ -25,6 +25,13 @@ struct Net : torch::nn::Module {
     torch::nn::BatchNorm1d norm{register_module("norm", torch::nn::BatchNorm1d(16))};
 };
 
+template <class S = acc::Plain>
+struct Turned : torch::nn::Module {
+    Turned() : a(this, "a", 16, 3), b(this, "b", 16, 16), c(this, "c", 2, 16) {}
+    acc::Linear<S> a, b, c;
+    torch::nn::BatchNorm1d norm{register_module("norm", torch::nn::BatchNorm1d(16))};
+};
+
 struct Samples {
     size_t size() const { return 46; }
     std::pair<torch::Tensor, torch::Tensor> operator[](size_t i) const {
@@ -212,7 +219,7 @@ TEST_CASE("a checkpoint loads under another sharding and number of ranks, bit fo
     CHECK(same == pairs);
 }
 
-TEST_CASE("what is no whole checkpoint is refused by name, and the one before it is taken", "[checkpoint][manifest][file_hash][together]") {
+TEST_CASE("what is no whole checkpoint is refused by name, and the one before it is taken", "[checkpoint][manifest][file_hash][together][inspect]") {
     Folder folder;
     auto const with = [&](auto&& f, int64_t ranks = 1, acc::accelerator_options options = {}) {
         options.project_dir = folder.path;
@@ -243,6 +250,10 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     };
     auto const put = [](fs::path const& path, std::string const& content) { std::ofstream(path, std::ios::binary) << content; };
     CHECK(loading() == "nothing was thrown");
+    acc::verify(newest);
+    auto const info = acc::inspect(newest);
+    CHECK((info.world == 1 && info.bytes == static_cast<int64_t>(bytes.size()) && info.tensors == 8 && info.elements == 3 * 16 + 16 + 16 * 16 + 16 + 16 * 2 + 2 + 16 + 16));
+    CHECK(has(info.describe(), {"model", "model_buffers", "random", "sharding Ddp"}));
 
     // One flipped bit anywhere in the data, a byte less, a byte more.
     for (size_t i = 0; i < 40; ++i) {
@@ -250,6 +261,7 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
         flipped[(i * 7919 + 11) % flipped.size()] ^= static_cast<char>(1 << (i % 8));
         put(file, flipped);
         CHECK(has(loading(), {"E_CK_HASH", "rank-00000.safetensors"}));
+        if (i == 0) CHECK(code_of([&] { acc::verify(newest); }) == acc::code::ck_hash);
     }
     put(file, bytes.substr(0, bytes.size() - 1));
     CHECK(has(loading(), {"E_CK_FILE_SET", "rank-00000.safetensors"}));
@@ -300,6 +312,15 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     for (auto const& [number, dir] : acc::detail::numbered_checkpoints(folder / "checkpoints")) fs::remove(dir / "manifest.json");
     with([](auto& accelerator, auto&) { CHECK(has(error_of([&] { accelerator.resume(); }), {"E_CK_INCOMPLETE", "none of the"})); });
 
+    // A loader that is gone is not saved, and its name is free.
+    with([&](auto& accelerator, auto&) {
+        { auto const once = accelerator.prepare(acc::data::Loader{Samples(), {.batch_size = 2}}); }
+        auto const kept = accelerator.prepare(acc::data::Loader{Samples(), {.batch_size = 2}});
+        accelerator.save_state(folder / "loaders");
+    });
+    auto const own = acc::state::CheckpointReader(folder / "loaders").manifest().ranks.at(0);
+    CHECK((own.contains("loader") && !own.contains("loader_1")));
+
     // On every rank the same error; a taken name; other names; total_limit.
     fs::remove_all(folder / "checkpoints");
     std::atomic<int64_t> right = 0;
@@ -317,8 +338,11 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
         Run<Fp32, Ddp<>> accelerator({}, comm);
         auto model = accelerator.prepare(std::make_shared<torch::nn::LinearImpl>(3, 2));
         right += code_of([&] { accelerator.load_state(folder / "one"); }) == acc::code::ck_keys;
+        Run<Fp32, Fsdp<>> turned({}, comm);  // as many numbers in another shape
+        auto const transposed = turned.prepare(turned.template make<Turned>());
+        right += has(error_of([&] { turned.load_state(folder / "one"); }), {"E_CK_KEYS", "model/a.", "shape"});
     });
-    CHECK(right == 6);
+    CHECK(right == 8);
     Run<Fp32, Ddp<>> without({}, acc::comm::Threads::world());
     CHECK(has(error_of([&] { without.save_state(); }), {"E_CONFIG", "project_dir"}));
 }

@@ -297,7 +297,8 @@ public:
             Given given(std::forward<AnyLoader>(loader));
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
             typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
-            training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, prepared.handle()));
+            if constexpr (requires { typename decltype(prepared)::Handle; })
+                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, typename decltype(prepared)::Handle(prepared)));
             return prepared;
         }
     }

@@ -4,29 +4,28 @@
 #include <accelerate/module/unique_parameters.hpp>
 #include <accelerate/state/checkpoint.hpp>
 #include <accelerate/training.hpp>
-#include <set>
 
 namespace accelerate::detail {
 
-/// Everything that a loaded state and a model do not have in common, as one error.
-inline void refuse_other_names(std::string const& who, std::set<std::string> const& expected, TensorMap const& found) {
-    std::string missing, unexpected;
+/// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
+/// E_CK_KEYS that lists them; nothing has been copied then.
+inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    std::string differences;
     int64_t count = 0;
-    auto const add = [&](std::string& list, std::string const& name) {
-        if (++count <= 20) list += (list.empty() ? "" : ", ") + state::quote(name);
+    auto const add = [&](auto const&... parts) {
+        if (++count <= 20) differences += concat("\n  ", parts...);
     };
-    for (auto const& name : expected)
-        if (!found.contains(name)) add(missing, name);
-    for (auto const& [name, t] : found)
-        if (!expected.contains(name)) add(unexpected, name);
-    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit: missing ", missing.empty() ? "none" : missing, "; unexpected ", unexpected.empty() ? "none" : unexpected,
-          count > 20 ? "; the first 20 are shown" : "");
-}
-
-inline void copy_checked(std::string const& who, at::Tensor const& to, at::Tensor const& from) {
-    check(to.sizes() == from.sizes() && to.scalar_type() == from.scalar_type(), code::ck_keys, "load_state: ", state::quote(who), " has shape ", from.sizes(), " and dtype ", from.scalar_type(),
-          " in the checkpoint, here ", to.sizes(), " and ", to.scalar_type());
-    to.copy_(from);
+    for (auto const& [name, t] : here) {
+        auto const found = loaded.find(name);
+        if (found == loaded.end()) add(state::quote(name), " is missing");
+        else if (found->second.sizes() != t.sizes() || found->second.scalar_type() != t.scalar_type())
+            add(state::quote(name), " has shape ", found->second.sizes(), " and dtype ", found->second.scalar_type(), " there, here ", t.sizes(), " and ", t.scalar_type());
+    }
+    for (auto const& [name, t] : loaded)
+        if (!here.contains(name)) add(state::quote(name), " is unexpected");
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+    at::NoGradGuard const no_grad;
+    for (auto const& [name, t] : here) t.copy_(loaded.at(name));
 }
 
 /// Whether every rank keeps only some of a model's parameters and of their optimizer state.
@@ -63,12 +62,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         return s;
     };
     auto const load_parameters = [=](StateDict const& s) {
-        at::NoGradGuard const no_grad;
-        auto const own = parameters();
-        std::set<std::string> expected;
-        for (auto const& [key, t] : own.tensors) expected.insert(key);
-        refuse_other_names(name, expected, s.tensors);
-        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
+        copy_by_name(name, parameters().tensors, s.tensors);
         model->parameters_changed();
     };
     auto const buffers = [=] {
@@ -77,14 +71,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             if (b.value().defined()) s.tensors.insert(b.key(), b.value());
         return s;
     };
-    auto const load_buffers = [=](StateDict const& s) {
-        at::NoGradGuard const no_grad;
-        auto const own = buffers();
-        std::set<std::string> expected;
-        for (auto const& [key, t] : own.tensors) expected.insert(key);
-        refuse_other_names(name + "_buffers", expected, s.tensors);
-        for (auto const& [key, t] : own.tensors) copy_checked(key, t, s.tensors.at(key));
-    };
+    auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
         auto const stage = model->stage();
@@ -103,17 +90,9 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
-        at::NoGradGuard const no_grad;
-        auto const own = gradients_of(*model);
-        if (with_gradients) {
-            std::set<std::string> expected;
-            for (auto const& [key, t] : own) expected.insert(key);
-            refuse_other_names(who, expected, s.tensors);
-        }
-        for (auto const& [key, t] : own) {
-            if (with_gradients) copy_checked(key, t, s.tensors.at(key));
-            else t.zero_();
-        }
+        if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
+        else
+            for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(position, micro_batches, closed);
         model->restore_stage(static_cast<sharding::Stage>(stage));
         model->forget_verdict();
@@ -131,6 +110,7 @@ template <class Handle>
 state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
     auto const kept = std::make_shared<Handle>(std::move(handle));
     state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
             kept->make_state();

@@ -6,6 +6,7 @@
 #include <accelerate/checkpointing.hpp>
 #include <accelerate/core/stop_signals.hpp>
 #include <accelerate/core/version.hpp>
+#include <accelerate/state/inspect.hpp>
 #include <chrono>
 #include <optional>
 
@@ -117,6 +118,7 @@ private:
 
     std::vector<state::Component> all_components() const {
         auto all = own().training_->components;
+        std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
             auto guard = own().training_->guard;
             all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});

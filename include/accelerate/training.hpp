@@ -146,7 +146,8 @@ public:
     bool in_window() const { return !window.empty(); }
 
     /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
-    std::string next_name(std::string const& kind) const {
+    std::string next_name(std::string const& kind) {
+        std::erase_if(components, [](auto const& c) { return c.gone && c.gone(); });
         auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
         auto name = kind;
         for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);

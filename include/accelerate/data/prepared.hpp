@@ -90,8 +90,18 @@ public:
         core_->resume = true;
     }
 
-    /// Another handle of this loader, for who saves and restores it.
-    Prepared handle() const { return Prepared(core_); }
+    /// Saves and restores this loader as long as somebody has it.
+    class Handle {
+    public:
+        explicit Handle(Prepared const& loader) : core_(loader.core_) {}
+
+        bool gone() const { return core_.expired(); }
+        StateDict state_dict() const { return Prepared(core_.lock()).state_dict(); }
+        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+
+    private:
+        std::weak_ptr<Core> core_;
+    };
 
 private:
     explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}

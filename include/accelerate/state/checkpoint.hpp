@@ -221,7 +221,7 @@ public:
             }
             auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
-            check(to <= saved.numel() && strides.size() == saved.shape.size(), code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
                   shapes.at(name).at("shape").dump());
             if (!saved.whole && saved.strides == strides) {
                 state.tensors.insert(name, elements(it->first, saved, from, to));

@@ -22,6 +22,7 @@ struct Component {
     Whose whose = Whose::All;
     std::function<StateDict()> save;
     std::function<void(StateDict const&)> load;
+    std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
 };
 
