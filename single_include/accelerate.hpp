@@ -100,6 +100,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/as_strided.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/frexp.h>
 #include <ATen/ops/pad.h>
 #include <ATen/ops/where.h>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/comm/communicator.hpp>
+#include <accelerate/core/for_each_tensor.hpp>
 #include <accelerate/data/loops.hpp>
 #include <accelerate/data/pack.hpp>
 

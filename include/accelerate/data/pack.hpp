@@ -4,6 +4,7 @@
 
 #include <accelerate/core/aggregate.hpp>
 #include <accelerate/core/error.hpp>
+#include <accelerate/core/for_each_tensor.hpp>
 #include <accelerate/core/tensor_map.hpp>
 #include <cstring>
 #include <optional>
