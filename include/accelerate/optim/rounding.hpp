@@ -8,6 +8,7 @@
 #include <ATen/ops/pad.h>
 #include <ATen/ops/where.h>
 
+#include <accelerate/core/error.hpp>
 #include <accelerate/optim/block_scaled.hpp>
 #include <tuple>
 
