@@ -184,6 +184,7 @@ public:
         return running_.back().rerun = true;
     }
 
+    /// The innermost loop's batch comes for the second time.
     bool at_rerun() const { return active() && running_.back().again; }
 
     /// The innermost loop's batch on this rank only keeps it in step with the others.
@@ -8143,17 +8144,12 @@ inline double buffer(Group& g, What const& w, Buffer const& b, int64_t begin, in
             if (gather) members(g, w, at(from), g.members(), at(from), to - from);
             else members(g, w, at(from), 1, [own = at(from)(g.who.me)](int64_t) { return own; }, to - from);
         };
-        if (!squares) {
-            reduce_slice(lo, hi);
-            g.control.arrive();
-            return unknown;
-        }
-        constexpr int64_t piece = 8192;  // 32 KB
-        double sum = 0;
+        auto const piece = squares ? int64_t{8192} : std::max<int64_t>(hi - lo, 1);  // 32 KB stay in the cache
+        auto sum = squares ? 0.0 : unknown;
         for (int64_t from = lo; from < hi; from += piece) {
             auto const to = std::min(from + piece, hi);
             reduce_slice(from, to);
-            sum += squares_of(from, to);
+            if (squares) sum += squares_of(from, to);
         }
         g.control.arrive();
         return sum;
@@ -9671,18 +9667,12 @@ struct Noise {
     }
 };
 
-inline float widened(uint16_t bf16) {
-    auto const bits = static_cast<uint32_t>(bf16) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
+inline float widened(uint16_t bf16) { return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16); }
 /// To the nearest, ties to even; a NaN stays one.
 inline uint16_t nearest_bf16(float x) { return c10::BFloat16(x).x; }
 /// One of the two neighbours. Infinities and NaNs stay what they are; the largest numbers may become infinite.
 inline uint16_t stochastic_bf16(float x, uint32_t noise) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
+    auto const bits = std::bit_cast<uint32_t>(x);
     if ((bits & 0x7f800000u) == 0x7f800000u) return nearest_bf16(x);
     return static_cast<uint16_t>((bits + noise) >> 16);
 }
@@ -9810,17 +9800,7 @@ namespace accelerate::kernel {
 
 inline constexpr int64_t scale_block = 16;
 
-inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-inline float float_of(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-inline float power_of_two(int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); }
+inline float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
 
 /// A floating-point format of a sign, exponents from `lowest` (of its smallest normal number) and `mantissa` bits.
 template <class Bits, int Mantissa, int Lowest, uint32_t Largest, int LimitExponent, int LimitEighths>
@@ -9836,10 +9816,10 @@ struct Format {
     /// One of the two neighbours of x, the upper one where `noise`, 16 bits, exceeds what is missing to it; the largest number beyond the
     /// range. Not for NaN.
     static Bits round(float x, uint32_t noise) {
-        auto const sign = static_cast<Bits>(bits_of(x) >> 31 << (8 * sizeof(Bits) - 1));
+        auto const sign = static_cast<Bits>(std::bit_cast<uint32_t>(x) >> 31 << (8 * sizeof(Bits) - 1));
         auto const a = std::fabs(x);
         uint32_t code;
-        if (a >= power_of_two(lowest)) code = std::min(((bits_of(a) + (noise << noise_up >> noise_down)) >> dropped) - (static_cast<uint32_t>(lowest + 126) << mantissa), Largest);
+        if (a >= power_of_two(lowest)) code = std::min(((std::bit_cast<uint32_t>(a) + (noise << noise_up >> noise_down)) >> dropped) - (static_cast<uint32_t>(lowest + 126) << mantissa), Largest);
         else code = static_cast<uint32_t>(a * power_of_two(mantissa - lowest) + static_cast<float>(noise) * 0x1p-16f);
         return static_cast<Bits>(sign | code);
     }
@@ -12891,6 +12871,26 @@ private:
 
 namespace accelerate::state {
 
+/// The folder in which `path` lies, made with its parents if it is not there.
+inline std::filesystem::path folder_for(std::filesystem::path const& path) {
+    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+    std::error_code failed;
+    std::filesystem::create_directories(folder, failed);
+    if (failed) fail_io("cannot make the folder of", path, failed.value());
+    return folder;
+}
+
+inline Descriptor open_folder(std::filesystem::path const& folder, std::filesystem::path const& of) {
+    Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd.get() < 0) fail_io("cannot open the folder of", of, errno);
+    return fd;
+}
+
+/// Makes the names in a folder durable. Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
+inline void sync_folder(Descriptor const& folder, std::filesystem::path const& of) {
+    if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", of, errno);
+}
+
 /// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
 /// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
 /// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
@@ -12905,13 +12905,8 @@ public:
         struct stat there {};
         bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
         check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
-        auto const folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
-        std::error_code failed;
-        std::filesystem::create_directories(folder, failed);
-        if (failed) fail_io("cannot make the folder of", path_, failed.value());
         // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
-        folder_ = Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        if (folder_.get() < 0) fail_io("cannot open the folder of", path_, errno);
+        folder_ = open_folder(folder_for(path_), path_);
         buffer_.reserve(buffered);
         std::random_device random;
         do {
@@ -12944,8 +12939,7 @@ public:
         if (::close(file_.release()) != 0) fail_with("cannot close", errno);
         if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
         temporary_.clear();
-        // Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
-        if (::fsync(folder_.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", path_, errno);
+        sync_folder(folder_, path_);
     }
 
 private:
@@ -14008,11 +14002,6 @@ inline void only_for_owner(std::filesystem::path const& path) {
     if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
 }
 
-inline void sync_folder(std::filesystem::path const& folder) {
-    Descriptor const fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) fail_io("cannot sync the folder", folder, errno);
-}
-
 /// Gives a folder its name, unless that is taken: E_EXISTS.
 inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
     if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
@@ -14085,12 +14074,8 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
     together(comm, [&] {
         if (comm.rank() != 0) return;
         check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
-        auto const parent = dir.has_parent_path() ? dir.parent_path() : std::filesystem::path(".");
-        std::error_code failed;
-        std::filesystem::create_directories(parent, failed);
-        if (failed) fail_io("cannot make the folder", parent, failed.value());
         std::random_device random;
-        hidden = (parent / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
+        hidden = (folder_for(dir) / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
         if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
     });
     comm.broadcast_bytes(hidden, 0);
@@ -14120,7 +14105,7 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
             file.commit();
             detail::only_for_owner(path);
             detail::rename_to_new(hidden, dir);
-            detail::sync_folder(dir.has_parent_path() ? dir.parent_path() : std::filesystem::path("."));
+            sync_folder(open_folder(folder_for(dir), dir), dir);
         });
     } catch (...) {
         std::error_code ignored;
@@ -14300,8 +14285,7 @@ TensorMap gradients_of(Model const& model) {
 
 /// Parameters; buffers; the accumulation window with its gradients.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, bool alone) {
-    using state::Whose;
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose) {
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -14355,8 +14339,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->loss_scale = s.value<double>("loss_scale", who);
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
-    auto const shared = alone ? Whose::EachOrFirst : in_parts<Model> ? Whose::Parts : Whose::All;
-    return {{name, shared, parameters, load_parameters}, {name + "_buffers", Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", Whose::EachOrFirst, window, load_window}};
+    return {{name, whose, parameters, load_parameters}, {name + "_buffers", state::Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", state::Whose::EachOrFirst, window, load_window}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
@@ -14414,20 +14397,26 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
     return found;
 }
 
-/// All components' states from a folder, then into the components. Nothing has been changed when reading fails. Collective.
+/// A checkpoint whose files are as they were written: every rank reads some of them. Collective; errors are those of all.
 template <class Comm>
-void load_components(Comm const& comm, std::filesystem::path const& dir, std::vector<state::Component> const& components) {
+std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
     std::unique_ptr<state::CheckpointReader> reader;
     state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
     state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    return reader;
+}
+
+/// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
+template <class Comm>
+void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components) {
     std::vector<std::optional<StateDict>> states;
     state::together(comm, [&] {
-        for (auto const& component : components) states.push_back(reader->state_of(component, comm.rank()));
+        for (auto const& component : components) states.push_back(reader.state_of(component, comm.rank()));
     });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (states[i]) components[i].load(*states[i]);
-            else log::warning("load_state: the checkpoint is of ", reader->manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+            else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }
@@ -14607,32 +14596,40 @@ public:
 
     /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
     /// nothing has been changed where the folder cannot be read.
-    void load_state(std::filesystem::path const& dir) { detail::load_components(own().training_->settled().comm, dir, all_components()); }
+    void load_state(std::filesystem::path const& dir) {
+        auto& comm = own().training_->settled().comm;
+        detail::load_components(comm, *detail::open_checkpoint(comm, dir), all_components());
+    }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
     bool resume() {
         auto& comm = own().training_->settled().comm;
-        std::string newest;
+        auto const folder = checkpoints();
+        std::string numbers;
         state::together(comm, [&] {
             if (!own().is_main_process()) return;
-            auto const there = detail::numbered_checkpoints(checkpoints());
-            for (auto const& [number, dir] : there) {
-                try {
-                    state::CheckpointReader(dir).verify();
-                    newest = dir.string();
-                    return;
-                } catch (Error const& e) {
-                    log::warning("resume: ", dir, " is passed over: ", e.what());
-                }
-            }
-            check(there.empty(), code::ck_incomplete, "resume: none of the ", there.size(), " checkpoints in ", checkpoints(), " is whole");
+            for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
         });
-        comm.broadcast_bytes(newest, 0);
-        if (newest.empty()) return false;
-        load_state(newest);
-        log::info("resume: ", newest);
-        return true;
+        comm.broadcast_bytes(numbers, 0);
+        std::istringstream newest_first(numbers);
+        int64_t passed_over = 0;
+        for (int64_t number; newest_first >> number; ++passed_over) {
+            auto const dir = folder / concat("checkpoint_", number);
+            std::unique_ptr<state::CheckpointReader> reader;
+            try {
+                reader = detail::open_checkpoint(comm, dir);
+            } catch (Error const& e) {
+                if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
+                log::warning("resume: ", dir, " is passed over: ", e.what());
+                continue;
+            }
+            detail::load_components(comm, *reader, all_components());
+            log::info("resume: ", dir);
+            return true;
+        }
+        check(passed_over == 0, code::ck_incomplete, "resume: none of the ", passed_over, " checkpoints in ", folder, " is whole");
+        return false;
     }
 
 protected:
@@ -14673,7 +14670,7 @@ private:
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
             auto guard = own().training_->guard;
-            all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+            all.push_back({"scaler", own().shared(), [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
         }
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
@@ -14892,7 +14889,7 @@ public:
     template <class Value>
     Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) -------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) ----------------------------------------
 
     at::Device device() const { return Device::current(); }
     /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
@@ -14966,9 +14963,9 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, alone())) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded())) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({name + "_precision", state::Whose::All, [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
+            training_->components.push_back({name + "_precision", shared(), [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -14999,11 +14996,10 @@ public:
 private:
     friend StateControl<Accelerator>;
 
-    /// Whether each of several ranks trains a model of its own.
-    bool alone() const {
-        if constexpr (std::same_as<Sharding, sharding::None>) return this->num_processes() > 1;
-        else return false;
-    }
+    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
+    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
+    /// The same of parameters and what optimizers keep of them.
+    state::Whose sharded() const { return detail::in_parts<model_state> ? state::Whose::Parts : shared(); }
 
     template <class Model>
     static model_state& state_of(Model const& model) {
@@ -15024,7 +15020,7 @@ private:
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
         if constexpr (requires { optimizer.state_dict(); })
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), alone() ? state::Whose::EachOrFirst : detail::in_parts<model_state> ? state::Whose::Parts : state::Whose::All, optimizer));
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), optimizer));
         return optimizer;
     }
 
@@ -15032,7 +15028,7 @@ private:
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
             schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), alone() ? state::Whose::EachOrFirst : state::Whose::All, scheduler));
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), scheduler));
             return scheduler;
         });
     }
@@ -18723,8 +18719,9 @@ namespace accelerate::precision {
 
 /// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
 /// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`, whose scales are those of the matrix at hand, and
-/// `Delayed`, whose are of the steps before; `LowBitOptimizer<level>` adds fp8 behind the products. GPUs with fp8 units multiply in them (LibTorch's `_scaled_mm`; not `Blockwise`); elsewhere it
-/// is emulated: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+/// `Delayed`, whose are of the steps before; `LowBitOptimizer<level>` adds fp8 behind the products. GPUs with fp8 units multiply in them
+/// (LibTorch's `_scaled_mm`; not `Blockwise`); elsewhere it is emulated: what it costs in accuracy is real, its speed is not. A model
+/// without a layer that can is refused.
 template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
 struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;

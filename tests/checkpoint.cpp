@@ -162,7 +162,10 @@ TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", 
         resumes<Fp32, Fsdp<>>(3, {3, 4, 8, 11});
         resumes<Fp16<>, Fsdp<>>(2, {1, 9});
     }
-    SECTION("each rank for itself") { resumes<Fp32, None>(2, {4, 9}); }
+    SECTION("each rank for itself") {
+        resumes<Fp32, None>(2, {4, 9});
+        resumes<Fp16<>, None>(2, {9});  // with a scaler of its own
+    }
 }
 
 namespace {

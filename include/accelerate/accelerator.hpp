@@ -199,7 +199,7 @@ public:
     template <class Value>
     Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
 
-    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) -------------------------------------------------------------------
+    // ---- who and what (process control: ProcessControl; checkpoints: StateControl) ----------------------------------------
 
     at::Device device() const { return Device::current(); }
     /// What Python calls this kind of run: "NO", "MULTI_CPU", "MULTI_GPU", "FSDP", ...
@@ -273,9 +273,9 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, alone())) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded())) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({name + "_precision", state::Whose::All, [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
+            training_->components.push_back({name + "_precision", shared(), [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -306,11 +306,10 @@ public:
 private:
     friend StateControl<Accelerator>;
 
-    /// Whether each of several ranks trains a model of its own.
-    bool alone() const {
-        if constexpr (std::same_as<Sharding, sharding::None>) return this->num_processes() > 1;
-        else return false;
-    }
+    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
+    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
+    /// The same of parameters and what optimizers keep of them.
+    state::Whose sharded() const { return detail::in_parts<model_state> ? state::Whose::Parts : shared(); }
 
     template <class Model>
     static model_state& state_of(Model const& model) {
@@ -331,7 +330,7 @@ private:
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
         if constexpr (requires { optimizer.state_dict(); })
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), alone() ? state::Whose::EachOrFirst : detail::in_parts<model_state> ? state::Whose::Parts : state::Whose::All, optimizer));
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), optimizer));
         return optimizer;
     }
 
@@ -339,7 +338,7 @@ private:
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
             schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), alone() ? state::Whose::EachOrFirst : state::Whose::All, scheduler));
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), scheduler));
             return scheduler;
         });
     }

@@ -46,8 +46,7 @@ TensorMap gradients_of(Model const& model) {
 
 /// Parameters; buffers; the accumulation window with its gradients.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, bool alone) {
-    using state::Whose;
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose) {
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -101,8 +100,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->loss_scale = s.value<double>("loss_scale", who);
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
-    auto const shared = alone ? Whose::EachOrFirst : in_parts<Model> ? Whose::Parts : Whose::All;
-    return {{name, shared, parameters, load_parameters}, {name + "_buffers", Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", Whose::EachOrFirst, window, load_window}};
+    return {{name, whose, parameters, load_parameters}, {name + "_buffers", state::Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", state::Whose::EachOrFirst, window, load_window}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
@@ -160,20 +158,26 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
     return found;
 }
 
-/// All components' states from a folder, then into the components. Nothing has been changed when reading fails. Collective.
+/// A checkpoint whose files are as they were written: every rank reads some of them. Collective; errors are those of all.
 template <class Comm>
-void load_components(Comm const& comm, std::filesystem::path const& dir, std::vector<state::Component> const& components) {
+std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
     std::unique_ptr<state::CheckpointReader> reader;
     state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
     state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    return reader;
+}
+
+/// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
+template <class Comm>
+void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components) {
     std::vector<std::optional<StateDict>> states;
     state::together(comm, [&] {
-        for (auto const& component : components) states.push_back(reader->state_of(component, comm.rank()));
+        for (auto const& component : components) states.push_back(reader.state_of(component, comm.rank()));
     });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (states[i]) components[i].load(*states[i]);
-            else log::warning("load_state: the checkpoint is of ", reader->manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+            else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }

@@ -8,7 +8,9 @@
 #include <accelerate/core/version.hpp>
 #include <accelerate/state/inspect.hpp>
 #include <chrono>
+#include <memory>
 #include <optional>
+#include <sstream>
 
 namespace accelerate {
 
@@ -55,32 +57,40 @@ public:
 
     /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
     /// nothing has been changed where the folder cannot be read.
-    void load_state(std::filesystem::path const& dir) { detail::load_components(own().training_->settled().comm, dir, all_components()); }
+    void load_state(std::filesystem::path const& dir) {
+        auto& comm = own().training_->settled().comm;
+        detail::load_components(comm, *detail::open_checkpoint(comm, dir), all_components());
+    }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
     bool resume() {
         auto& comm = own().training_->settled().comm;
-        std::string newest;
+        auto const folder = checkpoints();
+        std::string numbers;
         state::together(comm, [&] {
             if (!own().is_main_process()) return;
-            auto const there = detail::numbered_checkpoints(checkpoints());
-            for (auto const& [number, dir] : there) {
-                try {
-                    state::CheckpointReader(dir).verify();
-                    newest = dir.string();
-                    return;
-                } catch (Error const& e) {
-                    log::warning("resume: ", dir, " is passed over: ", e.what());
-                }
-            }
-            check(there.empty(), code::ck_incomplete, "resume: none of the ", there.size(), " checkpoints in ", checkpoints(), " is whole");
+            for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
         });
-        comm.broadcast_bytes(newest, 0);
-        if (newest.empty()) return false;
-        load_state(newest);
-        log::info("resume: ", newest);
-        return true;
+        comm.broadcast_bytes(numbers, 0);
+        std::istringstream newest_first(numbers);
+        int64_t passed_over = 0;
+        for (int64_t number; newest_first >> number; ++passed_over) {
+            auto const dir = folder / concat("checkpoint_", number);
+            std::unique_ptr<state::CheckpointReader> reader;
+            try {
+                reader = detail::open_checkpoint(comm, dir);
+            } catch (Error const& e) {
+                if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
+                log::warning("resume: ", dir, " is passed over: ", e.what());
+                continue;
+            }
+            detail::load_components(comm, *reader, all_components());
+            log::info("resume: ", dir);
+            return true;
+        }
+        check(passed_over == 0, code::ck_incomplete, "resume: none of the ", passed_over, " checkpoints in ", folder, " is whole");
+        return false;
     }
 
 protected:
@@ -121,7 +131,7 @@ private:
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
             auto guard = own().training_->guard;
-            all.push_back({"scaler", state::Whose::All, [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+            all.push_back({"scaler", own().shared(), [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
         }
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;

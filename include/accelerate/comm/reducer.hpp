@@ -123,17 +123,12 @@ inline double buffer(Group& g, What const& w, Buffer const& b, int64_t begin, in
             if (gather) members(g, w, at(from), g.members(), at(from), to - from);
             else members(g, w, at(from), 1, [own = at(from)(g.who.me)](int64_t) { return own; }, to - from);
         };
-        if (!squares) {
-            reduce_slice(lo, hi);
-            g.control.arrive();
-            return unknown;
-        }
-        constexpr int64_t piece = 8192;  // 32 KB
-        double sum = 0;
+        auto const piece = squares ? int64_t{8192} : std::max<int64_t>(hi - lo, 1);  // 32 KB stay in the cache
+        auto sum = squares ? 0.0 : unknown;
         for (int64_t from = lo; from < hi; from += piece) {
             auto const to = std::min(from + piece, hi);
             reduce_slice(from, to);
-            sum += squares_of(from, to);
+            if (squares) sum += squares_of(from, to);
         }
         g.control.arrive();
         return sum;

@@ -46,6 +46,7 @@ public:
         return running_.back().rerun = true;
     }
 
+    /// The innermost loop's batch comes for the second time.
     bool at_rerun() const { return active() && running_.back().again; }
 
     /// The innermost loop's batch on this rank only keeps it in step with the others.

@@ -5,6 +5,7 @@
 
 #include <accelerate/optim/narrow.hpp>
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -16,17 +17,7 @@ namespace accelerate::kernel {
 
 inline constexpr int64_t scale_block = 16;
 
-inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-inline float float_of(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-inline float power_of_two(int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); }
+inline float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
 
 /// A floating-point format of a sign, exponents from `lowest` (of its smallest normal number) and `mantissa` bits.
 template <class Bits, int Mantissa, int Lowest, uint32_t Largest, int LimitExponent, int LimitEighths>
@@ -42,10 +33,10 @@ struct Format {
     /// One of the two neighbours of x, the upper one where `noise`, 16 bits, exceeds what is missing to it; the largest number beyond the
     /// range. Not for NaN.
     static Bits round(float x, uint32_t noise) {
-        auto const sign = static_cast<Bits>(bits_of(x) >> 31 << (8 * sizeof(Bits) - 1));
+        auto const sign = static_cast<Bits>(std::bit_cast<uint32_t>(x) >> 31 << (8 * sizeof(Bits) - 1));
         auto const a = std::fabs(x);
         uint32_t code;
-        if (a >= power_of_two(lowest)) code = std::min(((bits_of(a) + (noise << noise_up >> noise_down)) >> dropped) - (static_cast<uint32_t>(lowest + 126) << mantissa), Largest);
+        if (a >= power_of_two(lowest)) code = std::min(((std::bit_cast<uint32_t>(a) + (noise << noise_up >> noise_down)) >> dropped) - (static_cast<uint32_t>(lowest + 126) << mantissa), Largest);
         else code = static_cast<uint32_t>(a * power_of_two(mantissa - lowest) + static_cast<float>(noise) * 0x1p-16f);
         return static_cast<Bits>(sign | code);
     }

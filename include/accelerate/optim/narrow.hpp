@@ -2,8 +2,8 @@
 
 #include <c10/util/BFloat16.h>
 
+#include <bit>
 #include <cstdint>
-#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -27,18 +27,12 @@ struct Noise {
     }
 };
 
-inline float widened(uint16_t bf16) {
-    auto const bits = static_cast<uint32_t>(bf16) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
+inline float widened(uint16_t bf16) { return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16); }
 /// To the nearest, ties to even; a NaN stays one.
 inline uint16_t nearest_bf16(float x) { return c10::BFloat16(x).x; }
 /// One of the two neighbours. Infinities and NaNs stay what they are; the largest numbers may become infinite.
 inline uint16_t stochastic_bf16(float x, uint32_t noise) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
+    auto const bits = std::bit_cast<uint32_t>(x);
     if ((bits & 0x7f800000u) == 0x7f800000u) return nearest_bf16(x);
     return static_cast<uint16_t>((bits + noise) >> 16);
 }

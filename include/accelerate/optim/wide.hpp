@@ -5,6 +5,7 @@
 #include <accelerate/optim/rounding.hpp>
 #include <accelerate/optim/rules.hpp>
 #include <array>
+#include <cstring>
 #include <vector>
 
 // Updates of numbers that are kept in less than fp32: widened, updated by the rule in fp32, rounded back.

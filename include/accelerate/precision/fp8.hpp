@@ -9,8 +9,9 @@ namespace accelerate::precision {
 
 /// fp8 in the `acc::Linear<S>` layers that `prepare` chooses (it prints which), bf16 by autocast everywhere else; parameters, gradients
 /// and optimizer in fp32. Recipes: `recipe::Tensorwise`, `Rowwise`, `Blockwise`, whose scales are those of the matrix at hand, and
-/// `Delayed`, whose are of the steps before; `LowBitOptimizer<level>` adds fp8 behind the products. GPUs with fp8 units multiply in them (LibTorch's `_scaled_mm`; not `Blockwise`); elsewhere it
-/// is emulated: what it costs in accuracy is real, its speed is not. A model without a layer that can is refused.
+/// `Delayed`, whose are of the steps before; `LowBitOptimizer<level>` adds fp8 behind the products. GPUs with fp8 units multiply in them
+/// (LibTorch's `_scaled_mm`; not `Blockwise`); elsewhere it is emulated: what it costs in accuracy is real, its speed is not. A model
+/// without a layer that can is refused.
 template <class Recipe = recipe::Tensorwise, fp8 O = fp8{}>
 struct Fp8 : AutocastPolicy<at::kBFloat16, true, O.gemm> {
     static constexpr at::ScalarType compute = at::kFloat8_e4m3fn;

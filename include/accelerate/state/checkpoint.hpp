@@ -29,11 +29,6 @@ inline void only_for_owner(std::filesystem::path const& path) {
     if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
 }
 
-inline void sync_folder(std::filesystem::path const& folder) {
-    Descriptor const fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) fail_io("cannot sync the folder", folder, errno);
-}
-
 /// Gives a folder its name, unless that is taken: E_EXISTS.
 inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
     if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
@@ -106,12 +101,8 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
     together(comm, [&] {
         if (comm.rank() != 0) return;
         check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
-        auto const parent = dir.has_parent_path() ? dir.parent_path() : std::filesystem::path(".");
-        std::error_code failed;
-        std::filesystem::create_directories(parent, failed);
-        if (failed) fail_io("cannot make the folder", parent, failed.value());
         std::random_device random;
-        hidden = (parent / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
+        hidden = (folder_for(dir) / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
         if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
     });
     comm.broadcast_bytes(hidden, 0);
@@ -141,7 +132,7 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
             file.commit();
             detail::only_for_owner(path);
             detail::rename_to_new(hidden, dir);
-            detail::sync_folder(dir.has_parent_path() ? dir.parent_path() : std::filesystem::path("."));
+            sync_folder(open_folder(folder_for(dir), dir), dir);
         });
     } catch (...) {
         std::error_code ignored;

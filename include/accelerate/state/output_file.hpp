@@ -16,6 +16,26 @@
 
 namespace accelerate::state {
 
+/// The folder in which `path` lies, made with its parents if it is not there.
+inline std::filesystem::path folder_for(std::filesystem::path const& path) {
+    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+    std::error_code failed;
+    std::filesystem::create_directories(folder, failed);
+    if (failed) fail_io("cannot make the folder of", path, failed.value());
+    return folder;
+}
+
+inline Descriptor open_folder(std::filesystem::path const& folder, std::filesystem::path const& of) {
+    Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd.get() < 0) fail_io("cannot open the folder of", of, errno);
+    return fd;
+}
+
+/// Makes the names in a folder durable. Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
+inline void sync_folder(Descriptor const& folder, std::filesystem::path const& of) {
+    if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", of, errno);
+}
+
 /// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
 /// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
 /// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
@@ -30,13 +50,8 @@ public:
         struct stat there {};
         bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
         check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
-        auto const folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
-        std::error_code failed;
-        std::filesystem::create_directories(folder, failed);
-        if (failed) fail_io("cannot make the folder of", path_, failed.value());
         // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
-        folder_ = Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        if (folder_.get() < 0) fail_io("cannot open the folder of", path_, errno);
+        folder_ = open_folder(folder_for(path_), path_);
         buffer_.reserve(buffered);
         std::random_device random;
         do {
@@ -69,8 +84,7 @@ public:
         if (::close(file_.release()) != 0) fail_with("cannot close", errno);
         if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
         temporary_.clear();
-        // Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
-        if (::fsync(folder_.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", path_, errno);
+        sync_folder(folder_, path_);
     }
 
 private:
