@@ -46,5 +46,6 @@
 #include <accelerate/sharding/none.hpp>
 #include <accelerate/state/load_model.hpp>
 #include <accelerate/state/safetensors.hpp>
+#include <accelerate/state/save.hpp>
 #include <accelerate/state/tensor_dataset.hpp>
 #include <accelerate/supported.hpp>

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 #include <ATen/autocast_mode.h>
+#include <array>
 #include <cstddef>
 #include <initializer_list>
 #include <ostream>
@@ -39,7 +40,6 @@
 #include <concepts>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
-#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <cstdlib>
@@ -116,10 +116,11 @@
 #include <cctype>
 #include <iostream>
 #include <sys/vfs.h>
-#include <random>
 #include <charconv>
 #include <c10/core/GradMode.h>
+#include <random>
 #include <torch/version.h>
+#include <c10/util/strides.h>
 #include <xxhash.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
@@ -276,6 +277,8 @@ inline constexpr Code io{"E_IO", 74};                                      ///< 
 inline constexpr Code collective_mismatch{"E_COLLECTIVE_MISMATCH", 76};    ///< ranks called different collectives
 inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< a NaN or infinity where the policy forbids it
 inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
+
+inline constexpr std::array general{data, internal, call_order, peer_lost, deadline, io, collective_mismatch, non_finite, config};  ///< all of the above
 }  // namespace code
 
 /// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.
@@ -1138,8 +1141,8 @@ struct Resident {
 ///   shadows `forward` with one that brings the parameters, calls `Block::forward` and sends them away; `for_each_tensor` tells
 ///   which tensors the output holds, for what must happen before their backward;
 ///   overrides `clone`, which would slice it, or refuses.
-/// `static void materialize(root, tape, communicator)`, optional: computes what this rank keeps of a model that `make` has recorded,
-///   in place of `module::materialize`, which computes all of it.
+/// `static void materialize(root, tape, communicator, values)`, optional: computes what this rank keeps of a model that `make` has recorded,
+///   or takes it from `values` (see `module::NoValues`), in place of `module::materialize`, which does so with all of it.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 
@@ -5408,6 +5411,14 @@ public:
 
     explicit Replay(Tape const& tape) : tape_(tape) {}
 
+    /// Memory for a recorded tensor that is not computed, for the caller to fill through `value` before `run`. False: it is only a part of what
+    /// lies in its memory, which is computed.
+    bool give(at::Tensor const& recorded) {
+        auto const bytes = static_cast<int64_t>(recorded.storage().nbytes());
+        if (static_cast<int64_t>(recorded.nbytes()) != bytes || !recorded.is_non_overlapping_and_dense()) return false;
+        return storages_.try_emplace(key(recorded), at::empty({bytes}, at::kByte).storage()).second;
+    }
+
     /// Computes everything that is recorded about these tensors; `value` then gives each. Error E_CONSTRUCT when a real tensor
     /// that the constructors read has been changed since.
     void run(std::vector<at::Tensor> const& wanted) {
@@ -5415,8 +5426,12 @@ public:
             check(Tape::version_of(b.tensor) == b.version, code::construct, "make: a tensor of shape ", b.tensor.sizes(),
                   " was changed after a constructor had computed with it; build the model yourself and pass it to prepare");
         std::unordered_set<Key> needed;
-        for (auto const& t : wanted) needed.insert(key(t));
+        auto const need = [&](at::Tensor const& t) {
+            if (!storages_.contains(key(t))) needed.insert(key(t));
+        };
+        for (auto const& t : wanted) need(t);
         auto used_later = needed;
+        for (auto const& [given, storage] : storages_) used_later.insert(given);
         std::vector<Step> steps;
         for (size_t i = tape_.operations.size(); i-- > 0;) {
             auto const& operation = tape_.operations[i];
@@ -5427,7 +5442,7 @@ public:
             };
             for (auto const& argument : operation.in)
                 each_tensor(argument, [&](at::Tensor const& t) {
-                    needed.insert(key(t));
+                    need(t);
                     use(t);
                 });
             for (auto const& result : operation.out) each_tensor(result, use);
@@ -5506,9 +5521,18 @@ private:
 
 namespace accelerate::module {
 
-/// Gives every meta tensor that `root` registers, or that anybody else still holds from the recording, its recorded value. In
-/// place: handles, ties, views and `requires_grad` stay. What a placement has cut away before is not computed.
-inline void materialize(torch::nn::Module const& root, Tape const& tape) {
+/// Where recorded tensors take values from instead of computing them: here, from nowhere.
+struct NoValues {
+    static constexpr bool has(at::Tensor const&) { return false; }  ///< of a recorded tensor
+    /// Gives `into`, which is like the recorded tensor, at least the elements [from, to) in the order of memory. False: it has none.
+    static constexpr bool fill(at::Tensor const&, at::Tensor const&, int64_t, int64_t) { return false; }
+};
+
+/// Gives every meta tensor that `root` registers, or that anybody else still holds from the recording, its recorded value, or the one that
+/// `values` has. In place: handles, ties, views and `requires_grad` stay. What a placement has cut away before is not computed, nor
+/// what is only needed for values that are given.
+template <class Values = NoValues>
+void materialize(torch::nn::Module const& root, Tape const& tape, Values const& values = {}) {
     auto wanted = tape.held();
     auto const add = [&](at::Tensor const& t) {
         if (t.defined() && t.is_meta()) wanted.push_back(t);
@@ -5516,10 +5540,16 @@ inline void materialize(torch::nn::Module const& root, Tape const& tape) {
     for (auto const& p : root.parameters()) add(p);
     for (auto const& b : root.buffers()) add(b);
     Replay replay(tape);
+    std::unordered_set<c10::TensorImpl*> given;
+    for (auto const& t : wanted)
+        if (values.has(t) && replay.give(t)) values.fill(t, replay.value(t), 0, t.numel()), given.insert(t.unsafeGetTensorImpl());
     replay.run(wanted);
     for (auto const& t : wanted) {
         if (!t.is_meta()) continue;  // twice in the list
-        if (auto const value = replay.value(t); value.defined()) t.unsafeGetTensorImpl()->shallow_copy_from(value.getIntrusivePtr());
+        auto const value = replay.value(t);
+        if (!value.defined()) continue;
+        if (!given.contains(t.unsafeGetTensorImpl())) values.fill(t, value, 0, t.numel());
+        t.unsafeGetTensorImpl()->shallow_copy_from(value.getIntrusivePtr());
     }
 }
 
@@ -12611,111 +12641,13 @@ private:
 
 }  // namespace accelerate
 
-// ---- accelerate/state/memory_span.hpp
-
-namespace accelerate::state {
-
-/// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
-struct MemorySpan {
-    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
-        if (t.numel() == 0) return;
-        int64_t last = 0;
-        for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-        begin = t.storage_offset() * static_cast<int64_t>(t.element_size());
-        end = begin + (last + 1) * static_cast<int64_t>(t.element_size());
-    }
-
-    bool empty() const { return begin == end; }
-    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
-    bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
-    /// Whoever has this has the other's values too.
-    bool covers(MemorySpan const& o) const {
-        if (o.empty() || storage != o.storage) return false;
-        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
-    }
-
-    at::Tensor tensor;
-    void const* storage = nullptr;
-    int64_t begin = 0, end = 0;  ///< bytes
-};
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/aliases.hpp
-
-namespace accelerate {
-
-/// Tensors without those whose memory another one covers, and for each of those the name of the one that stayed.
-struct Unaliased {
-    TensorMap tensors;
-    std::map<std::string, std::string> aliases;  ///< dropped name -> kept name; goes into the file's metadata, as in Python
-};
-
-/// Keeps one name for each memory, as Python's `safetensors.torch.save_model`: of tied tensors the first by name, of a tensor and
-/// a view of part of it the tensor. Views of one buffer that do not cover each other all stay.
-inline Unaliased drop_aliases(TensorMap const& tensors) {
-    struct Named {
-        std::string const* name;
-        state::MemorySpan span;
-    };
-    std::unordered_map<void const*, std::vector<Named>> storages;
-    for (auto const& item : tensors)
-        if (item.second.defined() && item.second.has_storage())
-            if (state::MemorySpan const span(item.second); !span.empty() && !item.second.is_meta()) storages[span.storage].push_back({&item.first, span});
-    Unaliased out;
-    for (auto& storage : storages) {
-        auto& group = storage.second;
-        if (group.size() < 2) continue;
-        // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
-        std::ranges::sort(group, [](Named const& a, Named const& b) {
-            auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
-            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
-        });
-        std::vector<Named const*> kept;
-        for (auto const& candidate : group) {
-            auto const cover = std::ranges::find_if(kept, [&](Named const* k) { return k->span.covers(candidate.span); });
-            if (cover == kept.end()) kept.push_back(&candidate);
-            else out.aliases.emplace(*candidate.name, *(*cover)->name);
-        }
-    }
-    for (auto const& item : tensors)
-        if (!out.aliases.contains(item.first)) out.tensors.insert(item.first, item.second);
-    return out;
-}
-
-}  // namespace accelerate
-
-// ---- accelerate/state/model_tensors.hpp
-
-namespace accelerate {
-
-/// What of a model is saved: its parameters, then its buffers, under the names LibTorch (and so Python) gives them. Undefined ones
-/// (a Linear without bias) are left out. Tied tensors appear under each of their names. The model is a module, or whatever `*`
-/// makes one: a holder, a shared pointer, a prepared model.
-template <class Model>
-TensorMap model_tensors(Model const& model) {
-    if constexpr (requires { model.named_parameters(); }) {
-        TensorMap out;
-        auto const add = [&](auto const& named) {
-            for (auto const& item : named)
-                if (item.value().defined()) out.insert(item.key(), item.value());
-        };
-        add(model.named_parameters());
-        add(model.named_buffers());
-        return out;
-    } else {
-        return model_tensors(*model);
-    }
-}
-
-}  // namespace accelerate
-
 // ---- accelerate/state/codes.hpp
 
 namespace accelerate::code {
 
 // Files as such.
 inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
 inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
 inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
 
@@ -12760,6 +12692,20 @@ inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
 inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
 inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
 
+// The index of a sharded model.
+inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
+inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
+inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
+inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
+inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
+inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
+inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
+inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
+inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
+inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
+inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
+inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
+
 // Checkpoints.
 inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
 inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
@@ -12774,7 +12720,235 @@ inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the 
 inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
 inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
+/// All of the above.
+inline constexpr std::array of_files{
+    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
+    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
+    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
+    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
+    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
+    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng, requeue, exists};
+
 }  // namespace accelerate::code
+
+// ---- accelerate/state/load_report.hpp
+
+namespace accelerate {
+
+/// What `load_model` found different.
+struct LoadReport {
+    std::vector<std::string> missing;     ///< in the model, not in the file (and not covered by a tie)
+    std::vector<std::string> unexpected;  ///< in the file, not in the model
+    std::vector<std::string> mismatched;  ///< in both, but not of one shape and kind; each with both
+
+    bool complete() const { return missing.empty() && unexpected.empty() && mismatched.empty(); }
+
+    /// All of it in words, the first 20 names of each list.
+    std::string describe() const {
+        std::string text;
+        auto const list = [&](char const* what, std::vector<std::string> const& names) {
+            if (names.empty()) return;
+            text += concat("\n  ", names.size(), " ", what, ": ");
+            for (size_t i = 0; i < std::min<size_t>(names.size(), 20); ++i) text += concat(i == 0 ? "" : ", ", names[i]);
+            if (names.size() > 20) text += ", ...";
+        };
+        list("missing", missing);
+        list("unexpected", unexpected);
+        list("mismatched", mismatched);
+        return text;
+    }
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/state/memory_span.hpp
+
+namespace accelerate::state {
+
+/// The bytes of a storage that a strided tensor touches: what tells tied tensors and overlapping views.
+struct MemorySpan {
+    explicit MemorySpan(at::Tensor const& t) : tensor(t), storage(t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) {
+        if (t.numel() == 0) return;
+        int64_t last = 0;
+        for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+        begin = t.storage_offset() * static_cast<int64_t>(t.element_size());
+        end = begin + (last + 1) * static_cast<int64_t>(t.element_size());
+    }
+
+    bool empty() const { return begin == end; }
+    bool dense() const { return tensor.is_non_overlapping_and_dense(); }
+    bool overlaps(MemorySpan const& o) const { return storage == o.storage && begin < o.end && o.begin < end; }
+    /// Whoever has this has the other's values too.
+    bool covers(MemorySpan const& o) const {
+        if (o.empty() || storage != o.storage) return false;
+        return dense() ? begin <= o.begin && o.end <= end : begin == o.begin && tensor.sizes() == o.tensor.sizes() && tensor.strides() == o.tensor.strides();
+    }
+
+    at::Tensor tensor;
+    void const* storage = nullptr;
+    int64_t begin = 0, end = 0;  ///< bytes
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/utf8.hpp
+
+namespace accelerate::state {
+
+/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
+inline size_t utf8_sequence(std::string_view rest) {
+    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
+    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
+    auto const lead = byte(0);
+    if (lead < 0x80) return 1;
+    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
+    if (lead >= 0xE0 && lead <= 0xEF) {
+        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
+    }
+    if (lead >= 0xF0 && lead <= 0xF4) {
+        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
+    }
+    return 0;
+}
+
+/// Where `text` stops being UTF-8; `text.size()` when it does not.
+inline size_t utf8_end(std::string_view text) {
+    size_t at = 0;
+    while (at < text.size()) {
+        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
+            uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            if ((word & 0x8080808080808080u) == 0) {
+                at += 8;
+                continue;
+            }
+        }
+        auto const length = utf8_sequence(text.substr(at));
+        if (length == 0) return at;
+        at += length;
+    }
+    return at;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/quote.hpp
+
+namespace accelerate::state {
+
+/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
+inline bool unprintable(std::string_view sequence) {
+    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
+    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
+    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
+    if (sequence.size() != 3) return false;
+    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
+    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
+}
+
+/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
+inline std::string quote(std::string_view name) {
+    constexpr size_t longest = 100;
+    constexpr char const* digits = "0123456789abcdef";
+    std::string out = "\"";
+    auto rest = name.substr(0, longest);
+    while (!rest.empty()) {
+        auto const length = utf8_sequence(rest);
+        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
+        if (length == 0 || unprintable(sequence)) {
+            for (char const c : sequence) {
+                auto const value = static_cast<unsigned char>(c);
+                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
+            }
+        } else {
+            if (sequence == "\"" || sequence == "\\") out += '\\';
+            out += sequence;
+        }
+        rest.remove_prefix(sequence.size());
+    }
+    return out + (name.size() > longest ? "...\"" : "\"");
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/load_plan.hpp
+
+namespace accelerate::state {
+
+/// Integers do not become floats, nor bools anything else, without being asked; widths may differ.
+inline bool same_kind(at::ScalarType a, at::ScalarType b) {
+    auto const kind = [](at::ScalarType t) { return t == at::kBool ? 0 : at::isComplexType(t) ? 1 : at::isFloatingType(t) ? 2 : 3; };
+    return a == b || kind(a) == kind(b);
+}
+
+/// One tensor of the model and the key its values come from.
+struct Assignment {
+    std::string key;
+    at::Tensor tensor;
+};
+
+/// Pairs the model's tensors with the source's. Nothing is written. Fills `report`.
+template <class Source>
+std::vector<Assignment> plan_load(TensorMap const& model, Source const& source, LoadReport& report) {
+    std::vector<Assignment> plan;
+    std::vector<MemorySpan> loaded;
+    auto const assign = [&](std::string const& name, std::string const& key, at::Tensor const& t) {
+        if (t.sizes() == source.shape(key) && same_kind(t.scalar_type(), source.type(key))) {
+            plan.push_back({key, t});
+            loaded.emplace_back(t);
+        } else {
+            report.mismatched.push_back(concat(quote(name), " (there ", source.type(key), " ", source.shape(key), ", in the model ", t.scalar_type(), " ", t.sizes(), ")"));
+        }
+    };
+    for (auto const& item : model)
+        if (source.contains(item.first)) assign(item.first, item.first, item.second);
+    for (auto const& item : model) {
+        if (source.contains(item.first)) continue;
+        MemorySpan const span(item.second);
+        bool const tied = span.empty() ? false : std::ranges::any_of(loaded, [&](MemorySpan const& l) { return l.covers(span); });
+        if (tied) continue;
+        if (auto const key = source.alias(item.first); !key.empty()) assign(item.first, key, item.second);
+        else report.missing.push_back(quote(item.first));
+    }
+    source.each([&](std::string const& key) {
+        if (!model.contains(key)) report.unexpected.push_back(quote(key));
+    });
+    return plan;
+}
+
+/// Names that are one tensor in the model must not have two values in the source: whichever came last would win unseen.
+template <class Source>
+void check_ties(TensorMap const& model, Source const& source, LoadReport& report) {
+    std::vector<std::pair<MemorySpan, std::string const*>> spans;
+    for (auto const& item : model)
+        if (source.contains(item.first))
+            if (MemorySpan const span(item.second); !span.empty()) spans.emplace_back(span, &item.first);
+    std::ranges::sort(spans, {}, [](auto const& s) { return std::tuple(s.first.storage, s.first.begin, s.first.end, *s.second); });
+    for (size_t i = 1; i < spans.size(); ++i) {
+        auto const& a = *spans[i - 1].second;
+        auto const& b = *spans[i].second;
+        bool const one = spans[i - 1].first.covers(spans[i].first) && spans[i].first.covers(spans[i - 1].first);
+        if (!one || source.shape(a) != source.shape(b) || source.type(a) != source.type(b)) continue;
+        auto const left = source.read(a).contiguous().cpu(), right = source.read(b).contiguous().cpu();
+        if (left.nbytes() > 0 && std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
+            report.mismatched.push_back(concat(quote(a), " and ", quote(b), " (tied in the model, but with different values there)"));
+    }
+}
+
+/// Pairs the model's tensors with the source's, after everything has been compared. Nothing is written. Error E_CK_KEYS with all that differs:
+/// shapes, kinds and ties always, names where `strict`.
+template <class Source>
+std::vector<Assignment> agreed_load(TensorMap const& model, Source const& source, bool strict, LoadReport& report) {
+    auto plan = plan_load(model, source, report);
+    check_ties(model, source, report);
+    if (!report.mismatched.empty() || (strict && !report.complete()))
+        throw Error(code::ck_keys, concat("load_model: ", source.name(), " does not fit the model; nothing was loaded.", report.describe(), report.mismatched.empty() ? "\n  (strict = false loads the rest)" : ""));
+    return plan;
+}
+
+}  // namespace accelerate::state
 
 // ---- accelerate/state/input_file.hpp
 
@@ -12809,23 +12983,24 @@ private:
 /// Directories, FIFOs, sockets, devices and the files of /proc and /sys are E_NOT_REGULAR, without blocking and without side effect.
 class InputFile {
 public:
+    /// The path is the caller's own: symbolic links in it are followed.
     explicit InputFile(std::filesystem::path path) : path_(std::move(path)) {
         struct stat seen {};
         if (::stat(path_.c_str(), &seen) != 0) fail_io("cannot open", path_, errno);
         require_regular(seen);  // before open: opening a device may already do something
-        do fd_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
-        while (fd_.get() < 0 && errno == EINTR);
-        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
-        at_open_ = status();
-        require_regular(at_open_);
-        struct statfs system {};
-        constexpr long proc = 0x9FA0, sys = 0x62656572;
-        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
-        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
+        opened([&] { return ::open(path_.c_str(), flags); });
+    }
+    /// A plain name in a folder that is open. Error E_SYMLINK for a symbolic link.
+    InputFile(Descriptor const& folder, std::string const& name, std::filesystem::path path) : path_(std::move(path)) {
+        struct stat seen {};
+        if (::fstatat(folder.get(), name.c_str(), &seen, AT_SYMLINK_NOFOLLOW) != 0) fail_io("cannot open", path_, errno);
+        require_regular(seen);
+        opened([&] { return ::openat(folder.get(), name.c_str(), flags | O_NOFOLLOW); });
     }
 
     std::filesystem::path const& path() const { return path_; }
     int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
+    int descriptor() const { return fd_.get(); }
 
     /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
     void read_at(void* to, int64_t bytes, int64_t position) const {
@@ -12848,6 +13023,22 @@ public:
     }
 
 private:
+    static constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+
+    template <class Open>
+    void opened(Open const& open) {
+        do fd_ = Descriptor(open());
+        while (fd_.get() < 0 && errno == EINTR);
+        check(fd_.get() >= 0 || errno != ELOOP, code::symlink, path_, " is a symbolic link; expected a regular file");
+        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
+        at_open_ = status();
+        require_regular(at_open_);
+        struct statfs system {};
+        constexpr long proc = 0x9FA0, sys = 0x62656572;
+        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
+        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
+    }
+
     struct stat status() const {
         struct stat s {};
         if (::fstat(fd_.get(), &s) != 0) fail_io("cannot stat", path_, errno);
@@ -12856,6 +13047,7 @@ private:
 
     void require_regular(struct stat const& s) const {
         if (S_ISREG(s.st_mode)) return;
+        check(!S_ISLNK(s.st_mode), code::symlink, path_, " is a symbolic link; expected a regular file");
         auto const* kind = S_ISDIR(s.st_mode) ? "directory" : S_ISFIFO(s.st_mode) ? "FIFO" : S_ISSOCK(s.st_mode) ? "socket" : "device";
         throw Error(code::not_regular, concat(path_, " is a ", kind, "; expected a regular file"));
     }
@@ -12867,112 +13059,73 @@ private:
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/output_file.hpp
+// ---- accelerate/state/folder.hpp
 
 namespace accelerate::state {
 
-/// The folder in which `path` lies, made with its parents if it is not there.
-inline std::filesystem::path folder_for(std::filesystem::path const& path) {
-    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-    std::error_code failed;
-    std::filesystem::create_directories(folder, failed);
-    if (failed) fail_io("cannot make the folder of", path, failed.value());
-    return folder;
+/// Whether a name that a file gives can be one of a file beside it: no path, no drive, nothing that a terminal or another system reads as more.
+inline bool plain_name(std::string_view name) {
+    auto const bad = [](unsigned char c) { return c < 0x20 || c == 0x7F || c == '/' || c == '\\' || c == ':'; };
+    return !name.empty() && name.size() <= 255 && name != "." && name != ".." && std::none_of(name.begin(), name.end(), bad);
 }
 
-inline Descriptor open_folder(std::filesystem::path const& folder, std::filesystem::path const& of) {
-    Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (fd.get() < 0) fail_io("cannot open the folder of", of, errno);
-    return fd;
-}
-
-/// Makes the names in a folder durable. Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
-inline void sync_folder(Descriptor const& folder, std::filesystem::path const& of) {
-    if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", of, errno);
-}
-
-/// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
-/// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
-/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
-/// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
-/// FIFO or device.
-class OutputFile {
+/// A folder that is open: files in it are opened by plain names, so that nothing outside it is reached, also when somebody moves it meanwhile.
+/// Symbolic links are not followed (E_SYMLINK), except into `links_into`, where that is given: the cache of Hugging Face's hub
+/// keeps its files elsewhere and links to them.
+class Folder {
 public:
-    /// `bytes` is the size the file will have: space is taken at once, so that a full disk is known before anything is written.
-    OutputFile(std::filesystem::path path, int64_t bytes) : path_(std::move(path)) {
-        auto const name = path_.filename().string();
-        check(!name.empty() && name != "." && name != "..", code::io, "cannot write ", path_, ": there is no file name in it");
-        struct stat there {};
-        bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
-        check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
-        // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
-        folder_ = open_folder(folder_for(path_), path_);
-        buffer_.reserve(buffered);
-        std::random_device random;
-        do {
-            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
-            file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
-        } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
-        if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
-        if (bytes > 0 && ::fallocate(file_.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR && errno != EINVAL)
-            fail_with("cannot reserve space for", errno);
+    explicit Folder(std::filesystem::path path, std::filesystem::path links_into = {}) : path_(std::move(path)), links_into_(std::move(links_into)) {
+        fd_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (fd_.get() < 0) fail_io("cannot open the folder", path_, errno);
     }
 
-    OutputFile(OutputFile const&) = delete;
-    OutputFile& operator=(OutputFile const&) = delete;
-    ~OutputFile() { discard(); }
+    std::filesystem::path const& path() const { return path_; }
 
-    /// Appends. Small pieces are collected, large ones go straight from the caller's memory to the system.
-    void write(void const* data, int64_t bytes) {
-        auto const* from = static_cast<char const*>(data);
-        auto const size = static_cast<size_t>(bytes);
-        if (buffer_.size() + size > buffered) flush();
-        if (size > buffered) write_now(from, size);
-        else buffer_.insert(buffer_.end(), from, from + size);
+    InputFile open(std::string const& name) const {
+        std::error_code failed;
+        if (links_into_.empty() || !std::filesystem::is_symlink(path_ / name, failed)) return InputFile(fd_, name, path_ / name);
+        auto const root = std::filesystem::canonical(links_into_, failed), target = std::filesystem::canonical(path_ / name, failed);
+        bool const inside = !failed && std::mismatch(root.begin(), root.end(), target.begin(), target.end()).first == root.end();
+        check(inside, code::symlink, path_ / name, " is a symbolic link that does not lead into ", links_into_);
+        return InputFile(target);
     }
-    void write(std::string_view text) { write(text.data(), static_cast<int64_t>(text.size())); }
 
-    /// Makes the file durable and gives it its name.
-    void commit() {
-        flush();
-        if (::fsync(file_.get()) != 0) fail_with("cannot sync", errno);
-        if (::close(file_.release()) != 0) fail_with("cannot close", errno);
-        if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
-        temporary_.clear();
-        sync_folder(folder_, path_);
+    /// What is in it, sorted.
+    std::vector<std::string> names() const {
+        std::vector<std::string> all;
+        std::error_code failed;
+        for (std::filesystem::directory_iterator at(path_, failed), end; !failed && at != end; at.increment(failed)) all.push_back(at->path().filename().string());
+        if (failed) fail_io("cannot list the folder", path_, failed.value());
+        std::ranges::sort(all);
+        return all;
     }
 
 private:
-    static constexpr size_t buffered = 1 << 18;
+    std::filesystem::path path_, links_into_;
+    Descriptor fd_;
+};
 
-    void flush() {
-        write_now(buffer_.data(), buffer_.size());
-        buffer_.clear();
+}  // namespace accelerate::state
+
+// ---- accelerate/state/mapping.hpp
+
+namespace accelerate::state {
+
+/// A whole file as memory. Private: what is written to it stays in this process.
+class Mapping {
+public:
+    explicit Mapping(InputFile const& file) : size_(static_cast<size_t>(file.size())), data_(::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.descriptor(), 0)) {
+        if (data_ == MAP_FAILED) fail_io("cannot map", file.path(), errno);
     }
+    Mapping(Mapping const&) = delete;
+    Mapping& operator=(Mapping const&) = delete;
+    ~Mapping() { ::munmap(data_, size_); }
 
-    void write_now(char const* from, size_t size) {
-        while (size > 0) {
-            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) fail_with("cannot write", errno);
-            from += n, size -= static_cast<size_t>(n);
-        }
-    }
+    char* data() const { return static_cast<char*>(data_); }
 
-    [[noreturn]] void fail_with(char const* what, int error) {
-        discard();
-        fail_io(what, path_, error);
-    }
-
-    void discard() noexcept {
-        if (!temporary_.empty()) ::unlinkat(folder_.get(), temporary_.c_str(), 0);
-        temporary_.clear();
-    }
-
-    std::filesystem::path path_;
-    Descriptor folder_, file_;
-    std::string temporary_;
-    std::vector<char> buffer_;
+private:
+    size_t size_;
+    void* data_;
 };
 
 }  // namespace accelerate::state
@@ -13030,67 +13183,30 @@ constexpr int64_t find_dtype(at::ScalarType type) {
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/utf8.hpp
-
-namespace accelerate::state {
-
-/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
-inline size_t utf8_sequence(std::string_view rest) {
-    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
-    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
-    auto const lead = byte(0);
-    if (lead < 0x80) return 1;
-    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
-    if (lead >= 0xE0 && lead <= 0xEF) {
-        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
-    }
-    if (lead >= 0xF0 && lead <= 0xF4) {
-        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
-    }
-    return 0;
-}
-
-/// Where `text` stops being UTF-8; `text.size()` when it does not.
-inline size_t utf8_end(std::string_view text) {
-    size_t at = 0;
-    while (at < text.size()) {
-        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
-            uint64_t word = 0;
-            std::memcpy(&word, text.data() + at, 8);
-            if ((word & 0x8080808080808080u) == 0) {
-                at += 8;
-                continue;
-            }
-        }
-        auto const length = utf8_sequence(text.substr(at));
-        if (length == 0) return at;
-        at += length;
-    }
-    return at;
-}
-
-}  // namespace accelerate::state
-
 // ---- accelerate/state/json_lexer.hpp
 
 namespace accelerate::state {
 
+/// What a file format calls the ways in which its JSON can be wrong.
+struct JsonCodes {
+    Code not_utf8, bad_start, bad_json, too_deep;
+};
+
 /// A text from a file, and how to complain about a byte of it.
 struct Source {
     std::string_view text;
-    std::string name;      ///< of the file, quoted
+    std::string name;      ///< of the file, with its kind: `safetensors file "x"`
+    JsonCodes codes;
     size_t offset = 0;     ///< of the text in the file
 
     template <class... Parts>
     [[noreturn]] void fail(Code const& code, size_t at, Parts const&... parts) const {
-        throw Error(code, concat("safetensors file ", name, ", byte ", offset + at, ": ", parts...));
+        throw Error(code, concat(name, ", byte ", offset + at, ": ", parts...));
     }
 };
 
 /// Cuts strict JSON (RFC 8259) into tokens. Integers stay exact; nothing is built, nothing recurses. For untrusted text that is
-/// valid UTF-8; anything else is E_ST_BAD_JSON naming the byte.
+/// valid UTF-8; anything else is the format's `bad_json` naming the byte.
 class JsonLexer {
 public:
     enum class Token { ObjectBegin, ObjectEnd, ArrayBegin, ArrayEnd, Comma, Colon, String, Unsigned, Number, Literal, End };
@@ -13124,7 +13240,7 @@ public:
 private:
     template <class... Parts>
     [[noreturn]] void fail(Parts const&... parts) const {
-        source_.fail(code::st_bad_json, at_, parts...);
+        source_.fail(source_.codes.bad_json, at_, parts...);
     }
 
     bool digit() const { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; }
@@ -13233,42 +13349,103 @@ private:
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/quote.hpp
+// ---- accelerate/state/json_reader.hpp
 
 namespace accelerate::state {
 
-/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
-inline bool unprintable(std::string_view sequence) {
-    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
-    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
-    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
-    if (sequence.size() != 3) return false;
-    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
-    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
-}
+/// Walks through the JSON text of an untrusted file, member by member, for parsers that derive from it. Nothing is built, so duplicate names
+/// are seen; memory is that of one string. Errors have the codes of the format.
+class JsonReader {
+protected:
+    using Token = JsonLexer::Token;
 
-/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
-inline std::string quote(std::string_view name) {
-    constexpr size_t longest = 100;
-    constexpr char const* digits = "0123456789abcdef";
-    std::string out = "\"";
-    auto rest = name.substr(0, longest);
-    while (!rest.empty()) {
-        auto const length = utf8_sequence(rest);
-        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
-        if (length == 0 || unprintable(sequence)) {
-            for (char const c : sequence) {
-                auto const value = static_cast<unsigned char>(c);
-                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
-            }
-        } else {
-            if (sequence == "\"" || sequence == "\\") out += '\\';
-            out += sequence;
-        }
-        rest.remove_prefix(sequence.size());
+    explicit JsonReader(Source source) : source_(std::move(source)), lexer_(source_) {}
+    JsonReader(JsonReader const&) = delete;
+    JsonReader& operator=(JsonReader const&) = delete;
+    ~JsonReader() = default;
+
+    Source const& source() const { return source_; }
+    std::string const& string_value() const { return lexer_.string_value(); }  ///< of the last String
+    uint64_t unsigned_value() const { return lexer_.unsigned_value(); }        ///< of the last Unsigned
+    size_t start() const { return lexer_.start(); }                            ///< where the last token begins
+
+    template <class... Parts>
+    [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
+        source_.fail(code, lexer_.start(), parts...);
     }
-    return out + (name.size() > longest ? "...\"" : "\"");
-}
+
+    /// Looks at encoding and depth, before anything is stored; gives the number of members of the outermost object.
+    int64_t scan() const {
+        auto const text = source_.text;
+        if (auto const valid = utf8_end(text); valid != text.size()) source_.fail(source_.codes.not_utf8, valid, "this is not UTF-8");
+        if (text.starts_with("\xEF\xBB\xBF")) source_.fail(source_.codes.bad_start, 0, "it begins with a byte order mark; expected {");
+        int64_t depth = 0, members = 0;
+        bool quoted = false;
+        for (size_t i = 0; i < text.size(); ++i) {
+            char const c = text[i];
+            if (c == '"') quoted = !quoted;
+            else if (quoted) i += c == '\\' ? 1 : 0;
+            else if (c == '{' || c == '[') {
+                if (++depth > 64) source_.fail(source_.codes.too_deep, i, "more than 64 nested objects and arrays");
+            } else if (c == '}' || c == ']') --depth;
+            else if (c == ':' && depth == 1) ++members;
+        }
+        return members;
+    }
+
+    Token next() { return lexer_.next(); }
+
+    /// The first token of a value.
+    Token value() { return begins_value(next()); }
+    Token begins_value(Token token) const {
+        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(source_.codes.bad_json, "a value was expected");
+        return token;
+    }
+
+    /// Reads the members of an object whose brace has been read; `value` must consume the member's value.
+    template <class Value>
+    void members(std::string_view what, Value value) {
+        auto token = next();
+        if (token == Token::ObjectEnd) return;
+        for (;; token = next()) {
+            if (token != Token::String) fail(source_.codes.bad_json, "in ", what, ", a name in double quotes was expected");
+            auto const key = lexer_.string_value();
+            if (next() != Token::Colon) fail(source_.codes.bad_json, "a colon was expected behind ", quote(key));
+            value(key);
+            token = next();
+            if (token == Token::ObjectEnd) return;
+            if (token != Token::Comma) fail(source_.codes.bad_json, "a comma or } was expected behind the value of ", quote(key));
+        }
+    }
+
+    /// Reads the elements of an array whose bracket has been read; `element(token)` is given each one's first token.
+    template <class Element>
+    void elements(std::string_view what, Element element) {
+        auto token = next();
+        if (token == Token::ArrayEnd) return;
+        for (begins_value(token);; token = value()) {
+            element(token);
+            token = next();
+            if (token == Token::ArrayEnd) return;
+            if (token != Token::Comma) fail(source_.codes.bad_json, "a comma or ] was expected in ", what);
+        }
+    }
+
+    /// Reads the rest of a value of which the first token has been read, and forgets it. `scan` has bounded the depth.
+    void skip(Token first) {
+        if (first == Token::ObjectBegin) members("an object", [&](std::string const&) { skip(value()); });
+        if (first == Token::ArrayBegin) elements("an array", [&](Token token) { skip(token); });
+    }
+
+    /// Nothing may follow the outermost object.
+    void end(std::string_view what) {
+        if (next() != Token::End) fail(source_.codes.bad_json, "something follows ", what, "'s JSON object");
+    }
+
+private:
+    Source source_;
+    JsonLexer lexer_;
+};
 
 }  // namespace accelerate::state
 
@@ -13313,102 +13490,48 @@ inline bool valid_tensor_name(std::string_view name) {
 /// Reads the JSON text of a header, trusting none of it: everything a reader will rely on (names, dtypes, shapes, and that the
 /// tensors fill `data_size` bytes exactly, without hole or overlap) has been checked when `run` returns. Time and memory are
 /// linear in the text (n log n in the number of tensors). No I/O, so that it can be fuzzed.
-class HeaderParser {
+class HeaderParser : JsonReader {
 public:
     HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
-        : source_{text, quote(file), 8}, lexer_(source_), data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
+        : JsonReader({text, "safetensors file " + quote(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
+          data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
 
     SafetensorsHeader run() {
-        scan();
+        entries_ = scan();
         auto const first = next();
-        if (first == Token::End) source_.fail(code::st_bad_json, 0, "the header is empty; expected a JSON object");
+        if (first == Token::End) fail(code::st_bad_json, "the header is empty; expected a JSON object");
         if (first != Token::ObjectBegin) fail(code::st_not_object, "the header is not a JSON object");
-        header_.leading_space = lexer_.start() != 0;
+        header_.leading_space = start() != 0;
         bool metadata = false;
         members("the header", [&](std::string const& key) {
             if (key != safetensors_metadata_key) return tensor(key);
             if (std::exchange(metadata, true)) fail(code::st_dup_key, "a second __metadata__");
             read_metadata();
         });
-        if (next() != Token::End) fail(code::st_bad_json, "something follows the header's JSON object");
-        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, "safetensors file ", source_.name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
+        end("the header");
+        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, source().name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
         check_duplicates();
         check_layout();
         return std::move(header_);
     }
 
 private:
-    using Token = JsonLexer::Token;
-
-    Token next() { return lexer_.next(); }
-
-    /// The first token of a value.
-    Token value() { return begins_value(next()); }
-    Token begins_value(Token token) const {
-        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
-        return token;
-    }
-
-    template <class... Parts>
-    [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
-        source_.fail(code, lexer_.start(), parts...);
-    }
-
-    /// Encoding, depth and the number of members of the outermost object, before anything is stored.
-    void scan() {
-        auto const text = source_.text;
-        if (auto const valid = utf8_end(text); valid != text.size()) source_.fail(code::st_not_utf8, valid, "the header is not UTF-8");
-        if (text.starts_with("\xEF\xBB\xBF")) source_.fail(code::st_bad_start, 0, "the header begins with a byte order mark; expected {");
-        int64_t depth = 0;
-        bool quoted = false;
-        for (size_t i = 0; i < text.size(); ++i) {
-            char const c = text[i];
-            if (c == '"') quoted = !quoted;
-            else if (quoted) i += c == '\\' ? 1 : 0;
-            else if (c == '{' || c == '[') {
-                if (++depth > 64) source_.fail(code::st_too_deep, i, "more than 64 nested objects and arrays");
-            } else if (c == '}' || c == ']') --depth;
-            else if (c == ':' && depth == 1) ++entries_;
-        }
-    }
-
-    /// Reads the members of an object whose brace has been read; `value` must consume the member's value.
-    template <class Value>
-    void members(std::string_view what, Value value) {
-        auto token = next();
-        if (token == Token::ObjectEnd) return;
-        for (;; token = next()) {
-            if (token != Token::String) fail(code::st_bad_json, "in ", what, ", a name in double quotes was expected");
-            auto const key = lexer_.string_value();
-            if (next() != Token::Colon) fail(code::st_bad_json, "a colon was expected behind ", quote(key));
-            value(key);
-            token = next();
-            if (token == Token::ObjectEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, "a comma or } was expected behind the value of ", quote(key));
-        }
-    }
-
     /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
     void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
         out.clear();
         if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
-        auto token = next();
-        if (token == Token::ArrayEnd) return;
-        for (begins_value(token);; token = value()) {
+        elements(what, [&](Token token) {
             if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
             if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
-            out.push_back(lexer_.unsigned_value());
-            token = next();
-            if (token == Token::ArrayEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, where(), "a comma or ] was expected in ", what);
-        }
+            out.push_back(unsigned_value());
+        });
     }
 
     void read_metadata() {
         if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
         members("__metadata__", [&](std::string const& key) {
             if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
-            if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
+            if (!header_.metadata.emplace(key, string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
         });
     }
 
@@ -13436,8 +13559,8 @@ private:
 
     void read_dtype() {
         if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
-        info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
-        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
+        info_.dtype = find_dtype(std::string_view(string_value()));
+        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(string_value()));
     }
 
     /// Bytes that dtype and shape ask for; also moves the shape into the tensor. A zero dim must not hide an overflow beside it.
@@ -13492,14 +13615,14 @@ private:
         for (auto const& t : header_.tensors) by_name.push_back(&t);
         std::ranges::sort(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
         auto const twin = std::ranges::adjacent_find(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
-        check(twin == by_name.end(), code::st_dup_key, "safetensors file ", source_.name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
+        check(twin == by_name.end(), code::st_dup_key, source().name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
     }
 
     void check_layout() {
         auto& tensors = header_.tensors;
         std::ranges::stable_sort(tensors, {}, [](TensorInfo const& t) { return std::pair(t.begin, t.end); });
         auto const bad = [&](Code const& code, TensorInfo const& t, auto const&... parts) {
-            throw Error(code, concat("safetensors file ", source_.name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
+            throw Error(code, concat(source().name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
         };
         auto const size = static_cast<int64_t>(data_size_);
         int64_t end = 0;
@@ -13511,12 +13634,10 @@ private:
         }
         if (gap != nullptr && gap->begin < end) bad(code::st_overlap, *gap, "the tensor before it ends at ", end);
         if (gap != nullptr) bad(code::st_hole, *gap, "the tensor before it ends at ", end, ", so there is a hole");
-        check(end <= size, code::st_truncated, "safetensors file ", source_.name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
-        check(end >= size, code::st_trailing, "safetensors file ", source_.name, ": ", size - end, " bytes follow the last tensor");
+        check(end <= size, code::st_truncated, source().name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
+        check(end >= size, code::st_trailing, source().name, ": ", size - end, " bytes follow the last tensor");
     }
 
-    Source source_;
-    JsonLexer lexer_;
     uint64_t data_size_, needed_, total_ = 0;
     int64_t entries_ = 0;
     SafetensorsHeader header_;
@@ -13528,6 +13649,709 @@ private:
 inline SafetensorsHeader parse_safetensors_header(std::string_view text, int64_t data_size, std::string const& file) {
     return HeaderParser(text, data_size, file).run();
 }
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/reader.hpp
+
+namespace accelerate::state {
+
+static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, and so is every machine this library runs on");
+
+/// A safetensors file, opened and checked once: lists what is in it and reads tensors one by one. Nothing but regular files is
+/// opened, nothing in them is executed, and memory is never more than the header and the tensors that were asked for.
+class SafetensorsReader {
+public:
+    /// Reads and checks the header. Errors: E_IO, E_NOT_REGULAR, and the E_ST_* codes, naming file and byte or tensor.
+    explicit SafetensorsReader(std::filesystem::path path) : SafetensorsReader(InputFile(std::move(path))) {}
+    explicit SafetensorsReader(InputFile file) : file_(std::move(file)) {
+        auto const size = file_.size();
+        check(size >= 8, code::st_too_small, "safetensors file ", name(), " has ", size, " bytes; the length of the header alone takes 8");
+        char head[8];
+        file_.read_at(head, 8, 0);
+        uint64_t length = 0;
+        std::memcpy(&length, head, 8);
+        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
+        if (too_long) refuse_pickle(std::string_view(head, 8));
+        if (length > safetensors_header_limit) {
+            throw Error(code::st_header_too_large,
+                        concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
+        }
+        data_ = 8 + static_cast<int64_t>(length);
+        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
+        std::string text(length, '\0');
+        file_.read_at(text.data(), static_cast<int64_t>(length), 8);
+        header_ = parse_safetensors_header(text, size - data_, file_.path().string());
+        if (header_.leading_space) log::warning_once("W_LEADING_SPACE: the header of safetensors file ", name(), " begins with white space, which the format does not allow");
+        for (auto const& info : header_.tensors) index_.emplace(info.name, &info);
+    }
+    SafetensorsReader(SafetensorsReader const&) = delete;
+    SafetensorsReader& operator=(SafetensorsReader const&) = delete;
+
+    std::filesystem::path const& path() const { return file_.path(); }
+    int64_t size() const { return file_.size(); }  ///< bytes
+    std::span<TensorInfo const> tensors() const { return header_.tensors; }  ///< in the order of their data
+    std::map<std::string, std::string> const& metadata() const { return header_.metadata; }
+
+    /// The entry of that name, or nullptr.
+    TensorInfo const* find(std::string_view tensor) const {
+        auto const it = index_.find(tensor);
+        return it == index_.end() ? nullptr : it->second;
+    }
+
+    /// Reads one tensor into new CPU memory. Errors: E_DATA for an unknown name, E_ST_CHANGED, E_ST_BAD_BOOL, E_IO.
+    at::Tensor read(std::string_view tensor) const {
+        auto const* const info = find(tensor);
+        check(info != nullptr, code::data, "safetensors file ", name(), " has no tensor named ", quote(tensor), " among ", header_.tensors.size());
+        return read(*info);
+    }
+    at::Tensor read(TensorInfo const& info) const { return read_elements(info, 0, numel(info)).view(info.shape); }
+
+    /// Elements [from, to) of a tensor in the order of the file, which is row-major, as a 1-D tensor; only their bytes are read.
+    at::Tensor read_elements(TensorInfo const& info, int64_t from, int64_t to) const {
+        check_range(info, "elements", from, to, numel(info));
+        auto out = at::empty({to - from}, options(info));
+        read_bytes(info, static_cast<char*>(out.mutable_data_ptr()), from, to);
+        file_.check_unchanged();
+        return out;
+    }
+
+    /// The stretch [from, to) of dimension `dim` (Python's `get_slice`); only its bytes are read. Error E_DATA for what lies outside.
+    at::Tensor read_slice(TensorInfo const& info, int64_t dim, int64_t from, int64_t to) const {
+        check(dim >= 0 && dim < static_cast<int64_t>(info.shape.size()), code::data, "safetensors file ", name(), ": tensor ", quote(info.name), " has ", info.shape.size(), " dimensions, no number ", dim);
+        auto shape = info.shape;
+        auto& rows = shape[static_cast<size_t>(dim)];
+        check_range(info, "rows", from, to, rows);
+        int64_t outer = 1, inner = 1;
+        for (size_t d = 0; d < shape.size(); ++d) (static_cast<int64_t>(d) < dim ? outer : inner) *= static_cast<int64_t>(d) == dim ? 1 : shape[d];
+        auto const stride = rows * inner, length = (to - from) * inner;
+        rows = to - from;
+        auto out = at::empty(shape, options(info));
+        auto* bytes = static_cast<char*>(out.mutable_data_ptr());
+        for (int64_t o = 0; o < outer && length > 0; ++o, bytes += length * static_cast<int64_t>(out.element_size())) read_bytes(info, bytes, o * stride + from * inner, o * stride + from * inner + length);
+        file_.check_unchanged();
+        return out;
+    }
+
+    /// The tensor as a view of the file, mapped into memory: nothing is read before it is used, and what is written stays in memory. Lives
+    /// on without the reader. Who shortens the file meanwhile ends the process by SIGBUS; `read` has no such risk. A tensor that the file
+    /// does not align, and one of no bytes, is read.
+    at::Tensor map(TensorInfo const& info) {
+        auto const item = static_cast<int64_t>(c10::elementSize(info.type()));
+        if (info.begin == info.end || (data_ + info.begin) % item != 0) return read(info);
+        if (!mapping_) mapping_ = std::make_shared<Mapping>(file_);
+        auto* const bytes = mapping_->data() + data_ + info.begin;
+        if (info.type() == at::ScalarType::Bool) check_bools(info, reinterpret_cast<unsigned char const*>(bytes), 0, info.end - info.begin);
+        return at::from_blob(bytes, info.shape, [mapping = mapping_](void*) {}, options(info));
+    }
+
+private:
+    std::string name() const { return quote(file_.path().string()); }
+
+    static at::TensorOptions options(TensorInfo const& info) { return at::TensorOptions().dtype(info.type()).device(at::kCPU); }
+    static int64_t numel(TensorInfo const& info) { return (info.end - info.begin) / static_cast<int64_t>(c10::elementSize(info.type())); }
+
+    void check_range(TensorInfo const& info, char const* what, int64_t from, int64_t to, int64_t size) const {
+        check(from >= 0 && from <= to && to <= size, code::data, "safetensors file ", name(), ": ", what, " [", from, ", ", to, ") of tensor ", quote(info.name), ", which has ", size);
+    }
+
+    /// Elements [from, to) to where `out` points.
+    void read_bytes(TensorInfo const& info, char* out, int64_t from, int64_t to) const {
+        auto const item = static_cast<int64_t>(c10::elementSize(info.type()));
+        file_.read_at(out, (to - from) * item, data_ + info.begin + from * item);
+        if (info.type() == at::ScalarType::Bool) check_bools(info, reinterpret_cast<unsigned char const*>(out), from, to);
+    }
+
+    void refuse_pickle(std::string_view head) const {
+        char last = 0;
+        file_.read_at(&last, 1, size() - 1);
+        // Protocols 2 to 5 have a mark; 0 and 1 begin with one of a few opcodes. All end with a full stop.
+        bool const zip = head.starts_with("PK\x03\x04"), marked = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
+        bool const pickle = marked || (last == '.' && std::string_view("(]})cIFSVKJMUXN").find(head[0]) != std::string_view::npos);
+        check(!zip && !pickle, code::pickle_refused, name(), " is a ", zip ? "zip archive" : "pickle",
+              ", as torch.save writes; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
+    }
+
+    /// A C++ bool that is neither 0 nor 1 is undefined behaviour in whatever uses it.
+    void check_bools(TensorInfo const& info, unsigned char const* bytes, int64_t from, int64_t to) const {
+        auto const* const end = bytes + (to - from);
+        auto const* const bad = std::find_if(bytes, end, [](unsigned char byte) { return byte > 1; });
+        if (bad == end) return;
+        throw Error(code::st_bad_bool, concat("safetensors file ", name(), ", byte ", data_ + info.begin + from + (bad - bytes), ": element ", from + (bad - bytes), " of BOOL tensor ",
+                                              quote(info.name), " is ", static_cast<int>(*bad)));
+    }
+
+    InputFile file_;
+    std::shared_ptr<Mapping> mapping_;
+    int64_t data_ = 0;
+    SafetensorsHeader header_;
+    std::unordered_map<std::string_view, TensorInfo const*> index_;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/safetensors_index.hpp
+
+namespace accelerate::state {
+
+/// What `model.safetensors.index.json` says: in which file beside it each tensor lies.
+struct SafetensorsIndex {
+    std::vector<std::string> files;           ///< each once
+    std::map<std::string, size_t> tensors;    ///< place in `files`
+    std::optional<int64_t> total_size;        ///< bytes of all tensors
+};
+
+inline constexpr int64_t index_size_limit = 100'000'000;  ///< bytes
+inline constexpr size_t index_file_limit = 10'000;
+inline constexpr std::string_view index_suffix = ".safetensors.index.json";
+
+/// What a file name is on systems that do not tell upper from lower case, or a letter with an accent from the two characters of which it can
+/// be composed: letters with accents are left out.
+inline std::string folded(std::string_view name) {
+    std::string out;
+    for (size_t i = 0; i < name.size();) {
+        auto const length = std::max<size_t>(utf8_sequence(name.substr(i)), 1);
+        auto const c = static_cast<unsigned char>(name[i]);
+        bool const combining = length == 2 && (c == 0xCC || c == 0xCD);
+        bool const accented = (length == 2 && c >= 0xC3 && c <= 0xC9) || (length == 3 && c == 0xE1 && static_cast<unsigned char>(name[i + 1]) >= 0xB8);
+        if (combining && !out.empty() && out.back() >= 'a' && out.back() <= 'z') out.pop_back();
+        if (length == 1) out += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+        else if (!accented && !combining) out += name.substr(i, length);
+        i += length;
+    }
+    return out;
+}
+
+/// Whether a file of that name is one that could execute code when it is read.
+inline bool named_as_pickle(std::string_view name) {
+    for (std::string_view const suffix : {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+        if (name.ends_with(suffix)) return true;
+    return false;
+}
+
+/// Reads the text of an index, trusting none of it. No I/O, so that it can be fuzzed.
+class IndexParser : JsonReader {
+public:
+    IndexParser(std::string_view text, std::string const& file) : JsonReader({text, "index " + quote(file), {code::ix_bad_json, code::ix_bad_json, code::ix_bad_json, code::ix_bad_json}}) {}
+
+    SafetensorsIndex run() {
+        scan();
+        auto const first = next();
+        if (first == Token::End) fail(code::ix_bad_json, "it is empty; expected a JSON object");
+        if (first != Token::ObjectBegin) fail(code::ix_schema, "it is not a JSON object");
+        bool map = false, metadata = false;
+        members("the index", [&](std::string const& key) {
+            if (key == "weight_map") once(map, key), weight_map();
+            else if (key == "metadata") once(metadata, key), read_metadata();
+            else fail(code::ix_schema, "unknown field ", quote(key), "; expected weight_map and metadata");
+        });
+        end("the index");
+        if (!map) fail(code::ix_schema, "no weight_map");
+        check_twins();
+        return std::move(index_);
+    }
+
+private:
+    void once(bool& seen, std::string const& key) const {
+        if (std::exchange(seen, true)) fail(code::ix_dup_key, "a second ", quote(key));
+    }
+
+    void read_metadata() {
+        if (value() != Token::ObjectBegin) fail(code::ix_schema, "metadata is not an object");
+        bool total = false;
+        members("metadata", [&](std::string const& key) {
+            auto const token = value();
+            if (key != "total_size") return skip(token);
+            once(total, key);
+            if (token != Token::Unsigned || unsigned_value() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) fail(code::ix_total_size, "total_size is not a number of bytes");
+            index_.total_size = static_cast<int64_t>(unsigned_value());
+        });
+    }
+
+    void weight_map() {
+        if (value() != Token::ObjectBegin) fail(code::ix_schema, "weight_map is not an object");
+        members("weight_map", [&](std::string const& tensor) {
+            if (!valid_tensor_name(tensor)) fail(code::st_bad_name, "tensor ", quote(tensor), ": a name has at most ", safetensors_name_limit, " bytes and no control characters");
+            if (value() != Token::String) fail(code::ix_schema, "the file of tensor ", quote(tensor), " is not a string");
+            if (index_.tensors.size() == static_cast<size_t>(safetensors_tensor_limit)) fail(code::ix_too_many, "more than ", safetensors_tensor_limit, " tensors");
+            if (!index_.tensors.emplace(tensor, place_of(string_value())).second) fail(code::ix_dup_key, "tensor ", quote(tensor), " appears twice in weight_map");
+        });
+    }
+
+    size_t place_of(std::string const& file) {
+        auto const [known, fresh] = places_.try_emplace(file, index_.files.size());
+        if (!fresh) return known->second;
+        if (!plain_name(file)) fail(code::ix_path, "the file ", quote(file), " is not a plain name of a file beside the index");
+        if (named_as_pickle(file)) fail(code::pickle_refused, "the file ", quote(file), " is a pickle by its name; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
+        if (index_.files.size() == index_file_limit) fail(code::ix_too_many, "more than ", index_file_limit, " files");
+        index_.files.push_back(file);
+        return known->second;
+    }
+
+    void check_twins() const {
+        std::unordered_map<std::string, std::string const*> seen;
+        for (auto const& file : index_.files) {
+            auto const [twin, fresh] = seen.try_emplace(folded(file), &file);
+            check(fresh, code::ix_conflict, source().name, ": the files ", quote(*twin->second), " and ", quote(file), " are one on some file systems");
+        }
+    }
+
+    SafetensorsIndex index_;
+    std::unordered_map<std::string, size_t> places_;
+};
+
+/// The checked content of an index. Errors: the E_IX_* codes, E_PICKLE_REFUSED, E_ST_BAD_NAME; exit 65.
+inline SafetensorsIndex parse_safetensors_index(std::string_view text, std::string const& file) { return IndexParser(text, file).run(); }
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/weights_reader.hpp
+
+namespace accelerate::state {
+
+/// The tensors of a model on disk: of one safetensors file; of the files that an index (`*.safetensors.index.json`) names; or of what a folder
+/// holds, which is one of these. All headers are read and compared with the index when it is opened, tensors when they are asked for.
+/// Nothing is opened but the file that was named, or files in the folder that was.
+class WeightsReader {
+public:
+    /// Errors: E_IO, E_NOT_REGULAR, E_SYMLINK, E_PICKLE_REFUSED and the E_ST_* and E_IX_* codes. `hub_cache`: see `Folder`.
+    explicit WeightsReader(std::filesystem::path path, std::filesystem::path const& hub_cache = {}) : path_(std::move(path)) {
+        std::error_code ignored;
+        if (std::filesystem::is_directory(path_, ignored)) open_folder(Folder(path_, hub_cache));
+        else if (path_.extension() == ".json") open_index(Folder(path_.has_parent_path() ? path_.parent_path() : ".", hub_cache), path_.filename().string());
+        else {
+            refuse_pickle(path_.filename().string());
+            files_.push_back(std::make_unique<SafetensorsReader>(path_));
+        }
+    }
+
+    /// The file or index that was opened, quoted.
+    std::string name() const { return quote(path_.string()); }
+    std::vector<std::unique_ptr<SafetensorsReader>> const& files() const { return files_; }
+
+private:
+    std::string in_folder(Folder const& folder) const { return concat("the folder ", quote(folder.path().string())); }
+
+    void refuse_pickle(std::string const& file) const {
+        check(!named_as_pickle(file), code::pickle_refused, name(), " is a pickle by its name; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
+    }
+
+    void open_folder(Folder const& folder) {
+        std::vector<std::string> indexes, singles, pickles;
+        for (auto const& file : folder.names()) {
+            if (file.ends_with(index_suffix)) indexes.push_back(file);
+            else if (file.ends_with(".safetensors")) singles.push_back(file);
+            else if (named_as_pickle(file) || file.ends_with(".bin.index.json")) pickles.push_back(file);
+        }
+        check(indexes.size() < 2, code::ix_ambiguous, in_folder(folder), " has ", indexes.size(), " indexes, ", indexes.size() < 2 ? "" : quote(indexes[0]) + " and " + quote(indexes[1]), "; name the one that is meant");
+        if (!indexes.empty()) {
+            auto const whole = indexes[0].substr(0, indexes[0].size() - index_suffix.size()) + ".safetensors";
+            check(std::ranges::find(singles, whole) == singles.end(), code::ix_ambiguous, in_folder(folder), " has the index ", quote(indexes[0]), " and the file ", quote(whole), "; name the one that is meant");
+            open_index(folder, indexes[0]);
+            for (auto const& file : singles)
+                if (std::ranges::find(index_.files, file) == index_.files.end()) log::warning_once("W_IX_STALE: ", in_folder(folder), " has ", quote(file), ", of which its index knows nothing; is it left over from another save?");
+            return;
+        }
+        bool const model = std::ranges::find(singles, "model.safetensors") != singles.end();
+        if (singles.empty()) {
+            check(pickles.empty(), code::pickle_refused, in_folder(folder), " has no safetensors file but ", pickles.empty() ? "" : quote(pickles[0]), ", a pickle by its name; those can execute code and are never read");
+            throw Error(code::not_regular, concat(in_folder(folder), " has neither model.safetensors nor an index"));
+        }
+        check(model || singles.size() == 1, code::ix_ambiguous, in_folder(folder), " has ", singles.size(), " safetensors files and no index, among them ", quote(singles[0]), "; name the one that is meant. Parts of one model without their index are a save that did not end");
+        path_ = folder.path() / (model ? "model.safetensors" : singles[0]);
+        files_.push_back(std::make_unique<SafetensorsReader>(folder.open(path_.filename().string())));
+    }
+
+    void open_index(Folder const& folder, std::string const& file) {
+        auto const in = folder.open(file);
+        path_ = in.path();
+        check(in.size() <= index_size_limit, code::ix_too_large, "index ", name(), " has ", in.size(), " bytes; at most ", index_size_limit);
+        std::string text(static_cast<size_t>(in.size()), '\0');
+        in.read_at(text.data(), in.size(), 0);
+        index_ = parse_safetensors_index(text, path_.string());
+        for (auto const& shard : index_.files) files_.push_back(open_shard(folder, shard));
+        compare();
+    }
+
+    static std::unique_ptr<SafetensorsReader> open_shard(Folder const& folder, std::string const& shard) {
+        std::error_code failed;
+        auto const path = folder.path() / shard;
+        auto const status = std::filesystem::symlink_status(path, failed);
+        check(std::filesystem::exists(status), code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is not there");
+        auto in = folder.open(shard);
+        check(in.size() > 0, code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is empty");
+        return std::make_unique<SafetensorsReader>(std::move(in));
+    }
+
+    /// Index and shards must say the same.
+    void compare() const {
+        auto const index = name();
+        int64_t total = 0;
+        auto const fail = [&](Code const& code, std::string const& tensor, size_t file, char const* what, std::string const& more = {}) {
+            throw Error(code, concat("index ", index, " and ", quote(files_[file]->path().string()), ": tensor ", quote(tensor), what, more));
+        };
+        for (size_t f = 0; f < files_.size(); ++f)
+            for (auto const& info : files_[f]->tensors()) {
+                auto const listed = index_.tensors.find(info.name);
+                if (listed == index_.tensors.end()) fail(code::ix_extra_tensor, info.name, f, " is in the file, but not in the index");
+                if (listed->second != f) fail(code::ix_conflict, info.name, f, " is in this file, but the index says ", quote(index_.files[listed->second]));
+                total += info.end - info.begin;
+            }
+        for (auto const& [tensor, f] : index_.tensors)
+            if (files_[f]->find(tensor) == nullptr) fail(code::ix_missing_tensor, tensor, f, " is not in the file, where the index says it is");
+        check(!index_.total_size || *index_.total_size == total, code::ix_total_size, "index ", index, " says total_size ", index_.total_size.value_or(0), "; its files hold ", total, " bytes of tensors");
+    }
+
+    std::filesystem::path path_;
+    SafetensorsIndex index_;
+    std::vector<std::unique_ptr<SafetensorsReader>> files_;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/load_file.hpp
+
+namespace accelerate {
+namespace state {
+
+/// Error E_NONFINITE naming the tensor when it holds a NaN or an infinity. Works in slices: little extra memory.
+inline void require_finite(std::string const& name, at::Tensor const& t, std::filesystem::path const& path) {
+    if (!(t.is_floating_point() || t.is_complex()) || t.scalar_type() == at::ScalarType::Float4_e2m1fn_x2) return;
+    constexpr int64_t slice = 1 << 18;
+    auto const flat = t.view({-1});
+    for (int64_t at = 0; at < flat.numel(); at += slice) {
+        auto part = flat.slice(0, at, std::min(at + slice, flat.numel()));
+        if (part.element_size() == 1) part = part.to(at::kFloat);  // the 8-bit dtypes have few operations of their own
+        check(at::isfinite(part).all().item<bool>(), code::non_finite, path, ": tensor ", quote(name), " has a NaN or an infinity in elements ", at, " to ", at + part.numel() - 1);
+    }
+}
+
+}  // namespace state
+
+/// How `load_file` reads.
+struct load_options {
+    bool check_finite = false;               ///< a NaN or an infinity is error E_NONFINITE; one more pass over the data
+    bool mapped = false;                     ///< tensors are the file in memory, read as they are used; see `state::SafetensorsReader::map` for the risk
+    std::filesystem::path hub_cache = {};    ///< symbolic links in a folder may lead in here; see `state::Folder`
+};
+
+/// Reads a safetensors file, the files that an index names, or what a folder holds of these, as CPU tensors by name, in the order of their
+/// data. Nothing of it is trusted: see `state::SafetensorsReader` and `state::WeightsReader` for what is checked and what the errors are.
+/// Memory: the tensors, and the header while it is parsed.
+inline TensorMap load_file(std::filesystem::path const& path, load_options const& options = {}) {
+    state::WeightsReader const weights(path, options.hub_cache);
+    TensorMap out;
+    for (auto const& file : weights.files())
+        for (auto const& info : file->tensors()) {
+            auto t = options.mapped ? file->map(info) : file->read(info);
+            if (options.check_finite) state::require_finite(info.name, t, file->path());
+            out.insert(info.name, std::move(t));
+        }
+    return out;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/rename.hpp
+
+namespace accelerate {
+
+/// What a tensor's name in a file is called in the model. Any function from name to name is one; `accelerate/state/rename_regex.hpp` has
+/// regular expressions.
+using Rename = std::function<std::string(std::string const&)>;
+
+/// Names that begin with `from` begin with `to`: `rename_prefix("module.", "")`.
+inline Rename rename_prefix(std::string from, std::string to) {
+    return [from = std::move(from), to = std::move(to)](std::string const& name) { return name.starts_with(from) ? to + name.substr(from.size()) : name; };
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/load_source.hpp
+
+namespace accelerate {
+
+/// How `load_model` and `make` from files load.
+struct load_model_options {
+    bool strict = true;                    ///< names that only the model or only the files have are errors
+    std::vector<Rename> rename = {};       ///< what names of the files become, in this order
+    bool check_finite = false;             ///< a NaN or an infinity is error E_NONFINITE
+    std::filesystem::path hub_cache = {};  ///< as for `load_file`
+};
+
+namespace state {
+
+/// Where loaded values come from: tensors in memory, or files read tensor by tensor.
+class MapSource {
+public:
+    explicit MapSource(TensorMap const& map) : map_(map) {}
+    std::string name() const { return "the given tensors"; }
+    bool contains(std::string const& key) const { return map_.contains(key); }
+    at::Tensor read(std::string const& key) const { return map_.at(key); }
+    at::ScalarType type(std::string const& key) const { return map_.at(key).scalar_type(); }
+    at::IntArrayRef shape(std::string const& key) const { return map_.at(key).sizes(); }
+    std::string alias(std::string const&) const { return {}; }
+    template <class F>
+    void each(F f) const {
+        for (auto const& item : map_) f(item.first);
+    }
+
+private:
+    TensorMap const& map_;
+};
+
+class FileSource {
+public:
+    /// Error E_CK_KEYS when renaming gives two tensors one name, beside those of `WeightsReader`.
+    FileSource(std::filesystem::path const& path, load_model_options const& options) : weights_(path, options.hub_cache), check_finite_(options.check_finite) {
+        auto const renamed = [&](std::string key) {
+            for (auto const& rename : options.rename) key = rename(key);
+            return key;
+        };
+        for (auto const& file : weights_.files()) {
+            for (auto const& info : file->tensors()) {
+                auto const key = renamed(info.name);
+                auto const [twin, fresh] = entries_.try_emplace(key, Entry{file.get(), &info});
+                if (!fresh) throw Error(code::ck_keys, concat("load_model: ", quote(twin->second.info->name), " and ", quote(info.name), " of ", name(), " are both renamed to ", quote(key)));
+                order_.push_back(key);
+            }
+            for (auto const& [dropped, kept] : file->metadata()) aliases_.emplace(renamed(dropped), renamed(kept));
+        }
+    }
+
+    std::string name() const { return weights_.name(); }
+    bool contains(std::string const& key) const { return entries_.contains(key); }
+    at::ScalarType type(std::string const& key) const { return entries_.at(key).info->type(); }
+    at::IntArrayRef shape(std::string const& key) const { return entries_.at(key).info->shape; }
+    at::Tensor read(std::string const& key) const {
+        auto const& [file, info] = entries_.at(key);
+        return checked(*file, *info, file->read(*info));
+    }
+    /// Elements [from, to) in row-major order; only these are read.
+    at::Tensor read_elements(std::string const& key, int64_t from, int64_t to) const {
+        auto const& [file, info] = entries_.at(key);
+        return checked(*file, *info, file->read_elements(*info, from, to));
+    }
+    /// The name under which the files hold what had this name too when they were written.
+    std::string alias(std::string const& key) const {
+        auto const found = aliases_.find(key);
+        return found != aliases_.end() && contains(found->second) ? found->second : std::string();
+    }
+    template <class F>
+    void each(F f) const {
+        for (auto const& name : order_) f(name);
+    }
+
+private:
+    struct Entry {
+        SafetensorsReader const* file;
+        TensorInfo const* info;
+    };
+
+    at::Tensor checked(SafetensorsReader const& file, TensorInfo const& info, at::Tensor t) const {
+        if (check_finite_) require_finite(info.name, t, file.path());
+        return t;
+    }
+
+    WeightsReader weights_;
+    bool check_finite_;
+    std::unordered_map<std::string, Entry> entries_;
+    std::vector<std::string> order_;
+    std::map<std::string, std::string> aliases_;
+};
+
+}  // namespace state
+}  // namespace accelerate
+
+// ---- accelerate/state/model_tensors.hpp
+
+namespace accelerate {
+
+/// What of a model is saved: its parameters, then its buffers, under the names LibTorch (and so Python) gives them. Undefined ones
+/// (a Linear without bias) are left out. Tied tensors appear under each of their names. The model is a module, or whatever `*`
+/// makes one: a holder, a shared pointer, a prepared model.
+template <class Model>
+TensorMap model_tensors(Model const& model) {
+    if constexpr (requires { model.named_parameters(); }) {
+        TensorMap out;
+        auto const add = [&](auto const& named) {
+            for (auto const& item : named)
+                if (item.value().defined()) out.insert(item.key(), item.value());
+        };
+        add(model.named_parameters());
+        add(model.named_buffers());
+        return out;
+    } else {
+        return model_tensors(*model);
+    }
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/from.hpp
+
+namespace accelerate {
+
+/// Files from which `accelerator.make<Model>(acc::from(path), arguments...)` takes the model's values.
+struct From {
+    std::filesystem::path path;
+    load_model_options options = {};
+};
+
+/// A model's values come from a safetensors file, from the files that an index names, or from a folder that holds one of these, instead of from its
+/// constructors: every rank reads only what it keeps. With `strict = false` what the files lack is initialised as ever.
+inline From from(std::filesystem::path path, load_model_options options = {}) { return {std::move(path), std::move(options)}; }
+
+/// Whether the first of some arguments is `from(...)`.
+template <class... Arguments>
+inline constexpr bool begins_with_from = false;
+template <class First, class... Rest>
+inline constexpr bool begins_with_from<First, Rest...> = std::same_as<std::remove_cvref_t<First>, From>;
+
+namespace state {
+
+/// Values for a model that `make` has recorded: see `module::NoValues` for the two functions.
+class FileValues {
+public:
+    /// Compares the files with the model, which has no memory yet. Errors of `load_model`.
+    FileValues(torch::nn::Module const& root, From const& from) : source_(from.path, from.options) {
+        LoadReport report;
+        for (auto& [key, tensor] : agreed_load(model_tensors(root), source_, from.options.strict, report)) keys_.emplace(tensor.unsafeGetTensorImpl(), key);
+    }
+
+    bool has(at::Tensor const& recorded) const { return keys_.contains(recorded.unsafeGetTensorImpl()); }
+    bool fill(at::Tensor const& recorded, at::Tensor const& into, int64_t from, int64_t to) const {
+        auto const key = keys_.find(recorded.unsafeGetTensorImpl());
+        if (key == keys_.end()) return false;
+        c10::NoGradGuard const no_grad;
+        // The files' order is row-major: a stretch of memory is a stretch of the file only where the tensor's is too.
+        if (into.is_contiguous()) into.view({-1}).narrow(0, from, to - from).copy_(source_.read_elements(key->second, from, to));
+        else into.copy_(source_.read(key->second));
+        return true;
+    }
+
+private:
+    FileSource source_;
+    std::unordered_map<c10::TensorImpl*, std::string> keys_;
+};
+
+}  // namespace state
+}  // namespace accelerate
+
+// ---- accelerate/state/output_file.hpp
+
+namespace accelerate::state {
+
+/// The folder in which `path` lies, made with its parents if it is not there.
+inline std::filesystem::path folder_for(std::filesystem::path const& path) {
+    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+    std::error_code failed;
+    std::filesystem::create_directories(folder, failed);
+    if (failed) fail_io("cannot make the folder of", path, failed.value());
+    return folder;
+}
+
+inline Descriptor open_folder(std::filesystem::path const& folder, std::filesystem::path const& of) {
+    Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd.get() < 0) fail_io("cannot open the folder of", of, errno);
+    return fd;
+}
+
+/// Makes the names in a folder durable. Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
+inline void sync_folder(Descriptor const& folder, std::filesystem::path const& of) {
+    if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", of, errno);
+}
+
+/// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
+/// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
+/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
+/// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
+/// FIFO or device.
+class OutputFile {
+public:
+    /// `bytes` is the size the file will have: space is taken at once, so that a full disk is known before anything is written.
+    OutputFile(std::filesystem::path path, int64_t bytes) : path_(std::move(path)) {
+        auto const name = path_.filename().string();
+        check(!name.empty() && name != "." && name != "..", code::io, "cannot write ", path_, ": there is no file name in it");
+        struct stat there {};
+        bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode);
+        check(!special, code::not_regular, "cannot write ", path_, ": something that is not a regular file has this name");
+        // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
+        folder_ = open_folder(folder_for(path_), path_);
+        buffer_.reserve(buffered);
+        std::random_device random;
+        do {
+            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
+            file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
+        } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
+        if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
+        if (bytes > 0 && ::fallocate(file_.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR && errno != EINVAL)
+            fail_with("cannot reserve space for", errno);
+    }
+
+    OutputFile(OutputFile const&) = delete;
+    OutputFile& operator=(OutputFile const&) = delete;
+    ~OutputFile() { discard(); }
+
+    /// Appends. Small pieces are collected, large ones go straight from the caller's memory to the system.
+    void write(void const* data, int64_t bytes) {
+        auto const* from = static_cast<char const*>(data);
+        auto const size = static_cast<size_t>(bytes);
+        if (buffer_.size() + size > buffered) flush();
+        if (size > buffered) write_now(from, size);
+        else buffer_.insert(buffer_.end(), from, from + size);
+    }
+    void write(std::string_view text) { write(text.data(), static_cast<int64_t>(text.size())); }
+
+    /// Makes the file durable and gives it its name.
+    void commit() {
+        finish();
+        publish();
+    }
+    /// Makes what was written durable; it has no name yet. Where several files belong together, all are finished before one is published.
+    void finish() {
+        flush();
+        if (::fsync(file_.get()) != 0) fail_with("cannot sync", errno);
+        if (::close(file_.release()) != 0) fail_with("cannot close", errno);
+    }
+    void publish() {
+        if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
+        temporary_.clear();
+        sync_folder(folder_, path_);
+    }
+
+private:
+    static constexpr size_t buffered = 1 << 18;
+
+    void flush() {
+        write_now(buffer_.data(), buffer_.size());
+        buffer_.clear();
+    }
+
+    void write_now(char const* from, size_t size) {
+        while (size > 0) {
+            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail_with("cannot write", errno);
+            from += n, size -= static_cast<size_t>(n);
+        }
+    }
+
+    [[noreturn]] void fail_with(char const* what, int error) {
+        discard();
+        fail_io(what, path_, error);
+    }
+
+    void discard() noexcept {
+        if (!temporary_.empty()) ::unlinkat(folder_.get(), temporary_.c_str(), 0);
+        temporary_.clear();
+    }
+
+    std::filesystem::path path_;
+    Descriptor folder_, file_;
+    std::string temporary_;
+    std::vector<char> buffer_;
+};
 
 }  // namespace accelerate::state
 
@@ -13631,6 +14455,50 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
     return head + json;
 }
 
+/// A safetensors file to be written: checked, its space taken, not there under its name before `publish`. The tensors outlive it.
+class SafetensorsWriter {
+public:
+    /// Errors of `save_file`.
+    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
+        : order_(outgoing_order(tensors, path)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {}
+
+    int64_t bytes() const { return bytes_; }
+
+    /// Writes all of it; durable when this returns.
+    void write() {
+        c10::NoGradGuard const no_grad;
+        file_.write(head_);
+        for (auto const& t : order_) {
+            auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
+            file_.write(plain.const_data_ptr(), t.bytes);
+        }
+        file_.finish();
+    }
+    void publish() { file_.publish(); }
+
+private:
+    std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
+        refuse_shared_memory(order_, path);
+        for (auto const& item : metadata)
+            check(utf8_end(item.first) == item.first.size() && utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ", quote(item.first), ": key or value is not UTF-8");
+        auto text = safetensors_head(order_, metadata);
+        check(text.size() - 8 <= safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", text.size() - 8, " bytes; at most ", safetensors_header_limit,
+              " can be read back");
+        check(order_.size() <= static_cast<size_t>(safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order_.size(), " tensors");
+        return text;
+    }
+    int64_t data_bytes() const {
+        int64_t sum = 0;
+        for (auto const& t : order_) sum += t.bytes;
+        return sum;
+    }
+
+    std::vector<Outgoing> order_;
+    std::string head_;
+    int64_t bytes_;
+    OutputFile file_;
+};
+
 }  // namespace state
 
 /// Writes a safetensors file, byte for byte what Python's `safetensors.torch.save_file` writes (metadata sorted by key): tensors
@@ -13639,25 +14507,148 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
 /// at all, and is durable when this returns (see `state::OutputFile`). Missing parent folders are made.
 /// Errors: E_ST_* for what the format cannot hold, E_ST_SHARED_MEMORY for tensors that overlap, E_NO_SPACE, E_IO, E_NOT_REGULAR.
 inline void save_file(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata = {}) {
-    c10::NoGradGuard no_grad;
-    auto const order = state::outgoing_order(tensors, path);
-    state::refuse_shared_memory(order, path);
-    for (auto const& item : metadata)
-        check(state::utf8_end(item.first) == item.first.size() && state::utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ",
-              state::quote(item.first), ": key or value is not UTF-8");
-    auto const head = state::safetensors_head(order, metadata);
-    check(head.size() - 8 <= state::safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", head.size() - 8,
-          " bytes; at most ", state::safetensors_header_limit, " can be read back");
-    check(order.size() <= static_cast<size_t>(state::safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order.size(), " tensors");
-    auto total = static_cast<int64_t>(head.size());
-    for (auto const& t : order) total += t.bytes;
-    state::OutputFile file(path, total);
-    file.write(head);
-    for (auto const& t : order) {
-        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-        file.write(plain.const_data_ptr(), t.bytes);
+    state::SafetensorsWriter file(tensors, path, metadata);
+    file.write();
+    file.publish();
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/core/byte_size.hpp
+
+namespace accelerate {
+
+/// A number of bytes as people write it: a number, or text with a unit: "10GB", "1.5 GiB", "200KB" (Python's `max_shard_size`, `max_memory`).
+/// KB, MB, GB, TB are powers of 1000, KiB and so on of 1024. Error E_CONFIG for other text, also for bits ("Gb").
+struct ByteSize {
+    constexpr ByteSize(int64_t n) : value(n) {}
+    constexpr ByteSize(int n) : value(n) {}
+    constexpr ByteSize(Bytes n) : value(n.value) {}
+    ByteSize(std::string_view text) : value(parse(text)) {}
+    ByteSize(char const* text) : ByteSize(std::string_view(text)) {}
+    ByteSize(std::string const& text) : ByteSize(std::string_view(text)) {}
+
+    int64_t value = 0;
+
+private:
+    static int64_t parse(std::string_view text) {
+        double number = 0;
+        auto const* const end = text.data() + text.size();
+        auto const [rest, error] = std::from_chars(text.data(), end, number);
+        std::string_view unit(rest, static_cast<size_t>(end - rest));
+        while (unit.starts_with(' ')) unit.remove_prefix(1);
+        constexpr std::string_view prefixes = "KMGT";
+        double factor = 1;
+        bool valid = error == std::errc() && number >= 0 && unit.ends_with('B');
+        if (valid && unit.size() > 1) {
+            bool const binary = unit.size() == 3 && unit[1] == 'i';
+            auto const power = prefixes.find(unit[0] >= 'a' ? static_cast<char>(unit[0] - 32) : unit[0]);
+            valid = power != std::string_view::npos && (binary || unit.size() == 2);
+            for (size_t i = 0; valid && i <= power; ++i) factor *= binary ? 1024 : 1000;
+        }
+        check(valid && number * factor < 9e18, code::config, "\"", text, "\" is no size; write it as \"10GB\" or \"512MiB\", or as a number of bytes");
+        return static_cast<int64_t>(number * factor);
     }
-    file.commit();
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/state/aliases.hpp
+
+namespace accelerate {
+
+/// Tensors without those whose memory another one covers, and for each of those the name of the one that stayed.
+struct Unaliased {
+    TensorMap tensors;
+    std::map<std::string, std::string> aliases;  ///< dropped name -> kept name; goes into the file's metadata, as in Python
+};
+
+/// Keeps one name for each memory, as Python's `safetensors.torch.save_model`: of tied tensors the first by name, of a tensor and
+/// a view of part of it the tensor. Views of one buffer that do not cover each other all stay.
+inline Unaliased drop_aliases(TensorMap const& tensors) {
+    struct Named {
+        std::string const* name;
+        state::MemorySpan span;
+    };
+    std::unordered_map<void const*, std::vector<Named>> storages;
+    for (auto const& item : tensors)
+        if (item.second.defined() && item.second.has_storage())
+            if (state::MemorySpan const span(item.second); !span.empty() && !item.second.is_meta()) storages[span.storage].push_back({&item.first, span});
+    Unaliased out;
+    for (auto& storage : storages) {
+        auto& group = storage.second;
+        if (group.size() < 2) continue;
+        // The largest first, then by name: whoever is covered by something is covered by something that is already kept.
+        std::ranges::sort(group, [](Named const& a, Named const& b) {
+            auto const size_a = a.span.end - a.span.begin, size_b = b.span.end - b.span.begin;
+            return size_a != size_b ? size_a > size_b : a.span.dense() != b.span.dense() ? a.span.dense() : *a.name < *b.name;
+        });
+        std::vector<Named const*> kept;
+        for (auto const& candidate : group) {
+            auto const cover = std::ranges::find_if(kept, [&](Named const* k) { return k->span.covers(candidate.span); });
+            if (cover == kept.end()) kept.push_back(&candidate);
+            else out.aliases.emplace(*candidate.name, *(*cover)->name);
+        }
+    }
+    for (auto const& item : tensors)
+        if (!out.aliases.contains(item.first)) out.tensors.insert(item.first, item.second);
+    return out;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/split_state_dict.hpp
+
+namespace accelerate {
+
+/// How tensors are spread over files.
+struct StateDictSplit {
+    struct File {
+        std::string name;                  ///< "model-00001-of-00003.safetensors", or "model.safetensors" where it is the only one
+        std::vector<std::string> tensors;  ///< by name
+        int64_t bytes = 0;
+    };
+    std::vector<File> files;
+    int64_t total_size = 0;  ///< bytes of all tensors
+
+    bool is_sharded() const { return files.size() > 1; }
+};
+
+/// Cuts tensors into files of at most `max_shard_size` bytes each, in their order (the hub's `split_torch_state_dict_into_shards`): a larger
+/// tensor has a file of its own, and names for the same memory are in one file and count once. `{suffix}` in the pattern becomes
+/// "-00001-of-00003", or nothing where one file is enough. No data is touched. Error E_CONFIG for a pattern without it or a size of 0.
+inline StateDictSplit split_state_dict_into_shards(TensorMap const& tensors, ByteSize max_shard_size = 5'000'000'000, std::string const& filename_pattern = "model{suffix}.safetensors") {
+    constexpr std::string_view mark = "{suffix}";
+    auto const suffix = filename_pattern.find(mark);
+    check(suffix != std::string::npos, code::config, "split_state_dict_into_shards: the pattern \"", filename_pattern, "\" has no {suffix}");
+    check(max_shard_size.value > 0, code::config, "max_shard_size is ", max_shard_size.value, "; expected a positive number of bytes");
+    auto const unaliased = drop_aliases(tensors);
+    StateDictSplit split;
+    StateDictSplit::File open;
+    auto const close = [&] {
+        if (!open.tensors.empty()) split.files.push_back(std::exchange(open, {}));
+    };
+    for (auto const& [name, t] : unaliased.tensors) {
+        auto const bytes = static_cast<int64_t>(t.nbytes());
+        split.total_size += bytes;
+        if (bytes > max_shard_size.value) {
+            split.files.push_back({{}, {name}, bytes});
+            continue;
+        }
+        if (open.bytes + bytes > max_shard_size.value) close();
+        open.tensors.push_back(name), open.bytes += bytes;
+    }
+    close();
+    if (split.files.empty()) split.files.emplace_back();
+    std::unordered_map<std::string, size_t> file_of;
+    for (size_t f = 0; f < split.files.size(); ++f) {
+        char number[48] = "";
+        if (split.is_sharded()) std::snprintf(number, sizeof number, "-%05zu-of-%05zu", f + 1, split.files.size());
+        split.files[f].name = filename_pattern.substr(0, suffix) + number + filename_pattern.substr(suffix + mark.size());
+        for (auto const& name : split.files[f].tensors) file_of.emplace(name, f);
+    }
+    for (auto const& [alias, kept] : unaliased.aliases) split.files[file_of.at(kept)].tensors.push_back(alias);
+    return split;
 }
 
 }  // namespace accelerate
@@ -13666,14 +14657,68 @@ inline void save_file(TensorMap const& tensors, std::filesystem::path const& pat
 
 namespace accelerate {
 
-/// Writes a model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors (and `from_pretrained`) opens:
-/// tied tensors once, with the other names in the metadata beside `format`. One process writes; see `save_file` for the errors.
+/// How `save_model` writes.
+struct save_model_options {
+    ByteSize max_shard_size = 10'000'000'000;          ///< of a file: more is spread over several, with an index
+    std::map<std::string, std::string> metadata = {};  ///< of every file, beside `format`
+};
+
+namespace state {
+
+/// Whether `file` is called as a part of a model in several files is: "model-00002-of-00005.safetensors".
+inline bool named_as_shard(std::string_view file) {
+    constexpr std::string_view form = "model-#####-of-#####.safetensors";
+    return file.size() == form.size() && std::equal(file.begin(), file.end(), form.begin(), [](char c, char f) { return f == '#' ? c >= '0' && c <= '9' : c == f; });
+}
+
+/// Writes tensors as a model's files; see `save_model`. Gives the bytes written.
+inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options) {
+    constexpr char const* index_name = "model.safetensors.index.json";
+    auto const split = split_state_dict_into_shards(model.tensors, options.max_shard_size);
+    int64_t bytes = 0;
+    std::vector<TensorMap> tensors(split.files.size());  // outlive the writers
+    std::vector<std::unique_ptr<SafetensorsWriter>> writers;
+    nlohmann::json index{{"metadata", {{"total_size", split.total_size}}}, {"weight_map", nlohmann::json::object()}};
+    for (size_t f = 0; f < split.files.size(); ++f) {
+        auto const& file = split.files[f];
+        for (auto const& name : file.tensors) tensors[f].insert(name, model.tensors.at(name)), index["weight_map"][name] = file.name;
+        auto metadata = options.metadata;
+        metadata.emplace("format", "pt");
+        for (auto const& [alias, kept] : model.aliases)
+            if (tensors[f].contains(kept)) metadata.emplace(alias, kept);
+        writers.push_back(std::make_unique<SafetensorsWriter>(tensors[f], dir / file.name, metadata));
+        bytes += writers.back()->bytes();
+    }
+    for (auto const& writer : writers) writer->write();
+    // From here on a kill may leave files of two saves. Without an index they are refused, so it goes first and comes last.
+    std::error_code failed;
+    if (std::filesystem::remove(dir / index_name, failed)) sync_folder(open_folder(dir, dir), dir);
+    if (failed) fail_io("cannot remove the old index", dir / index_name, failed.value());
+    for (auto const& writer : writers) writer->publish();
+    if (split.is_sharded()) {
+        auto const text = index.dump(2, ' ', true) + "\n";
+        OutputFile file(dir / index_name, static_cast<int64_t>(text.size()));
+        file.write(text);
+        file.commit();
+        bytes += static_cast<int64_t>(text.size());
+    }
+    for (auto const& name : Folder(dir).names()) {
+        bool const ours = std::ranges::any_of(split.files, [&](auto const& f) { return f.name == name; });
+        if (!ours && (named_as_shard(name) || name == "model.safetensors") && !std::filesystem::remove(dir / name, failed)) fail_io("cannot remove the file of an earlier save", dir / name, failed.value());
+    }
+    return bytes;
+}
+
+}  // namespace state
+
+/// Writes a model's parameters and buffers as Python's safetensors and `from_pretrained` read them: as `dir/model.safetensors`, or, above
+/// `max_shard_size`, as `model-00001-of-0000N.safetensors` with `model.safetensors.index.json`. Tied tensors are written once, with the
+/// other names in the metadata. All files are durable before the first has its name; those of an earlier save go at the end. A kill in
+/// between can leave files that are refused, never a mixture that is taken for a model (`save_state` has no such gap).
+/// Gives the bytes written. One process writes; for the errors see `save_file`.
 template <class Model>
-void save_model(Model const& model, std::filesystem::path const& dir, std::map<std::string, std::string> metadata = {}) {
-    auto const unaliased = drop_aliases(model_tensors(model));
-    metadata.emplace("format", "pt");
-    metadata.insert(unaliased.aliases.begin(), unaliased.aliases.end());
-    save_file(unaliased.tensors, dir / "model.safetensors", metadata);
+int64_t save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& options = {}) {
+    return state::save_shards(drop_aliases(model_tensors(model)), dir, options);
 }
 
 }  // namespace accelerate
@@ -13867,111 +14912,27 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/reader.hpp
-
-namespace accelerate::state {
-
-static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, and so is every machine this library runs on");
-
-/// A safetensors file, opened and checked once: lists what is in it and reads tensors one by one. Nothing but regular files is
-/// opened, nothing in them is executed, and memory is never more than the header and the tensors that were asked for.
-class SafetensorsReader {
-public:
-    /// Reads and checks the header. Errors: E_IO, E_NOT_REGULAR, and the E_ST_* codes, naming file and byte or tensor.
-    explicit SafetensorsReader(std::filesystem::path path) : file_(std::move(path)) {
-        auto const size = file_.size();
-        check(size >= 8, code::st_too_small, "safetensors file ", name(), " has ", size, " bytes; the length of the header alone takes 8");
-        char head[8];
-        file_.read_at(head, 8, 0);
-        uint64_t length = 0;
-        std::memcpy(&length, head, 8);
-        auto const too_long = length > safetensors_header_limit || static_cast<int64_t>(length) > size - 8;
-        if (too_long) refuse_pickle(std::string_view(head, 8));
-        if (length > safetensors_header_limit) {
-            throw Error(code::st_header_too_large,
-                        concat("safetensors file ", name(), ", byte 0: a header of ", length, " bytes; at most ", safetensors_header_limit, ". Is it a safetensors file?"));
-        }
-        data_ = 8 + static_cast<int64_t>(length);
-        check(!too_long, code::st_bad_length, "safetensors file ", name(), ", byte 0: a header of ", length, " bytes in a file of ", size);
-        std::string text(length, '\0');
-        file_.read_at(text.data(), static_cast<int64_t>(length), 8);
-        header_ = parse_safetensors_header(text, size - data_, file_.path().string());
-        if (header_.leading_space) log::warning_once("W_LEADING_SPACE: the header of safetensors file ", name(), " begins with white space, which the format does not allow");
-        for (auto const& info : header_.tensors) index_.emplace(info.name, &info);
-    }
-    SafetensorsReader(SafetensorsReader const&) = delete;
-    SafetensorsReader& operator=(SafetensorsReader const&) = delete;
-
-    std::filesystem::path const& path() const { return file_.path(); }
-    std::span<TensorInfo const> tensors() const { return header_.tensors; }  ///< in the order of their data
-    std::map<std::string, std::string> const& metadata() const { return header_.metadata; }
-
-    /// The entry of that name, or nullptr.
-    TensorInfo const* find(std::string_view tensor) const {
-        auto const it = index_.find(tensor);
-        return it == index_.end() ? nullptr : it->second;
-    }
-
-    /// Reads one tensor into new CPU memory. Errors: E_DATA for an unknown name, E_ST_CHANGED, E_ST_BAD_BOOL, E_IO.
-    at::Tensor read(std::string_view tensor) const {
-        auto const* const info = find(tensor);
-        check(info != nullptr, code::data, "safetensors file ", name(), " has no tensor named ", quote(tensor), " among ", header_.tensors.size());
-        return read(*info);
-    }
-    at::Tensor read(TensorInfo const& info) const {
-        auto out = at::empty(info.shape, at::TensorOptions().dtype(info.type()).device(at::kCPU));
-        file_.read_at(out.mutable_data_ptr(), info.end - info.begin, data_ + info.begin);
-        file_.check_unchanged();
-        if (info.type() == at::ScalarType::Bool) check_bools(info, static_cast<unsigned char const*>(out.const_data_ptr()));
-        return out;
-    }
-
-private:
-    std::string name() const { return quote(file_.path().string()); }
-
-    void refuse_pickle(std::string_view head) const {
-        bool const zip = head.starts_with("PK\x03\x04"), pickle = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
-        check(!zip && !pickle, code::pickle_refused, name(), " is a ", zip ? "zip archive" : "pickle",
-              ", as torch.save writes; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
-    }
-
-    /// A C++ bool that is neither 0 nor 1 is undefined behaviour in whatever uses it.
-    void check_bools(TensorInfo const& info, unsigned char const* bytes) const {
-        auto const* const end = bytes + (info.end - info.begin);
-        auto const* const bad = std::find_if(bytes, end, [](unsigned char byte) { return byte > 1; });
-        if (bad == end) return;
-        throw Error(code::st_bad_bool, concat("safetensors file ", name(), ", byte ", data_ + info.begin + (bad - bytes), ": element ", bad - bytes, " of BOOL tensor ",
-                                              quote(info.name), " is ", static_cast<int>(*bad)));
-    }
-
-    InputFile file_;
-    int64_t data_ = 0;
-    SafetensorsHeader header_;
-    std::unordered_map<std::string_view, TensorInfo const*> index_;
-};
-
-}  // namespace accelerate::state
-
 // ---- accelerate/state/together.hpp
 
 namespace accelerate::state {
 
 /// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
 inline Code code_named(std::string_view name) {
-    static constexpr std::array known{code::io,         code::data,       code::no_space, code::not_regular, code::exists,        code::config,          code::call_order, code::st_changed,  code::st_truncated, code::st_shared_memory,
-                                      code::st_bad_tensor, code::ck_keys, code::ck_incomplete, code::ck_bad_manifest, code::ck_version, code::ck_file_set, code::ck_hash,    code::ck_mesh,     code::ck_slices,    code::ck_accum,
-                                      code::ck_rng};
-    auto const found = std::find_if(known.begin(), known.end(), [&](Code const& c) { return c.name == name; });
-    return found == known.end() ? code::internal : *found;
+    for (auto const& set : {std::span<Code const>(code::of_files), std::span<Code const>(code::general)})
+        for (auto const& known : set)
+            if (known.name == name) return known;
+    return code::internal;
 }
 
 /// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
 template <class Comm, class F>
 void together(Comm const& comm, F&& f) {
     std::string failure;  // code, line feed, message
+    Code own = code::internal;
     try {
         f();
     } catch (Error const& e) {
+        own = e.code();
         std::string const what = e.what(), prefix = concat(e.code().name, ": ");
         failure = concat(e.code().name, "\n", what.starts_with(prefix) ? what.substr(prefix.size()) : what);
     } catch (std::exception const& e) {
@@ -13981,7 +14942,8 @@ void together(Comm const& comm, F&& f) {
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
     if (first == all.end()) return;
     auto const line = first->find('\n');
-    throw Error(code_named(first->substr(0, line)), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
+    auto const name = first->substr(0, line);
+    throw Error(own.name == name ? own : code_named(name), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
 }
 
 }  // namespace accelerate::state
@@ -14187,7 +15149,9 @@ public:
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
             check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
                   shapes.at(name).at("shape").dump());
-            if (!saved.whole && saved.strides == strides) {
+            auto const row_major = c10::contiguous_strides(saved.shape);
+            at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
+            if (order == at::IntArrayRef(strides)) {
                 state.tensors.insert(name, elements(it->first, saved, from, to));
             } else {
                 auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
@@ -14212,25 +15176,27 @@ private:
         return *r;
     }
 
-    /// What one file has of a tensor.
-    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
+    /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
+    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
         auto const* info = reader(p.file).find(name);
         check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
-        auto tensor = reader(p.file).read(*info);
-        check(tensor.scalar_type() == t.dtype && tensor.numel() == p.to - p.from, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
-        return tensor;
+        auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
+        check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
+        return reader(p.file).read_elements(*info, from - p.from, to - p.from);
     }
 
     at::Tensor whole(std::string const& name, ManifestTensor const& t) {
-        return t.whole ? part(name, t, t.parts[0]) : elements(name, t, 0, t.numel()).as_strided(t.shape, t.strides).contiguous();
+        auto const all = elements(name, t, 0, t.numel());
+        return t.whole ? all.view(t.shape) : all.as_strided(t.shape, t.strides).contiguous();
     }
 
-    /// Elements [from, to) in memory order, of a tensor that is in parts.
+    /// Elements [from, to): of a tensor in parts in the order of memory, of one that is whole in row-major order.
     at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
+        if (t.parts.size() == 1) return part(name, t, t.parts[0], from, to);
         auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
         for (auto const& p : t.parts) {
             auto const begin = std::max(p.from, from), end = std::min(p.to, to);
-            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p).view({-1}).narrow(0, begin - p.from, end - begin));
+            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p, begin, end));
         }
         return all;
     }
@@ -14758,12 +15724,8 @@ public:
     }
     template <class Model, class... Arguments>
     auto make(Arguments&&... arguments) {
-        using placement = typename strategy::placement;
-        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
-            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
-            else module::materialize(root, tape);
-        };
-        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+        if constexpr (begins_with_from<Arguments...>) return make_from<Model>(std::forward<Arguments>(arguments)...);
+        else return construct_model<Model>(module::NoValues(), std::forward<Arguments>(arguments)...);
     }
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
@@ -14923,14 +15885,18 @@ public:
         return tensors;
     }
 
-    /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
-    /// writes; all return when it is there. Collective.
+    /// Writes the model's parameters and buffers in `dir` as Python's safetensors reads them, in several files above `max_shard_size`; see
+    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Collective.
     template <class Model>
-    void save_model(Model const& model, std::filesystem::path const& dir) {
-        training_->settled();
+    void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
+        auto const begin = std::chrono::steady_clock::now();
+        auto& comm = training_->settled().comm;
         [[maybe_unused]] auto const whole = state_of(model).whole();
-        if (this->is_main_process()) accelerate::save_model(*model, dir);
-        this->wait_for_everyone();
+        state::together(comm, [&] {
+            if (!this->is_main_process()) return;
+            auto const bytes = accelerate::save_model(*model, dir, how);
+            log::info("save_model: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+        });
     }
 
     /// Lets go of everything that was prepared, of the objects given (models, optimizers, loaders, schedules: they are empty then, as
@@ -14995,6 +15961,27 @@ public:
 
 private:
     friend StateControl<Accelerator>;
+
+    /// `values`: files, or `module::NoValues`.
+    template <class Model, class Values, class... Arguments>
+    auto construct_model(Values const& values, Arguments&&... arguments) {
+        using placement = typename strategy::placement;
+        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
+            auto const materialize = [&](auto const& given) {
+                if constexpr (requires { placement::materialize(root, tape, training_->comm, given); }) placement::materialize(root, tape, training_->comm, given);
+                else module::materialize(root, tape, given);
+            };
+            if constexpr (std::same_as<Values, From>) materialize(state::FileValues(root, values));
+            else materialize(values);
+        };
+        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+    }
+    template <class Model, class... Arguments>
+    auto make_from(From const& files, Arguments&&... arguments) {
+        Unit<strategy, Model> model(nullptr);
+        state::together(training_->settled().comm, [&] { model = construct_model<Model>(files, std::forward<Arguments>(arguments)...); });
+        return model;
+    }
 
     /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
     state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
@@ -19223,10 +20210,11 @@ public:
         for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
     }
 
-    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `value(parameter)` gives the values of a whole one; it is called
-    /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
-    template <class Value>
-    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Value&& value) {
+    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `fill(parameter, into, from, to)` is called for those of which
+    /// it keeps some: it gives `into`, which has the parameter's shape, its values, at least its elements [from, to) in the order of memory.
+    /// Error E_CONFIG when dtypes differ.
+    template <class Fill>
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Fill&& fill) {
         at::NoGradGuard no_grad;
         name_ = std::move(name);
         placed_ = true;
@@ -19249,8 +20237,7 @@ public:
             auto const view = view_like(full_, slot.begin, slot.parameter);
             auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
             if (from < to) {
-                auto const whole = value(slot.parameter);
-                view_like(full_, slot.begin, slot.parameter).copy_(whole);
+                fill(slot.parameter, view, from - slot.begin, to - slot.begin);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
             }
             module::rebind(slot.parameter, view);
@@ -19530,14 +20517,16 @@ struct Sharded {
     using impl = sharding::ShardedImpl<Comm, Reshard, Block>;
 
     /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
-    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
+    template <class Values = module::NoValues>
+    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks, Values const& values = {}) {
         for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
-            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p) {
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p, at::Tensor const& into, int64_t from, int64_t to) {
+                if (values.fill(p, into, from, to)) return;
                 module::Replay replay(tape);
                 replay.run({p});
-                return replay.value(p);
+                into.copy_(replay.value(p));
             });
-        module::materialize(root, tape);  // buffers
+        module::materialize(root, tape, values);  // buffers
     }
 };
 
@@ -19574,7 +20563,7 @@ public:
                 continue;
             }
             for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
-            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p) { return p.detach(); });
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p, at::Tensor const& into, int64_t, int64_t) { into.copy_(p.detach()); });
         }
         auto const& units = engine_->units;
         for (size_t i = 0; i < units.size(); ++i) {
@@ -20214,176 +21203,10 @@ private:
 
 }  // namespace accelerate
 
-// ---- accelerate/state/load_file.hpp
-
-namespace accelerate {
-namespace state {
-
-/// Error E_NONFINITE naming the tensor when it holds a NaN or an infinity. Works in slices: little extra memory.
-inline void require_finite(std::string const& name, at::Tensor const& t, std::filesystem::path const& path) {
-    if (!(t.is_floating_point() || t.is_complex()) || t.scalar_type() == at::ScalarType::Float4_e2m1fn_x2) return;
-    constexpr int64_t slice = 1 << 18;
-    auto const flat = t.view({-1});
-    for (int64_t at = 0; at < flat.numel(); at += slice) {
-        auto part = flat.slice(0, at, std::min(at + slice, flat.numel()));
-        if (part.element_size() == 1) part = part.to(at::kFloat);  // the 8-bit dtypes have few operations of their own
-        check(at::isfinite(part).all().item<bool>(), code::non_finite, "load_file(", path, "): tensor ", quote(name), " has a NaN or an infinity in elements ", at, " to ",
-              at + part.numel() - 1);
-    }
-}
-
-}  // namespace state
-
-/// How `load_file` reads.
-struct load_options {
-    bool check_finite = false;  ///< a NaN or an infinity is error E_NONFINITE; one more pass over the data
-};
-
-/// Reads a safetensors file as CPU tensors by name, in the order of their data in the file. The file is not trusted: see
-/// `state::SafetensorsReader` for what is checked and what the errors are. Memory: the tensors, and the header while it is parsed.
-inline TensorMap load_file(std::filesystem::path const& path, load_options options = {}) {
-    state::SafetensorsReader const reader(path);
-    TensorMap out;
-    for (auto const& info : reader.tensors()) {
-        auto t = reader.read(info);
-        if (options.check_finite) state::require_finite(info.name, t, path);
-        out.insert(info.name, std::move(t));
-    }
-    return out;
-}
-
-}  // namespace accelerate
-
 // ---- accelerate/state/load_model.hpp
 
 namespace accelerate {
-
-/// What `load_model` found different.
-struct LoadReport {
-    std::vector<std::string> missing;     ///< in the model, not in the file (and not covered by a tie)
-    std::vector<std::string> unexpected;  ///< in the file, not in the model
-    std::vector<std::string> mismatched;  ///< in both, but not of one shape and kind; each with both
-
-    bool complete() const { return missing.empty() && unexpected.empty() && mismatched.empty(); }
-
-    /// All of it in words, the first 20 names of each list.
-    std::string describe() const {
-        std::string text;
-        auto const list = [&](char const* what, std::vector<std::string> const& names) {
-            if (names.empty()) return;
-            text += concat("\n  ", names.size(), " ", what, ": ");
-            for (size_t i = 0; i < std::min<size_t>(names.size(), 20); ++i) text += concat(i == 0 ? "" : ", ", names[i]);
-            if (names.size() > 20) text += ", ...";
-        };
-        list("missing", missing);
-        list("unexpected", unexpected);
-        list("mismatched", mismatched);
-        return text;
-    }
-};
-
 namespace state {
-
-/// Where loaded values come from: a file read tensor by tensor, or tensors in memory.
-class MapSource {
-public:
-    explicit MapSource(TensorMap const& map) : map_(map) {}
-    std::string name() const { return "the given tensors"; }
-    bool contains(std::string const& key) const { return map_.contains(key); }
-    at::Tensor read(std::string const& key) const { return map_.at(key); }
-    at::ScalarType type(std::string const& key) const { return map_.at(key).scalar_type(); }
-    at::IntArrayRef shape(std::string const& key) const { return map_.at(key).sizes(); }
-    std::string alias(std::string const&) const { return {}; }
-    template <class F>
-    void each(F f) const {
-        for (auto const& item : map_) f(item.first);
-    }
-
-private:
-    TensorMap const& map_;
-};
-
-class FileSource {
-public:
-    explicit FileSource(std::filesystem::path const& path) : reader_(path) {}
-    std::string name() const { return quote(reader_.path().string()); }
-    bool contains(std::string const& key) const { return reader_.find(key) != nullptr; }
-    at::Tensor read(std::string const& key) const { return reader_.read(key); }
-    at::ScalarType type(std::string const& key) const { return reader_.find(key)->type(); }
-    at::IntArrayRef shape(std::string const& key) const { return reader_.find(key)->shape; }
-    /// The name under which the file holds what had this name too when it was written.
-    std::string alias(std::string const& key) const {
-        auto const it = reader_.metadata().find(key);
-        return it != reader_.metadata().end() && contains(it->second) ? it->second : std::string();
-    }
-    template <class F>
-    void each(F f) const {
-        for (auto const& info : reader_.tensors()) f(info.name);
-    }
-
-private:
-    SafetensorsReader reader_;
-};
-
-/// Integers do not become floats, nor bools anything else, without being asked; widths may differ.
-inline bool same_kind(at::ScalarType a, at::ScalarType b) {
-    auto const kind = [](at::ScalarType t) { return t == at::kBool ? 0 : at::isComplexType(t) ? 1 : at::isFloatingType(t) ? 2 : 3; };
-    return a == b || kind(a) == kind(b);
-}
-
-/// One tensor of the model and the key its values come from.
-struct Assignment {
-    std::string key;
-    at::Tensor tensor;
-};
-
-/// Pairs the model's tensors with the source's. Nothing is written. Fills `report`.
-template <class Source>
-std::vector<Assignment> plan_load(TensorMap const& model, Source const& source, LoadReport& report) {
-    std::vector<Assignment> plan;
-    std::vector<MemorySpan> loaded;
-    auto const assign = [&](std::string const& name, std::string const& key, at::Tensor const& t) {
-        if (t.sizes() == source.shape(key) && same_kind(t.scalar_type(), source.type(key))) {
-            plan.push_back({key, t});
-            loaded.emplace_back(t);
-        } else {
-            report.mismatched.push_back(concat(quote(name), " (there ", source.type(key), " ", source.shape(key), ", in the model ", t.scalar_type(), " ", t.sizes(), ")"));
-        }
-    };
-    for (auto const& item : model)
-        if (source.contains(item.first)) assign(item.first, item.first, item.second);
-    for (auto const& item : model) {
-        if (source.contains(item.first)) continue;
-        MemorySpan const span(item.second);
-        bool const tied = span.empty() ? false : std::ranges::any_of(loaded, [&](MemorySpan const& l) { return l.covers(span); });
-        if (tied) continue;
-        if (auto const key = source.alias(item.first); !key.empty()) assign(item.first, key, item.second);
-        else report.missing.push_back(quote(item.first));
-    }
-    source.each([&](std::string const& key) {
-        if (!model.contains(key)) report.unexpected.push_back(quote(key));
-    });
-    return plan;
-}
-
-/// Names that are one tensor in the model must not have two values in the source: whichever came last would win unseen.
-template <class Source>
-void check_ties(TensorMap const& model, Source const& source, LoadReport& report) {
-    std::vector<std::pair<MemorySpan, std::string const*>> spans;
-    for (auto const& item : model)
-        if (source.contains(item.first))
-            if (MemorySpan const span(item.second); !span.empty()) spans.emplace_back(span, &item.first);
-    std::ranges::sort(spans, {}, [](auto const& s) { return std::tuple(s.first.storage, s.first.begin, s.first.end, *s.second); });
-    for (size_t i = 1; i < spans.size(); ++i) {
-        auto const& a = *spans[i - 1].second;
-        auto const& b = *spans[i].second;
-        bool const one = spans[i - 1].first.covers(spans[i].first) && spans[i].first.covers(spans[i - 1].first);
-        if (!one || source.shape(a) != source.shape(b) || source.type(a) != source.type(b)) continue;
-        auto const left = source.read(a).contiguous().cpu(), right = source.read(b).contiguous().cpu();
-        if (left.nbytes() > 0 && std::memcmp(left.const_data_ptr(), right.const_data_ptr(), static_cast<size_t>(left.nbytes())) != 0)
-            report.mismatched.push_back(concat(quote(a), " and ", quote(b), " (tied in the model, but with different values there)"));
-    }
-}
 
 template <class Source>
 LoadReport load_model_from(TensorMap const& model, Source const& source, bool strict) {
@@ -20393,11 +21216,8 @@ LoadReport load_model_from(TensorMap const& model, Source const& source, bool st
               " is spread over the ranks; load before `prepare` into a model that is built by hand");
         check(!item.second.is_meta(), code::config, "load_model: ", quote(item.first), " is on the meta device and has no memory to load into; materialise the model first");
     }
-    auto const plan = plan_load(model, source, report);
-    check_ties(model, source, report);
-    check(report.mismatched.empty() && (!strict || report.complete()), code::ck_keys, "load_model: ", source.name(), " does not fit the model; nothing was loaded.", report.describe(),
-          strict && report.mismatched.empty() ? "\n  (strict = false loads the rest)" : "");
-    c10::NoGradGuard no_grad;
+    auto const plan = agreed_load(model, source, strict, report);
+    c10::NoGradGuard const no_grad;
     for (auto const& item : plan) item.tensor.copy_(source.read(item.key));
     return report;
 }
@@ -20412,13 +21232,12 @@ LoadReport load_into(Model const& model, TensorMap const& tensors, bool strict =
     return state::load_model_from(model_tensors(model), state::MapSource(tensors), strict);
 }
 
-/// As `load_into`, from a safetensors file, or from the `model.safetensors` in a folder. Names that the file's metadata calls
-/// aliases are restored from the tensor they stand for. Memory: one tensor at a time beside the model.
+/// As `load_into`, from a safetensors file, from the files that an index names, or from a folder that holds one of these (Python's
+/// `load_checkpoint_in_model`). Names that the files' metadata calls aliases are restored from the tensor they stand for. Memory: one
+/// tensor at a time beside the model.
 template <class Model>
-LoadReport load_model(Model const& model, std::filesystem::path const& path, bool strict = true) {
-    std::error_code ignored;
-    auto const file = std::filesystem::is_directory(path, ignored) ? path / "model.safetensors" : path;
-    return state::load_model_from(model_tensors(model), state::FileSource(file), strict);
+LoadReport load_model(Model const& model, std::filesystem::path const& path, load_model_options const& options = {}) {
+    return state::load_model_from(model_tensors(model), state::FileSource(path, options), options.strict);
 }
 
 }  // namespace accelerate
@@ -20426,6 +21245,33 @@ LoadReport load_model(Model const& model, std::filesystem::path const& path, boo
 // ---- accelerate/state/safetensors.hpp
 
 // safetensors files: the whole of it.
+
+// ---- accelerate/state/save.hpp
+
+namespace accelerate {
+
+/// Writes tensors as `save_file` does (Python's `accelerate.utils.save`).
+inline void save(TensorMap const& tensors, std::filesystem::path const& path) { save_file(tensors, path, {{"format", "pt"}}); }
+
+/// Writes a state, or that of an object with `state_dict()`, as one safetensors file: tensors as such, values as JSON text in its metadata.
+inline void save(StateDict const& state, std::filesystem::path const& path) { save_file(state.tensors, path, {{"format", "pt"}, {"values", state.values.dump()}}); }
+template <class Object>
+    requires requires(Object const& object) { { object.state_dict() } -> std::convertible_to<StateDict>; }
+void save(Object const& object, std::filesystem::path const& path) { save(StateDict(object.state_dict()), path); }
+
+/// What `save` wrote; of other safetensors files the tensors. Nothing is unpickled. Errors of `load_file`; E_DATA for values that are no JSON object.
+inline StateDict load(std::filesystem::path const& path) {
+    state::SafetensorsReader const reader(path);
+    StateDict state;
+    for (auto const& info : reader.tensors()) state.tensors.insert(info.name, reader.read(info));
+    if (auto const values = reader.metadata().find("values"); values != reader.metadata().end()) {
+        state.values = nlohmann::json::parse(values->second, nullptr, false);
+        check(state.values.is_object(), code::data, "load(", path, "): \"values\" in its metadata is no JSON object");
+    }
+    return state;
+}
+
+}  // namespace accelerate
 
 // ---- accelerate/state/tensor_dataset.hpp
 

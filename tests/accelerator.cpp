@@ -224,6 +224,66 @@ TEST_CASE("save_model writes what load_file reads", "[accelerator]") {
     std::filesystem::remove_all(folder);
 }
 
+namespace {
+
+/// Parameters, a view of one of them, a tied one, a frozen half, buffers, and a tensor that nobody registers.
+struct Mixed : torch::nn::Module {
+    explicit Mixed(int64_t d = 6)
+        : up(register_module("up", torch::nn::Linear(4, d))), down(register_module("down", torch::nn::Linear(d, 4))), norm(register_module("norm", torch::nn::BatchNorm1d(4))),
+          half(register_parameter("half", torch::randn({3}).to(torch::kHalf), false)), rows(register_buffer("rows", up->weight.detach().slice(0, 1, 3))), kept(torch::arange(3.) * 2),
+          transposed(register_parameter("transposed", torch::randn({3, 5}).t())) {
+        acc::tie_weights(*down, "bias", down->bias, norm->bias);
+    }
+    torch::nn::Linear up, down;
+    torch::nn::BatchNorm1d norm;
+    torch::Tensor half, rows, kept, transposed;
+};
+
+}  // namespace
+
+TEST_CASE("a model made from files has their values and its constructors' structure", "[from][load_report]") {
+    Run<> accelerator({.seed = 1}), other({.seed = 2});
+    auto const saved = accelerator.make<Mixed>();
+    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_from_files";
+    std::filesystem::remove_all(folder);
+    acc::save_model(*saved, folder);
+    torch::manual_seed(3);
+    auto const expected = torch::randn({4});
+    torch::manual_seed(3);
+    auto const made = other.make<Mixed>(acc::from(folder));
+    CHECK(torch::equal(torch::randn({4}), expected));  // the program's generator is left alone
+    auto const there = acc::model_tensors(*saved), here = acc::model_tensors(*made);
+    CHECK(here.size() == there.size());
+    for (auto const& [name, t] : there) {
+        CHECK(torch::equal(here.at(name), t));
+        CHECK(here.at(name).strides() == t.strides());
+        CHECK(here.at(name).requires_grad() == t.requires_grad());
+    }
+    CHECK(made->down->bias.is_same(made->norm->bias));
+    CHECK(made->rows.data_ptr() == made->up->weight[1].data_ptr());
+    CHECK(torch::equal(made->kept, torch::arange(3.) * 2));
+
+    auto const code_of = [](auto const& f) {
+        try {
+            f();
+        } catch (acc::Error const& e) {
+            return std::string(e.code().name);
+        }
+        return std::string();
+    };
+    auto const few = folder / "few.safetensors";
+    acc::save_file({{"net.up.weight", torch::ones({6, 4}, torch::kDouble)}, {"extra", torch::ones({1})}}, few);
+    CHECK(code_of([&] { other.make<Mixed>(acc::from(few)); }) == "E_CK_KEYS");
+    CHECK(code_of([&] { other.make<Mixed>(acc::from(folder), int64_t{5}); }) == "E_CK_KEYS");
+    CHECK(code_of([&] { other.make<Mixed>(acc::from(folder / "absent")); }) == "E_IO");
+    auto const partly = other.make<Mixed>(acc::from(few, {.strict = false, .rename = {acc::rename_prefix("net.", "")}})), fresh = other.make<Mixed>();
+    CHECK((torch::equal(partly->up->weight, torch::ones({6, 4})) && partly->up->weight.scalar_type() == torch::kFloat));
+    CHECK(torch::equal(partly->down->weight, fresh->down->weight));  // what the file lacks is initialised as ever
+    CHECK(torch::equal(partly->transposed, fresh->transposed));
+    CHECK(torch::equal(partly->rows, torch::ones({2, 4})));
+    std::filesystem::remove_all(folder);
+}
+
 TEST_CASE("ranks as threads rehearse a run", "[debug_launcher]") {
     std::atomic<int64_t> ranks = 0;
     acc::debug_launcher(3, [&](acc::comm::Threads communicator) {

@@ -4,6 +4,7 @@
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
 
 #include <accelerate/core/aggregate.hpp>
+#include <accelerate/core/byte_size.hpp>
 #include <accelerate/core/config.hpp>
 #include <accelerate/core/for_each_tensor.hpp>
 #include <accelerate/core/random_state.hpp>
@@ -370,4 +371,18 @@ TEST_CASE("the first signal asks to stop, the second ends the process", "[stop_s
               acc::StopSignals const one;
               ::raise(SIGUSR1);
           }) == 0);
+}
+
+TEST_CASE("sizes are written as people write them", "[byte_size]") {
+    std::vector<std::pair<std::string, int64_t>> const valid{{"0B", 0}, {"7B", 7}, {"10KB", 10'000}, {"1.5GB", 1'500'000'000}, {"1.5 GiB", 1'610'612'736}, {"2MiB", 2'097'152}, {"3kB", 3000}, {"1TB", 1'000'000'000'000}, {"1TiB", 1'099'511'627'776}};
+    for (auto const& [text, bytes] : valid) {
+        INFO(text);
+        CHECK(acc::ByteSize(text).value == bytes);
+    }
+    CHECK(acc::ByteSize(12).value == 12);
+    CHECK(acc::ByteSize(acc::Bytes{12}).value == 12);
+    for (auto const* text : {"", "GB", "5", "5 G", "5Gb", "-1GB", "5PB", "5GBs", "5iB", "nanGB", "infGB", "1e30GB", "5 TiBB", "0x5GB", "5G iB"}) {
+        INFO(text);
+        CHECK_THROWS_WITH(acc::ByteSize(text), contains("E_CONFIG") && contains("10GB"));
+    }
 }

@@ -5,6 +5,7 @@
 
 #include <accelerate.hpp>
 #include <accelerate/sharding/fsdp.hpp>
+#include <fstream>
 
 namespace acc = accelerate;
 
@@ -235,6 +236,59 @@ TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
     CHECK(acc::load_model(whole, folder).complete());
     auto const expected = accelerator.get_state_dict(model);
     same(acc::model_tensors(whole), expected, 0);
+    accelerator.wait_for_everyone();
+    if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
+}
+
+namespace {
+
+/// Bytes that this process has read from files so far.
+int64_t bytes_read() {
+    std::ifstream in("/proc/self/io");
+    std::string word;
+    int64_t n = 0;
+    in >> word >> n;
+    return word == "rchar:" ? n : -1;
+}
+
+}  // namespace
+
+TEST_CASE("a model made from files has their values, and each rank reads what it keeps", "[from][fsdp]") {
+    Spread<> accelerator;
+    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_from";
+    Alone one({.seed = 99});
+    auto whole = one.make<Model>(int64_t{3});
+    if (accelerator.is_main_process()) acc::save_model(*whole, folder, {.max_shard_size = 2000});
+    accelerator.wait_for_everyone();
+    int64_t headers = 0, data = 0, buffers = 0;
+    {
+        acc::state::WeightsReader const files(folder);
+        CHECK(files.files().size() > 3);
+        headers = static_cast<int64_t>(std::filesystem::file_size(folder / "model.safetensors.index.json"));
+        for (auto const& file : files.files()) {
+            int64_t here = 0;
+            for (auto const& info : file->tensors()) here += info.end - info.begin;
+            headers += file->size() - here, data += here;
+        }
+        for (auto const& b : whole->named_buffers()) buffers += static_cast<int64_t>(b.value().nbytes());
+    }
+    auto const before = bytes_read();
+    auto net = accelerator.make<Model>(acc::from(folder), int64_t{3});
+    auto const mine = bytes_read() - before;
+    auto const n = accelerator.num_processes();
+    if (before >= 0) {
+        auto const all = accelerator.reduce(torch::tensor(mine)).item<int64_t>();
+        CHECK(all >= data + n * headers);
+        CHECK(all <= data + n * (headers + buffers + 1000));  // and what reading the counter itself reads
+    }
+    auto model = accelerator.prepare(net);
+    same(accelerator.get_state_dict(model), acc::model_tensors(*whole), 0);
+
+    // What is wrong is the same error on every rank, also where only one sees it.
+    accelerator.wait_for_everyone();
+    CHECK_THROWS_WITH(accelerator.make<Model>(acc::from(folder), int64_t{4}), contains("E_CK_KEYS") && contains("blocks.3"));
+    auto const elsewhere = accelerator.is_main_process() ? folder : folder / "absent";
+    if (n > 1) CHECK_THROWS_WITH(accelerator.make<Model>(acc::from(elsewhere), int64_t{3}), contains("E_IO") && contains("rank 1"));
     accelerator.wait_for_everyone();
     if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
 }

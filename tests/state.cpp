@@ -5,7 +5,9 @@
 #include <torch/torch.h>
 
 #include <accelerate/state/load_model.hpp>
+#include <accelerate/state/rename_regex.hpp>
 #include <accelerate/state/safetensors.hpp>
+#include <accelerate/state/save.hpp>
 #include <accelerate/state/save_model.hpp>
 
 #include <fcntl.h>
@@ -19,9 +21,10 @@
 #include <chrono>
 #include <fstream>
 #include <random>
+#include <set>
 #include <thread>
 
-#include "hostile/safetensors.hpp"
+#include "hostile/index.hpp"
 
 namespace acc = accelerate;
 namespace state = accelerate::state;
@@ -428,6 +431,49 @@ TEST_CASE("a reader lists and reads one tensor at a time", "[reader]") {
     CHECK(code_of([&] { reader.read("c"); }) == "E_DATA");
 }
 
+TEST_CASE("slices and mapped tensors are those of the whole", "[reader][mapping]") {
+    Folder folder;
+    auto const t = torch::arange(60.).view({3, 4, 5});
+    auto const b = torch::arange(6).remainder(2).to(torch::kBool);
+    acc::save_file({{"t", t}, {"b", b}, {"empty", torch::ones({0, 3})}, {"one", torch::tensor(7)}}, folder / "x");
+    state::SafetensorsReader reader(folder / "x");
+    auto const& info = *reader.find("t");
+    for (int64_t dim = 0; dim < 3; ++dim)
+        for (int64_t from = 0; from <= t.size(dim); ++from)
+            for (int64_t to = from; to <= t.size(dim); ++to) CHECK(same_bits(reader.read_slice(info, dim, from, to), t.slice(dim, from, to)));
+    CHECK(same_bits(reader.read_elements(info, 13, 29), t.view({-1}).slice(0, 13, 29)));
+    CHECK(same_bits(reader.read_slice(*reader.find("b"), 0, 2, 5), b.slice(0, 2, 5)));
+    CHECK(reader.read_slice(*reader.find("empty"), 1, 1, 2).sizes() == at::IntArrayRef{0, 1});
+    for (auto const& [from, to] : {std::pair<int64_t, int64_t>{-1, 1}, {2, 1}, {0, 61}}) CHECK(code_of([&, from = from, to = to] { reader.read_elements(info, from, to); }) == "E_DATA");
+    CHECK(code_of([&] { reader.read_slice(info, 3, 0, 1); }) == "E_DATA");
+    CHECK(code_of([&] { reader.read_slice(*reader.find("one"), 0, 0, 1); }) == "E_DATA");
+    CHECK(code_of([&] { reader.read_slice(info, 0, 0, 4); }) == "E_DATA");
+
+    auto const mapped = acc::load_file(folder / "x", {.mapped = true}), read = acc::load_file(folder / "x");
+    for (auto const& [name, value] : read) CHECK(same_bits(mapped.at(name), value));
+    mapped.at("t").add_(1);  // stays in this process
+    CHECK(same_bits(acc::load_file(folder / "x").at("t"), t));
+    spill(folder / "odd", hostile::file("{" + hostile::entry("b", "U8", "[1]", "[0,1]") + "," + hostile::entry("d", "F64", "[1]", "[1,9]") + "}", hostile::zeros(9)));
+    CHECK(acc::load_file(folder / "odd", {.mapped = true}).at("d").item<double>() == 0);  // not aligned: read
+    spill(folder / "bool", hostile::file("{" + hostile::entry("w", "BOOL", "[4]", "[0,4]") + "}", std::string("\0\1\7\1", 4)));
+    CHECK(code_of([&] { acc::load_file(folder / "bool", {.mapped = true}); }) == "E_ST_BAD_BOOL");
+    state::SafetensorsReader bools(folder / "bool");
+    CHECK(code_of([&] { bools.read_elements(*bools.find("w"), 0, 2); }) == "");
+    CHECK(code_of([&] { bools.read_elements(*bools.find("w"), 2, 3); }) == "E_ST_BAD_BOOL");
+}
+
+TEST_CASE("pickles are refused by name and by content, unread", "[reader][weights_reader]") {
+    Folder folder;
+    for (auto const* name : {"x.bin", "x.pt", "x.pth", "x.ckpt", "x.pkl"}) {
+        acc::save_file({{"w", torch::ones({2})}}, folder / name);
+        CHECK(code_of([&] { acc::load_file(folder / name); }) == "E_PICKLE_REFUSED");
+    }
+    for (auto const* pickle : {"(dp0\nS'a'\np1\nI1\ns.", "(lp0\nI1\na.", "ccollections\nOrderedDict\np0\n(tp1\nRp2\n.", "}q\x01X\x01\x01\x01\x01""aq\x02K\x01s.", "\x80\x04\x95\x10" "aaaaaa."}) {
+        spill(folder / "x.safetensors", pickle);
+        CHECK(code_of([&] { acc::load_file(folder / "x.safetensors"); }) == "E_PICKLE_REFUSED");
+    }
+}
+
 // ---- small parts -----------------------------------------------------------------------------------------------------------
 
 TEST_CASE("UTF-8 is what the standard says", "[utf8]") {
@@ -464,7 +510,7 @@ TEST_CASE("names from files are quoted for a terminal", "[quote]") {
 
 TEST_CASE("JSON is cut into tokens exactly", "[json_lexer]") {
     using Token = state::JsonLexer::Token;
-    state::Source const source{R"( {"a\u00e9\ud83d\ude00\/\b\f\n\r\t":[0,18446744073709551615,18446744073709551616,-1,1.5e3],"t":true,"f":false,"n":null} )", "x"};
+    state::Source const source{R"( {"a\u00e9\ud83d\ude00\/\b\f\n\r\t":[0,18446744073709551615,18446744073709551616,-1,1.5e3],"t":true,"f":false,"n":null} )", "x", {}};
     state::JsonLexer lexer(source);
     std::vector<Token> tokens;
     std::vector<std::string> strings;
@@ -520,6 +566,219 @@ struct Loose : torch::nn::Module {
 
 }  // namespace
 
+// ---- models in several files -----------------------------------------------------------------------------------------------
+
+namespace {
+
+/// The tensors of tests/data/python_shards.py.
+acc::TensorMap sharded_tensors() {
+    acc::TensorMap all;
+    int64_t i = 0;
+    for (auto const& shape : std::vector<std::vector<int64_t>>{{5, 4}, {30, 4}, {7}, {3, 3}, {64}, {2, 2}, {1}, {25}}) {
+        auto t = at::empty(shape, at::kFloat);
+        auto* bytes = static_cast<unsigned char*>(t.mutable_data_ptr());
+        for (int64_t j = 0; j < static_cast<int64_t>(t.nbytes()); ++j) bytes[j] = static_cast<unsigned char>((37 * j + 11 * i) % 251);
+        all.insert(acc::concat("t", i++), t);
+    }
+    return all;
+}
+
+/// Bytes of memory that `f` needs above what is in use.
+template <class F>
+int64_t peak_memory(F f) {
+    auto const status = [](std::string const& key) {
+        std::ifstream in("/proc/self/status");
+        for (std::string word; in >> word;)
+            if (int64_t kb = 0; word == key && in >> kb) return kb * 1024;
+        return int64_t{0};
+    };
+    std::ofstream("/proc/self/clear_refs") << "5";
+    auto const before = status("VmRSS:");
+    f();
+    return status("VmHWM:") - before;
+}
+
+std::set<std::string> listing(fs::path const& folder) {
+    std::set<std::string> names;
+    for (auto const& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
+    return names;
+}
+
+}  // namespace
+
+TEST_CASE("every malformed folder gives its code, from the folder and from its index", "[safetensors_index][weights_reader][json_reader][codes]") {
+    std::map<int, int> rows;
+    for (auto const& c : hostile::folders()) {
+        Folder folder;
+        INFO("row " << c.row << ": " << c.what.substr(0, 100));
+        int64_t bytes = 0;
+        for (auto const& [name, content] : c.files) spill(folder / name, content), bytes += static_cast<int64_t>(content.size());
+        std::string message, code;
+        auto const memory = peak_memory([&] { code = code_of([&] { acc::load_file(folder.path); }, &message); });
+        CHECK(code == c.code);
+#if !defined(__SANITIZE_ADDRESS__)
+        CHECK(memory < bytes + (16 << 20));
+#endif
+        CHECK(state::utf8_end(message) == message.size());
+        if (c.files.contains(hostile::index_name) && c.row != 80) CHECK(code_of([&] { acc::load_file(folder / hostile::index_name); }) == c.code);
+        ++rows[c.row];
+    }
+    for (int row = 64; row <= 83; ++row) CHECK((rows.contains(row) || row == 70 || row == 71));  // those are links and FIFOs, below
+}
+
+TEST_CASE("nothing outside a folder is opened: links, FIFOs, huge indexes", "[folder][weights_reader][input_file]") {
+    Folder folder, outside;
+    auto const index = hostile::index(R"({"a":"x.safetensors"})", R"({"total_size":4})");
+    spill(folder / hostile::index_name, index);
+    spill(outside / "x.safetensors", hostile::shard({"a"}));
+    auto const load = [&](acc::load_options const& options = {}) { return code_of([&] { acc::load_file(folder.path, options); }); };
+    auto const link = [&](fs::path const& to) {
+        fs::remove(folder / "x.safetensors");
+        fs::create_symlink(to, folder / "x.safetensors");
+    };
+    spill(folder / "inside", hostile::shard({"a"}));
+    link(outside / "x.safetensors");
+    CHECK(load() == "E_SYMLINK");
+    CHECK(load({.hub_cache = outside.path}) == "");  // where links may lead is the user's word
+    CHECK(load({.hub_cache = folder.path}) == "E_SYMLINK");
+    CHECK(load({.hub_cache = outside.path / ".." / folder.path.filename()}) == "E_SYMLINK");
+    link("inside");
+    CHECK(load() == "E_SYMLINK");
+    link("x.safetensors");  // a loop
+    CHECK(load() == "E_SYMLINK");
+    CHECK(load({.hub_cache = folder.path}) == "E_SYMLINK");
+    fs::remove(folder / "x.safetensors");
+    REQUIRE(::mkfifo((folder / "x.safetensors").c_str(), 0600) == 0);
+    CHECK(load() == "E_NOT_REGULAR");
+    fs::remove(folder / "x.safetensors");
+    fs::create_directory(folder / "x.safetensors");
+    CHECK(load() == "E_NOT_REGULAR");
+    fs::remove(folder / "x.safetensors");
+    spill(folder / "x.safetensors", hostile::shard({"a"}));
+    CHECK(load() == "");
+    fs::resize_file(folder / hostile::index_name, 200'000'000);
+    CHECK(load() == "E_IX_TOO_LARGE");
+    fs::remove(folder / hostile::index_name);
+    spill(outside / "index", index);
+    fs::create_symlink(outside / "index", folder / hostile::index_name);
+    CHECK(load() == "E_SYMLINK");
+    CHECK(code_of([&] { acc::load_file(folder / "absent"); }) == "E_IO");
+    // A folder that is moved while it is open keeps its files.
+    state::Folder const open(outside.path);
+    fs::rename(outside.path, outside.path.string() + "_moved");
+    CHECK(code_of([&] { open.open("x.safetensors"); }) == "");
+    fs::rename(outside.path.string() + "_moved", outside.path);
+}
+
+TEST_CASE("a model in several files is written as Python writes it", "[save_model][split_state_dict]") {
+    Folder folder;
+    auto const tensors = sharded_tensors();
+    auto const python = data() / "python_shards";
+    CHECK(state::save_shards({tensors, {}}, folder.path, {.max_shard_size = 200}) > 1000);
+    CHECK(listing(folder.path) == listing(python));
+    for (auto const& name : listing(python)) CHECK(slurp(folder / name) == slurp(python / name));
+    for (auto const& from : {python, python / "model.safetensors.index.json", folder.path}) {
+        auto const read = acc::load_file(from);
+        CHECK(read.size() == tensors.size());
+        for (auto const& [name, t] : tensors) CHECK(same_bits(read.at(name), t));
+    }
+
+    auto const split = acc::split_state_dict_into_shards(tensors, "1KB", "x{suffix}.y");
+    CHECK((split.files.size() == 1 && !split.is_sharded() && split.files[0].name == "x.y" && split.files[0].bytes == 1000 && split.total_size == 1000));
+    CHECK(acc::split_state_dict_into_shards(tensors, 999).files.at(1).name == "model-00002-of-00002.safetensors");
+    auto const tied = torch::ones({10});
+    auto const both = acc::split_state_dict_into_shards({{"b", tied}, {"c", torch::ones({10})}, {"a", tied}}, 40);
+    REQUIRE(both.files.size() == 2);
+    CHECK((both.total_size == 80 && both.files[1].tensors == std::vector<std::string>{"a", "b"}));
+    CHECK(acc::split_state_dict_into_shards({}).files.size() == 1);
+    CHECK(code_of([&] { acc::split_state_dict_into_shards(tensors, 0); }) == "E_CONFIG");
+    CHECK(code_of([&] { acc::split_state_dict_into_shards(tensors, 9, "x"); }) == "E_CONFIG");
+}
+
+TEST_CASE("a save leaves nothing of an earlier one, and everything else", "[save_model]") {
+    Folder folder;
+    Tied model;
+    spill(folder / "config.json", "{}");
+    spill(folder / "model-of-mine.safetensors", "x");
+    std::set<std::string> const others{"config.json", "model-of-mine.safetensors"};
+    auto const ours = [&] {
+        auto names = listing(folder.path);
+        for (auto const& name : others) CHECK(names.erase(name) == 1);
+        return names;
+    };
+    auto const loads = [&] {
+        Tied other;
+        CHECK(acc::load_model(other, folder.path).complete());
+        CHECK(torch::equal(other.embedding->weight, model.embedding->weight));
+    };
+    acc::save_model(model, folder.path, {.max_shard_size = 24});
+    CHECK(ours().size() == 5);
+    loads();
+    acc::save_model(model, folder.path, {.max_shard_size = 60});
+    CHECK(ours() == std::set<std::string>{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"});
+    loads();
+    acc::save_model(model, folder.path);
+    CHECK(ours() == std::set<std::string>{"model.safetensors"});
+    loads();
+    acc::save_model(model, folder.path, {.max_shard_size = "60B"});
+    CHECK(ours().size() == 3);
+    loads();
+    // What a save that was killed before its index leaves is refused.
+    fs::remove(folder / "model.safetensors.index.json");
+    fs::remove(folder / "model-of-mine.safetensors");
+    CHECK(code_of([&] { acc::load_file(folder.path); }) == "E_IX_AMBIGUOUS");
+}
+
+TEST_CASE("names are changed on the way into a model", "[rename][rename_regex][load_source][load_plan]") {
+    Folder folder;
+    Tied model;
+    acc::TensorMap renamed;
+    for (auto const& [name, t] : acc::model_tensors(model)) renamed.insert("module." + (name == "norm.bias" ? "norm.beta" : name), t.detach().clone());
+    acc::save_file(renamed, folder / "x.safetensors");
+    Tied other;
+    std::string message;
+    CHECK(code_of([&] { acc::load_model(other, folder / "x.safetensors"); }, &message) == "E_CK_KEYS");
+    CHECK(code_of([&] { acc::load_model(other, folder / "x.safetensors", {.rename = {acc::rename_prefix("module.", "")}}); }, &message) == "E_CK_KEYS");
+    CHECK((message.find("1 missing: \"norm.bias\"") != std::string::npos && message.find("1 unexpected: \"norm.beta\"") != std::string::npos));
+    CHECK(acc::load_model(other, folder / "x.safetensors", {.rename = {acc::rename_prefix("module.", ""), acc::rename_regex(R"(^(norm)\.beta$)", "$1.bias")}}).complete());
+    CHECK(torch::equal(other.embedding->weight, model.embedding->weight));
+    CHECK(acc::load_model(other, folder / "x.safetensors", {.rename = {[](std::string const& name) { return name == "module.norm.beta" ? "norm.bias" : name.substr(7); }}}).complete());
+    CHECK(code_of([&] { acc::load_model(other, folder / "x.safetensors", {.rename = {[](std::string const&) { return "w"; }}}); }, &message) == "E_CK_KEYS");
+    CHECK(message.find("are both renamed to \"w\"") != std::string::npos);
+    CHECK(code_of([&] { acc::rename_regex("(", ""); }) == "E_CONFIG");
+    // Names that the file has as aliases are renamed too.
+    acc::save_model(model, folder / "tied");
+    Loose loose;
+    auto const prefixed = acc::rename_prefix("", "net.");
+    struct Wrapped : torch::nn::Module {
+        explicit Wrapped(Loose& inner) { register_module("net", std::shared_ptr<Loose>(&inner, [](auto*) {})); }
+    } wrapped(loose);
+    CHECK(acc::load_model(wrapped, folder / "tied", {.rename = {prefixed}}).complete());
+    CHECK(torch::equal(loose.head->weight, model.embedding->weight));
+    auto const report = acc::load_model(loose, folder / "tied", {.strict = false, .rename = {prefixed}});
+    CHECK((report.unexpected.size() == 6 && report.missing.size() == 7));
+    renamed["module.norm.weight"][0] = NAN;
+    acc::save_file(renamed, folder / "x.safetensors");
+    CHECK(code_of([&] { acc::load_model(other, folder / "x.safetensors", {.strict = false, .rename = {acc::rename_prefix("module.", "")}, .check_finite = true}); }) == "E_NONFINITE");
+}
+
+TEST_CASE("a state is saved in one file, values and all", "[save]") {
+    Folder folder;
+    acc::StateDict const state{{{"w", torch::arange(3.)}}, {{"step", 7}, {"name", "gr\u00fc\u00df\n\""}, {"list", {1, 2.5, nullptr}}}};
+    acc::save(state, folder / "state.safetensors");
+    auto const back = acc::load(folder / "state.safetensors");
+    CHECK((back.values == state.values && torch::equal(back.tensors.at("w"), state.tensors.at("w"))));
+    struct Counter {
+        acc::StateDict state_dict() const { return {{}, {{"n", 3}}}; }
+    };
+    acc::save(Counter(), folder / "counter");
+    CHECK(acc::load(folder / "counter").value<int64_t>("n", "Counter") == 3);
+    acc::save(acc::TensorMap{{"w", torch::ones({2})}}, folder / "tensors");
+    CHECK((acc::load(folder / "tensors").values.empty() && acc::load(folder / "tensors").tensors.size() == 1));
+    acc::save_file({}, folder / "bad", {{"values", "[1"}});
+    CHECK(code_of([&] { acc::load(folder / "bad"); }) == "E_DATA");
+}
+
 TEST_CASE("tied tensors are told by their memory", "[memory_span][aliases]") {
     auto const t = torch::arange(12.).view({3, 4});
     state::MemorySpan const whole(t), row(t[1]), column(t.select(1, 1)), other(torch::ones({3})), none(torch::empty({0}));
@@ -552,7 +811,7 @@ TEST_CASE("a model is saved with its ties and comes back with them", "[save_mode
     Folder folder;
     torch::manual_seed(1);
     Tied model;
-    acc::save_model(model, folder / "out", {{"by", "test"}});
+    acc::save_model(model, folder / "out", {.metadata = {{"by", "test"}}});
     auto const file = acc::load_file(folder / "out" / "model.safetensors");
     CHECK(file.size() == 6);
     CHECK(state::SafetensorsReader(folder / "out" / "model.safetensors").metadata() ==

@@ -19,9 +19,11 @@
 #include <accelerate/policy_errors.hpp>
 #include <accelerate/prepare.hpp>
 #include <accelerate/process_control.hpp>
+#include <accelerate/state/from.hpp>
 #include <accelerate/state/save_model.hpp>
 #include <accelerate/state_control.hpp>
 #include <accelerate/supported.hpp>
+#include <chrono>
 #include <exception>
 
 namespace accelerate {
@@ -68,12 +70,8 @@ public:
     }
     template <class Model, class... Arguments>
     auto make(Arguments&&... arguments) {
-        using placement = typename strategy::placement;
-        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
-            if constexpr (requires { placement::materialize(root, tape, training_->comm); }) placement::materialize(root, tape, training_->comm);
-            else module::materialize(root, tape);
-        };
-        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+        if constexpr (begins_with_from<Arguments...>) return make_from<Model>(std::forward<Arguments>(arguments)...);
+        else return construct_model<Model>(module::NoValues(), std::forward<Arguments>(arguments)...);
     }
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
@@ -233,14 +231,18 @@ public:
         return tensors;
     }
 
-    /// Writes the model's parameters and buffers as `dir/model.safetensors`, which Python's safetensors opens. The main process
-    /// writes; all return when it is there. Collective.
+    /// Writes the model's parameters and buffers in `dir` as Python's safetensors reads them, in several files above `max_shard_size`; see
+    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Collective.
     template <class Model>
-    void save_model(Model const& model, std::filesystem::path const& dir) {
-        training_->settled();
+    void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
+        auto const begin = std::chrono::steady_clock::now();
+        auto& comm = training_->settled().comm;
         [[maybe_unused]] auto const whole = state_of(model).whole();
-        if (this->is_main_process()) accelerate::save_model(*model, dir);
-        this->wait_for_everyone();
+        state::together(comm, [&] {
+            if (!this->is_main_process()) return;
+            auto const bytes = accelerate::save_model(*model, dir, how);
+            log::info("save_model: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+        });
     }
 
     /// Lets go of everything that was prepared, of the objects given (models, optimizers, loaders, schedules: they are empty then, as
@@ -305,6 +307,27 @@ public:
 
 private:
     friend StateControl<Accelerator>;
+
+    /// `values`: files, or `module::NoValues`.
+    template <class Model, class Values, class... Arguments>
+    auto construct_model(Values const& values, Arguments&&... arguments) {
+        using placement = typename strategy::placement;
+        auto const fill = [&](torch::nn::Module& root, module::Tape const& tape) {
+            auto const materialize = [&](auto const& given) {
+                if constexpr (requires { placement::materialize(root, tape, training_->comm, given); }) placement::materialize(root, tape, training_->comm, given);
+                else module::materialize(root, tape, given);
+            };
+            if constexpr (std::same_as<Values, From>) materialize(state::FileValues(root, values));
+            else materialize(values);
+        };
+        return construct_with<Unit<strategy, Model>>(fill, Seed(training_->options.seed).weights(), std::forward<Arguments>(arguments)...);
+    }
+    template <class Model, class... Arguments>
+    auto make_from(From const& files, Arguments&&... arguments) {
+        Unit<strategy, Model> model(nullptr);
+        state::together(training_->settled().comm, [&] { model = construct_model<Model>(files, std::forward<Arguments>(arguments)...); });
+        return model;
+    }
 
     /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
     state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <initializer_list>
 #include <memory>
@@ -33,6 +34,8 @@ inline constexpr Code io{"E_IO", 74};                                      ///< 
 inline constexpr Code collective_mismatch{"E_COLLECTIVE_MISMATCH", 76};    ///< ranks called different collectives
 inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< a NaN or infinity where the policy forbids it
 inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
+
+inline constexpr std::array general{data, internal, call_order, peer_lost, deadline, io, collective_mismatch, non_finite, config};  ///< all of the above
 }  // namespace code
 
 /// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.

@@ -23,8 +23,8 @@ struct Resident {
 ///   shadows `forward` with one that brings the parameters, calls `Block::forward` and sends them away; `for_each_tensor` tells
 ///   which tensors the output holds, for what must happen before their backward;
 ///   overrides `clone`, which would slice it, or refuses.
-/// `static void materialize(root, tape, communicator)`, optional: computes what this rank keeps of a model that `make` has recorded,
-///   in place of `module::materialize`, which computes all of it.
+/// `static void materialize(root, tape, communicator, values)`, optional: computes what this rank keeps of a model that `make` has recorded,
+///   or takes it from `values` (see `module::NoValues`), in place of `module::materialize`, which does so with all of it.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 

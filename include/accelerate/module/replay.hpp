@@ -34,6 +34,14 @@ public:
 
     explicit Replay(Tape const& tape) : tape_(tape) {}
 
+    /// Memory for a recorded tensor that is not computed, for the caller to fill through `value` before `run`. False: it is only a part of what
+    /// lies in its memory, which is computed.
+    bool give(at::Tensor const& recorded) {
+        auto const bytes = static_cast<int64_t>(recorded.storage().nbytes());
+        if (static_cast<int64_t>(recorded.nbytes()) != bytes || !recorded.is_non_overlapping_and_dense()) return false;
+        return storages_.try_emplace(key(recorded), at::empty({bytes}, at::kByte).storage()).second;
+    }
+
     /// Computes everything that is recorded about these tensors; `value` then gives each. Error E_CONSTRUCT when a real tensor
     /// that the constructors read has been changed since.
     void run(std::vector<at::Tensor> const& wanted) {
@@ -41,8 +49,12 @@ public:
             check(Tape::version_of(b.tensor) == b.version, code::construct, "make: a tensor of shape ", b.tensor.sizes(),
                   " was changed after a constructor had computed with it; build the model yourself and pass it to prepare");
         std::unordered_set<Key> needed;
-        for (auto const& t : wanted) needed.insert(key(t));
+        auto const need = [&](at::Tensor const& t) {
+            if (!storages_.contains(key(t))) needed.insert(key(t));
+        };
+        for (auto const& t : wanted) need(t);
         auto used_later = needed;
+        for (auto const& [given, storage] : storages_) used_later.insert(given);
         std::vector<Step> steps;
         for (size_t i = tape_.operations.size(); i-- > 0;) {
             auto const& operation = tape_.operations[i];
@@ -53,7 +65,7 @@ public:
             };
             for (auto const& argument : operation.in)
                 each_tensor(argument, [&](at::Tensor const& t) {
-                    needed.insert(key(t));
+                    need(t);
                     use(t);
                 });
             for (auto const& result : operation.out) each_tensor(result, use);

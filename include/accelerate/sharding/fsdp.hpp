@@ -34,7 +34,7 @@ public:
                 continue;
             }
             for (auto const& [name, p] : node.parameters) comm.broadcast(p.detach(), 0);
-            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p) { return p.detach(); });
+            unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p, at::Tensor const& into, int64_t, int64_t) { into.copy_(p.detach()); });
         }
         auto const& units = engine_->units;
         for (size_t i = 0; i < units.size(); ++i) {

@@ -65,14 +65,16 @@ struct Sharded {
     using impl = sharding::ShardedImpl<Comm, Reshard, Block>;
 
     /// Cuts a recorded model: of each unit a rank computes and keeps what lies in its stretch.
-    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks) {
+    template <class Values = module::NoValues>
+    static void materialize(torch::nn::Module& root, module::Tape const& tape, Comm const& ranks, Values const& values = {}) {
         for (auto& [holder, name, parameters, leaf] : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
-            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p) {
+            holder->sharded_unit.place(name, parameters, ranks.rank(), ranks.size(), at::kCPU, [&](at::Tensor const& p, at::Tensor const& into, int64_t from, int64_t to) {
+                if (values.fill(p, into, from, to)) return;
                 module::Replay replay(tape);
                 replay.run({p});
-                return replay.value(p);
+                into.copy_(replay.value(p));
             });
-        module::materialize(root, tape);  // buffers
+        module::materialize(root, tape, values);  // buffers
     }
 };
 

@@ -43,10 +43,11 @@ public:
         for (auto& slot : slots_) ReadyHook<ShardedUnit>::remove(slot.parameter, this);
     }
 
-    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `value(parameter)` gives the values of a whole one; it is called
-    /// only for parameters of which this rank keeps some. Error E_CONFIG when dtypes differ.
-    template <class Value>
-    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Value&& value) {
+    /// Takes the parameters and keeps this rank's stretch of them, on `device`. `fill(parameter, into, from, to)` is called for those of which
+    /// it keeps some: it gives `into`, which has the parameter's shape, its values, at least its elements [from, to) in the order of memory.
+    /// Error E_CONFIG when dtypes differ.
+    template <class Fill>
+    void place(std::string name, NamedParameters const& parameters, int64_t rank, int64_t size, at::Device device, Fill&& fill) {
         at::NoGradGuard no_grad;
         name_ = std::move(name);
         placed_ = true;
@@ -69,8 +70,7 @@ public:
             auto const view = view_like(full_, slot.begin, slot.parameter);
             auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
             if (from < to) {
-                auto const whole = value(slot.parameter);
-                view_like(full_, slot.begin, slot.parameter).copy_(whole);
+                fill(slot.parameter, view, from - slot.begin, to - slot.begin);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
             }
             module::rebind(slot.parameter, view);

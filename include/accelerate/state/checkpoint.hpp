@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
+#include <c10/util/strides.h>
 
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
@@ -214,7 +215,9 @@ public:
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
             check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
                   shapes.at(name).at("shape").dump());
-            if (!saved.whole && saved.strides == strides) {
+            auto const row_major = c10::contiguous_strides(saved.shape);
+            at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
+            if (order == at::IntArrayRef(strides)) {
                 state.tensors.insert(name, elements(it->first, saved, from, to));
             } else {
                 auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
@@ -239,25 +242,27 @@ private:
         return *r;
     }
 
-    /// What one file has of a tensor.
-    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
+    /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
+    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
         auto const* info = reader(p.file).find(name);
         check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
-        auto tensor = reader(p.file).read(*info);
-        check(tensor.scalar_type() == t.dtype && tensor.numel() == p.to - p.from, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
-        return tensor;
+        auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
+        check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
+        return reader(p.file).read_elements(*info, from - p.from, to - p.from);
     }
 
     at::Tensor whole(std::string const& name, ManifestTensor const& t) {
-        return t.whole ? part(name, t, t.parts[0]) : elements(name, t, 0, t.numel()).as_strided(t.shape, t.strides).contiguous();
+        auto const all = elements(name, t, 0, t.numel());
+        return t.whole ? all.view(t.shape) : all.as_strided(t.shape, t.strides).contiguous();
     }
 
-    /// Elements [from, to) in memory order, of a tensor that is in parts.
+    /// Elements [from, to): of a tensor in parts in the order of memory, of one that is whole in row-major order.
     at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
+        if (t.parts.size() == 1) return part(name, t, t.parts[0], from, to);
         auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
         for (auto const& p : t.parts) {
             auto const begin = std::max(p.from, from), end = std::min(p.to, to);
-            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p).view({-1}).narrow(0, begin - p.from, end - begin));
+            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p, begin, end));
         }
         return all;
     }

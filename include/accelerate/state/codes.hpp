@@ -1,11 +1,13 @@
 #pragma once
 
 #include <accelerate/core/error.hpp>
+#include <array>
 
 namespace accelerate::code {
 
 // Files as such.
 inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
 inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
 inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
 
@@ -50,6 +52,20 @@ inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
 inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
 inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
 
+// The index of a sharded model.
+inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
+inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
+inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
+inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
+inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
+inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
+inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
+inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
+inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
+inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
+inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
+inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
+
 // Checkpoints.
 inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
 inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
@@ -63,5 +79,14 @@ inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an a
 inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
 inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
 inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
+
+/// All of the above.
+inline constexpr std::array of_files{
+    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
+    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
+    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
+    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
+    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
+    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng, requeue, exists};
 
 }  // namespace accelerate::code

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -44,23 +45,24 @@ private:
 /// Directories, FIFOs, sockets, devices and the files of /proc and /sys are E_NOT_REGULAR, without blocking and without side effect.
 class InputFile {
 public:
+    /// The path is the caller's own: symbolic links in it are followed.
     explicit InputFile(std::filesystem::path path) : path_(std::move(path)) {
         struct stat seen {};
         if (::stat(path_.c_str(), &seen) != 0) fail_io("cannot open", path_, errno);
         require_regular(seen);  // before open: opening a device may already do something
-        do fd_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
-        while (fd_.get() < 0 && errno == EINTR);
-        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
-        at_open_ = status();
-        require_regular(at_open_);
-        struct statfs system {};
-        constexpr long proc = 0x9FA0, sys = 0x62656572;
-        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
-        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
+        opened([&] { return ::open(path_.c_str(), flags); });
+    }
+    /// A plain name in a folder that is open. Error E_SYMLINK for a symbolic link.
+    InputFile(Descriptor const& folder, std::string const& name, std::filesystem::path path) : path_(std::move(path)) {
+        struct stat seen {};
+        if (::fstatat(folder.get(), name.c_str(), &seen, AT_SYMLINK_NOFOLLOW) != 0) fail_io("cannot open", path_, errno);
+        require_regular(seen);
+        opened([&] { return ::openat(folder.get(), name.c_str(), flags | O_NOFOLLOW); });
     }
 
     std::filesystem::path const& path() const { return path_; }
     int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
+    int descriptor() const { return fd_.get(); }
 
     /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
     void read_at(void* to, int64_t bytes, int64_t position) const {
@@ -83,6 +85,22 @@ public:
     }
 
 private:
+    static constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+
+    template <class Open>
+    void opened(Open const& open) {
+        do fd_ = Descriptor(open());
+        while (fd_.get() < 0 && errno == EINTR);
+        check(fd_.get() >= 0 || errno != ELOOP, code::symlink, path_, " is a symbolic link; expected a regular file");
+        if (fd_.get() < 0) fail_io("cannot open", path_, errno);
+        at_open_ = status();
+        require_regular(at_open_);
+        struct statfs system {};
+        constexpr long proc = 0x9FA0, sys = 0x62656572;
+        bool const made_up = ::fstatfs(fd_.get(), &system) == 0 && (static_cast<long>(system.f_type) == proc || static_cast<long>(system.f_type) == sys);
+        check(!made_up, code::not_regular, path_, " is made up by the kernel; expected a regular file");
+    }
+
     struct stat status() const {
         struct stat s {};
         if (::fstat(fd_.get(), &s) != 0) fail_io("cannot stat", path_, errno);
@@ -91,6 +109,7 @@ private:
 
     void require_regular(struct stat const& s) const {
         if (S_ISREG(s.st_mode)) return;
+        check(!S_ISLNK(s.st_mode), code::symlink, path_, " is a symbolic link; expected a regular file");
         auto const* kind = S_ISDIR(s.st_mode) ? "directory" : S_ISFIFO(s.st_mode) ? "FIFO" : S_ISSOCK(s.st_mode) ? "socket" : "device";
         throw Error(code::not_regular, concat(path_, " is a ", kind, "; expected a regular file"));
     }

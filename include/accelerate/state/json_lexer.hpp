@@ -10,20 +10,26 @@
 
 namespace accelerate::state {
 
+/// What a file format calls the ways in which its JSON can be wrong.
+struct JsonCodes {
+    Code not_utf8, bad_start, bad_json, too_deep;
+};
+
 /// A text from a file, and how to complain about a byte of it.
 struct Source {
     std::string_view text;
-    std::string name;      ///< of the file, quoted
+    std::string name;      ///< of the file, with its kind: `safetensors file "x"`
+    JsonCodes codes;
     size_t offset = 0;     ///< of the text in the file
 
     template <class... Parts>
     [[noreturn]] void fail(Code const& code, size_t at, Parts const&... parts) const {
-        throw Error(code, concat("safetensors file ", name, ", byte ", offset + at, ": ", parts...));
+        throw Error(code, concat(name, ", byte ", offset + at, ": ", parts...));
     }
 };
 
 /// Cuts strict JSON (RFC 8259) into tokens. Integers stay exact; nothing is built, nothing recurses. For untrusted text that is
-/// valid UTF-8; anything else is E_ST_BAD_JSON naming the byte.
+/// valid UTF-8; anything else is the format's `bad_json` naming the byte.
 class JsonLexer {
 public:
     enum class Token { ObjectBegin, ObjectEnd, ArrayBegin, ArrayEnd, Comma, Colon, String, Unsigned, Number, Literal, End };
@@ -57,7 +63,7 @@ public:
 private:
     template <class... Parts>
     [[noreturn]] void fail(Parts const&... parts) const {
-        source_.fail(code::st_bad_json, at_, parts...);
+        source_.fail(source_.codes.bad_json, at_, parts...);
     }
 
     bool digit() const { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; }

@@ -3,7 +3,7 @@
 #include <ATen/ops/isfinite.h>
 
 #include <accelerate/core/tensor_map.hpp>
-#include <accelerate/state/reader.hpp>
+#include <accelerate/state/weights_reader.hpp>
 
 namespace accelerate {
 namespace state {
@@ -16,8 +16,7 @@ inline void require_finite(std::string const& name, at::Tensor const& t, std::fi
     for (int64_t at = 0; at < flat.numel(); at += slice) {
         auto part = flat.slice(0, at, std::min(at + slice, flat.numel()));
         if (part.element_size() == 1) part = part.to(at::kFloat);  // the 8-bit dtypes have few operations of their own
-        check(at::isfinite(part).all().item<bool>(), code::non_finite, "load_file(", path, "): tensor ", quote(name), " has a NaN or an infinity in elements ", at, " to ",
-              at + part.numel() - 1);
+        check(at::isfinite(part).all().item<bool>(), code::non_finite, path, ": tensor ", quote(name), " has a NaN or an infinity in elements ", at, " to ", at + part.numel() - 1);
     }
 }
 
@@ -25,19 +24,23 @@ inline void require_finite(std::string const& name, at::Tensor const& t, std::fi
 
 /// How `load_file` reads.
 struct load_options {
-    bool check_finite = false;  ///< a NaN or an infinity is error E_NONFINITE; one more pass over the data
+    bool check_finite = false;               ///< a NaN or an infinity is error E_NONFINITE; one more pass over the data
+    bool mapped = false;                     ///< tensors are the file in memory, read as they are used; see `state::SafetensorsReader::map` for the risk
+    std::filesystem::path hub_cache = {};    ///< symbolic links in a folder may lead in here; see `state::Folder`
 };
 
-/// Reads a safetensors file as CPU tensors by name, in the order of their data in the file. The file is not trusted: see
-/// `state::SafetensorsReader` for what is checked and what the errors are. Memory: the tensors, and the header while it is parsed.
-inline TensorMap load_file(std::filesystem::path const& path, load_options options = {}) {
-    state::SafetensorsReader const reader(path);
+/// Reads a safetensors file, the files that an index names, or what a folder holds of these, as CPU tensors by name, in the order of their
+/// data. Nothing of it is trusted: see `state::SafetensorsReader` and `state::WeightsReader` for what is checked and what the errors are.
+/// Memory: the tensors, and the header while it is parsed.
+inline TensorMap load_file(std::filesystem::path const& path, load_options const& options = {}) {
+    state::WeightsReader const weights(path, options.hub_cache);
     TensorMap out;
-    for (auto const& info : reader.tensors()) {
-        auto t = reader.read(info);
-        if (options.check_finite) state::require_finite(info.name, t, path);
-        out.insert(info.name, std::move(t));
-    }
+    for (auto const& file : weights.files())
+        for (auto const& info : file->tensors()) {
+            auto t = options.mapped ? file->map(info) : file->read(info);
+            if (options.check_finite) state::require_finite(info.name, t, file->path());
+            out.insert(info.name, std::move(t));
+        }
     return out;
 }
 

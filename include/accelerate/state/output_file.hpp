@@ -79,9 +79,16 @@ public:
 
     /// Makes the file durable and gives it its name.
     void commit() {
+        finish();
+        publish();
+    }
+    /// Makes what was written durable; it has no name yet. Where several files belong together, all are finished before one is published.
+    void finish() {
         flush();
         if (::fsync(file_.get()) != 0) fail_with("cannot sync", errno);
         if (::close(file_.release()) != 0) fail_with("cannot close", errno);
+    }
+    void publish() {
         if (::renameat(folder_.get(), temporary_.c_str(), folder_.get(), path_.filename().c_str()) != 0) fail_with("cannot rename a temporary file to", errno);
         temporary_.clear();
         sync_folder(folder_, path_);

@@ -1,8 +1,7 @@
 #pragma once
 
 #include <accelerate/state/dtype.hpp>
-#include <accelerate/state/json_lexer.hpp>
-#include <accelerate/state/quote.hpp>
+#include <accelerate/state/json_reader.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -50,102 +49,48 @@ inline bool valid_tensor_name(std::string_view name) {
 /// Reads the JSON text of a header, trusting none of it: everything a reader will rely on (names, dtypes, shapes, and that the
 /// tensors fill `data_size` bytes exactly, without hole or overlap) has been checked when `run` returns. Time and memory are
 /// linear in the text (n log n in the number of tensors). No I/O, so that it can be fuzzed.
-class HeaderParser {
+class HeaderParser : JsonReader {
 public:
     HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
-        : source_{text, quote(file), 8}, lexer_(source_), data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
+        : JsonReader({text, "safetensors file " + quote(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
+          data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
 
     SafetensorsHeader run() {
-        scan();
+        entries_ = scan();
         auto const first = next();
-        if (first == Token::End) source_.fail(code::st_bad_json, 0, "the header is empty; expected a JSON object");
+        if (first == Token::End) fail(code::st_bad_json, "the header is empty; expected a JSON object");
         if (first != Token::ObjectBegin) fail(code::st_not_object, "the header is not a JSON object");
-        header_.leading_space = lexer_.start() != 0;
+        header_.leading_space = start() != 0;
         bool metadata = false;
         members("the header", [&](std::string const& key) {
             if (key != safetensors_metadata_key) return tensor(key);
             if (std::exchange(metadata, true)) fail(code::st_dup_key, "a second __metadata__");
             read_metadata();
         });
-        if (next() != Token::End) fail(code::st_bad_json, "something follows the header's JSON object");
-        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, "safetensors file ", source_.name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
+        end("the header");
+        check(entries_ <= safetensors_tensor_limit, code::st_too_many_tensors, source().name, ": ", entries_, " tensors; at most ", safetensors_tensor_limit);
         check_duplicates();
         check_layout();
         return std::move(header_);
     }
 
 private:
-    using Token = JsonLexer::Token;
-
-    Token next() { return lexer_.next(); }
-
-    /// The first token of a value.
-    Token value() { return begins_value(next()); }
-    Token begins_value(Token token) const {
-        if (token == Token::Comma || token == Token::Colon || token == Token::End || token == Token::ObjectEnd || token == Token::ArrayEnd) fail(code::st_bad_json, "a value was expected");
-        return token;
-    }
-
-    template <class... Parts>
-    [[noreturn]] void fail(Code const& code, Parts const&... parts) const {
-        source_.fail(code, lexer_.start(), parts...);
-    }
-
-    /// Encoding, depth and the number of members of the outermost object, before anything is stored.
-    void scan() {
-        auto const text = source_.text;
-        if (auto const valid = utf8_end(text); valid != text.size()) source_.fail(code::st_not_utf8, valid, "the header is not UTF-8");
-        if (text.starts_with("\xEF\xBB\xBF")) source_.fail(code::st_bad_start, 0, "the header begins with a byte order mark; expected {");
-        int64_t depth = 0;
-        bool quoted = false;
-        for (size_t i = 0; i < text.size(); ++i) {
-            char const c = text[i];
-            if (c == '"') quoted = !quoted;
-            else if (quoted) i += c == '\\' ? 1 : 0;
-            else if (c == '{' || c == '[') {
-                if (++depth > 64) source_.fail(code::st_too_deep, i, "more than 64 nested objects and arrays");
-            } else if (c == '}' || c == ']') --depth;
-            else if (c == ':' && depth == 1) ++entries_;
-        }
-    }
-
-    /// Reads the members of an object whose brace has been read; `value` must consume the member's value.
-    template <class Value>
-    void members(std::string_view what, Value value) {
-        auto token = next();
-        if (token == Token::ObjectEnd) return;
-        for (;; token = next()) {
-            if (token != Token::String) fail(code::st_bad_json, "in ", what, ", a name in double quotes was expected");
-            auto const key = lexer_.string_value();
-            if (next() != Token::Colon) fail(code::st_bad_json, "a colon was expected behind ", quote(key));
-            value(key);
-            token = next();
-            if (token == Token::ObjectEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, "a comma or } was expected behind the value of ", quote(key));
-        }
-    }
-
     /// Reads an array of numbers without sign, fraction or exponent. `bad` is the code for anything else that is JSON.
     void integers(Code const& bad, std::string_view what, size_t limit, Code const& too_many, std::vector<uint64_t>& out) {
         out.clear();
         if (value() != Token::ArrayBegin) fail(bad, where(), what, " is not an array");
-        auto token = next();
-        if (token == Token::ArrayEnd) return;
-        for (begins_value(token);; token = value()) {
+        elements(what, [&](Token token) {
             if (token != Token::Unsigned) fail(bad, where(), what, " holds something other than integers from 0 to 2^64-1");
             if (out.size() == limit) fail(too_many, where(), what, " has more than ", limit, " numbers");
-            out.push_back(lexer_.unsigned_value());
-            token = next();
-            if (token == Token::ArrayEnd) return;
-            if (token != Token::Comma) fail(code::st_bad_json, where(), "a comma or ] was expected in ", what);
-        }
+            out.push_back(unsigned_value());
+        });
     }
 
     void read_metadata() {
         if (value() != Token::ObjectBegin) fail(code::st_bad_metadata, "__metadata__ is not an object");
         members("__metadata__", [&](std::string const& key) {
             if (value() != Token::String) fail(code::st_bad_metadata, "the value of ", quote(key), " in __metadata__ is not a string");
-            if (!header_.metadata.emplace(key, lexer_.string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
+            if (!header_.metadata.emplace(key, string_value()).second) fail(code::st_dup_key, quote(key), " appears twice in __metadata__");
         });
     }
 
@@ -173,8 +118,8 @@ private:
 
     void read_dtype() {
         if (value() != Token::String) fail(code::st_bad_dtype, where(), "dtype is not a string");
-        info_.dtype = find_dtype(std::string_view(lexer_.string_value()));
-        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(lexer_.string_value()));
+        info_.dtype = find_dtype(std::string_view(string_value()));
+        if (info_.dtype < 0) fail(code::st_bad_dtype, where(), "unknown dtype ", quote(string_value()));
     }
 
     /// Bytes that dtype and shape ask for; also moves the shape into the tensor. A zero dim must not hide an overflow beside it.
@@ -229,14 +174,14 @@ private:
         for (auto const& t : header_.tensors) by_name.push_back(&t);
         std::ranges::sort(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
         auto const twin = std::ranges::adjacent_find(by_name, {}, [](TensorInfo const* t) -> std::string const& { return t->name; });
-        check(twin == by_name.end(), code::st_dup_key, "safetensors file ", source_.name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
+        check(twin == by_name.end(), code::st_dup_key, source().name, ": two tensors are named ", twin == by_name.end() ? "" : quote((*twin)->name));
     }
 
     void check_layout() {
         auto& tensors = header_.tensors;
         std::ranges::stable_sort(tensors, {}, [](TensorInfo const& t) { return std::pair(t.begin, t.end); });
         auto const bad = [&](Code const& code, TensorInfo const& t, auto const&... parts) {
-            throw Error(code, concat("safetensors file ", source_.name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
+            throw Error(code, concat(source().name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
         };
         auto const size = static_cast<int64_t>(data_size_);
         int64_t end = 0;
@@ -248,12 +193,10 @@ private:
         }
         if (gap != nullptr && gap->begin < end) bad(code::st_overlap, *gap, "the tensor before it ends at ", end);
         if (gap != nullptr) bad(code::st_hole, *gap, "the tensor before it ends at ", end, ", so there is a hole");
-        check(end <= size, code::st_truncated, "safetensors file ", source_.name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
-        check(end >= size, code::st_trailing, "safetensors file ", source_.name, ": ", size - end, " bytes follow the last tensor");
+        check(end <= size, code::st_truncated, source().name, ": the tensors need ", end, " bytes of data, but only ", size, " are there; was a copy interrupted?");
+        check(end >= size, code::st_trailing, source().name, ": ", size - end, " bytes follow the last tensor");
     }
 
-    Source source_;
-    JsonLexer lexer_;
     uint64_t data_size_, needed_, total_ = 0;
     int64_t entries_ = 0;
     SafetensorsHeader header_;

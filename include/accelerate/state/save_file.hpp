@@ -112,6 +112,50 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
     return head + json;
 }
 
+/// A safetensors file to be written: checked, its space taken, not there under its name before `publish`. The tensors outlive it.
+class SafetensorsWriter {
+public:
+    /// Errors of `save_file`.
+    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
+        : order_(outgoing_order(tensors, path)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {}
+
+    int64_t bytes() const { return bytes_; }
+
+    /// Writes all of it; durable when this returns.
+    void write() {
+        c10::NoGradGuard const no_grad;
+        file_.write(head_);
+        for (auto const& t : order_) {
+            auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
+            file_.write(plain.const_data_ptr(), t.bytes);
+        }
+        file_.finish();
+    }
+    void publish() { file_.publish(); }
+
+private:
+    std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
+        refuse_shared_memory(order_, path);
+        for (auto const& item : metadata)
+            check(utf8_end(item.first) == item.first.size() && utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ", quote(item.first), ": key or value is not UTF-8");
+        auto text = safetensors_head(order_, metadata);
+        check(text.size() - 8 <= safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", text.size() - 8, " bytes; at most ", safetensors_header_limit,
+              " can be read back");
+        check(order_.size() <= static_cast<size_t>(safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order_.size(), " tensors");
+        return text;
+    }
+    int64_t data_bytes() const {
+        int64_t sum = 0;
+        for (auto const& t : order_) sum += t.bytes;
+        return sum;
+    }
+
+    std::vector<Outgoing> order_;
+    std::string head_;
+    int64_t bytes_;
+    OutputFile file_;
+};
+
 }  // namespace state
 
 /// Writes a safetensors file, byte for byte what Python's `safetensors.torch.save_file` writes (metadata sorted by key): tensors
@@ -120,25 +164,9 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
 /// at all, and is durable when this returns (see `state::OutputFile`). Missing parent folders are made.
 /// Errors: E_ST_* for what the format cannot hold, E_ST_SHARED_MEMORY for tensors that overlap, E_NO_SPACE, E_IO, E_NOT_REGULAR.
 inline void save_file(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata = {}) {
-    c10::NoGradGuard no_grad;
-    auto const order = state::outgoing_order(tensors, path);
-    state::refuse_shared_memory(order, path);
-    for (auto const& item : metadata)
-        check(state::utf8_end(item.first) == item.first.size() && state::utf8_end(item.second) == item.second.size(), code::st_not_utf8, "save_file(", path, "): metadata ",
-              state::quote(item.first), ": key or value is not UTF-8");
-    auto const head = state::safetensors_head(order, metadata);
-    check(head.size() - 8 <= state::safetensors_header_limit, code::st_header_too_large, "save_file(", path, "): names and metadata need a header of ", head.size() - 8,
-          " bytes; at most ", state::safetensors_header_limit, " can be read back");
-    check(order.size() <= static_cast<size_t>(state::safetensors_tensor_limit), code::st_too_many_tensors, "save_file(", path, "): ", order.size(), " tensors");
-    auto total = static_cast<int64_t>(head.size());
-    for (auto const& t : order) total += t.bytes;
-    state::OutputFile file(path, total);
-    file.write(head);
-    for (auto const& t : order) {
-        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-        file.write(plain.const_data_ptr(), t.bytes);
-    }
-    file.commit();
+    state::SafetensorsWriter file(tensors, path, metadata);
+    file.write();
+    file.publish();
 }
 
 }  // namespace accelerate
