@@ -1,6 +1,7 @@
 // Trains for 120 optimizer steps and saves all five. Kill it at any moment, in whatever way, and run it again: it goes on from the newest
 // checkpoint that is whole, and ends with the loss of a run that was never killed, to the last bit.
 //   mpirun -n 2 ./resume_training runs/killed
+//   mpirun -n 2 ./resume_training runs/killed asynchronous     checkpoints are written by a thread, while training goes on
 #include <torch/torch.h>
 
 #include <accelerate.hpp>
@@ -26,7 +27,7 @@ struct Samples {
 
 int main(int argc, char** argv) {
     return acc::run([&] {
-        acc::check(argc == 2, acc::code::config, "resume_training: name a folder for the run");
+        acc::check(argc == 2 || (argc == 3 && argv[2] == std::string_view("asynchronous")), acc::code::config, "resume_training FOLDER [asynchronous]");
         Run accelerator({.gradient_accumulation_steps = 2, .project_dir = argv[1], .total_limit = 3});
         torch::manual_seed(100 + accelerator.process_index());  // dropout is drawn from here; its state is saved and restored like all else
         auto [model, optimizer, train, schedule] =
@@ -34,6 +35,11 @@ int main(int argc, char** argv) {
                                 acc::schedule::Cosine{.warmup = acc::OptimizerSteps{10}, .total = acc::OptimizerSteps{120}});
         if (accelerator.resume()) accelerator.print("goes on behind step", optimizer.steps());
         double loss_of_step = 0;
+        int64_t being_saved = 0;
+        auto const report = [&](int64_t next) {
+            if (being_saved > 0) accelerator.print("saved step", being_saved);
+            being_saved = next;
+        };
         while (optimizer.steps() < 120)
             for (auto& [x, y] : train) {
                 {
@@ -47,11 +53,13 @@ int main(int argc, char** argv) {
                     loss_of_step = accelerator.reduce(loss.detach(), "mean").item<double>();
                 }
                 if (accelerator.sync_gradients() && optimizer.steps() % 5 == 0) {
-                    accelerator.save_state();
-                    accelerator.print("saved step", optimizer.steps());
+                    accelerator.save_state({.asynchronous = argc == 3});  // waits for the one before
+                    report(optimizer.steps());
                 }
                 if (optimizer.steps() == 120) break;
             }
+        accelerator.wait_for_checkpoint();
+        report(0);
         char exact[40];
         std::snprintf(exact, sizeof exact, "%.17g", loss_of_step);
         accelerator.print("done, loss", exact);

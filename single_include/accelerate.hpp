@@ -122,6 +122,7 @@
 #include <torch/version.h>
 #include <c10/util/strides.h>
 #include <xxhash.h>
+#include <variant>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
@@ -287,6 +288,7 @@ public:
     Error(Code code, std::string const& message) : std::runtime_error(std::string(code.name) + ": " + message), code_(code) {}
 
     Code const& code() const noexcept { return code_; }
+    std::string reason() const { return std::string(what()).substr(code_.name.size() + 2); }  ///< the message without the code's name
     int exit_code() const noexcept { return code_.exit; }
 
 private:
@@ -1428,11 +1430,15 @@ struct StateDict {
     TensorMap tensors;
     nlohmann::json values = nlohmann::json::object();
 
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing, of another type, or a number that T does not have.
     template <class T>
     T value(std::string const& key, std::string_view who) const {
         auto it = values.find(key);
         check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" cannot be ", it->is_primitive() ? it->dump() : it->type_name()); };
+        if constexpr (std::same_as<T, bool>) range(it->is_boolean());
+        else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
+        else if constexpr (std::floating_point<T>) range(it->is_number());
         try {
             return it->template get<T>();
         } catch (nlohmann::json::exception const& e) {
@@ -1450,6 +1456,104 @@ concept stateful = requires(T& t, T const& c, StateDict const& s) {
 
 }  // namespace accelerate
 
+// ---- accelerate/state/codes.hpp
+
+namespace accelerate::code {
+
+// Files as such.
+inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
+inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
+inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
+
+// safetensors: the file around the header.
+inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
+inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
+inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
+inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
+
+// safetensors: the header's text.
+inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
+inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
+inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
+inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
+inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
+inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
+inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
+inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
+
+// safetensors: the entry of one tensor.
+inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
+inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
+inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
+inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
+inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
+inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
+inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
+inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
+inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
+inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
+inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
+inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
+
+// safetensors: the data as a whole.
+inline constexpr Code st_hole{"E_ST_HOLE", 65};
+inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
+inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
+inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
+inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
+
+// safetensors: what cannot be written.
+inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
+inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
+
+// The index of a sharded model.
+inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
+inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
+inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
+inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
+inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
+inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
+inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
+inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
+inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
+inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
+inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
+inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
+
+// Checkpoints.
+inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
+inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
+inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
+inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
+inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
+inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
+inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
+inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
+inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code ck_mixed{"E_CK_MIXED", 65};                      ///< its ranks were at different steps
+inline constexpr Code ck_optim{"E_CK_OPTIM", 65};                      ///< an optimizer's state that does not fit
+inline constexpr Code ck_sched{"E_CK_SCHED", 65};                      ///< a schedule's
+inline constexpr Code ck_scaler{"E_CK_SCALER", 65};                    ///< the gradient scaler's
+inline constexpr Code ck_loader{"E_CK_LOADER", 65};                    ///< a loader's: another data set, or a position that cannot be
+inline constexpr Code ck_precision{"E_CK_PRECISION", 65};              ///< a precision's, or of another precision
+inline constexpr Code ck_latest{"E_CK_LATEST", 65};                    ///< the file `latest` names no checkpoint
+inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
+inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
+
+/// All of the above.
+inline constexpr std::array of_files{
+    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
+    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
+    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
+    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
+    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
+    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng,
+    ck_mixed, ck_optim, ck_sched, ck_scaler, ck_loader, ck_precision, ck_latest, requeue, exists};
+
+}  // namespace accelerate::code
+
 // ---- accelerate/state/component.hpp
 
 namespace accelerate::state {
@@ -1464,6 +1568,13 @@ enum class Whose {
 
 constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
 
+/// What the names of a component's tensors are.
+enum class Names {
+    Other,      ///< its own affair
+    Parameter,  ///< "layer.weight": of parameters or buffers
+    State,      ///< "exp_avg.layer.weight": of a state of a parameter
+};
+
 /// One thing whose state goes into a checkpoint.
 struct Component {
     std::string name;
@@ -1472,6 +1583,8 @@ struct Component {
     std::function<void(StateDict const&)> load;
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+    Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
+    Names names = Names::Other;
 };
 
 }  // namespace accelerate::state
@@ -1830,6 +1943,8 @@ public:
         DynamicScaler loaded(options);
         loaded.growth_tracker_ = state.template value<int64_t>("_growth_tracker", who);
         if (state.values.contains("patience")) loaded.patience_ = state.template value<int64_t>("patience", who);
+        check(loaded.growth_tracker_ >= 0 && loaded.growth_tracker_ <= options.growth_interval && loaded.patience_ <= options.hysteresis, code::data, who, ".load_state_dict: a growth tracker of ", loaded.growth_tracker_,
+              " and a patience of ", loaded.patience_, " cannot be");
         *this = loaded;
     }
 
@@ -1962,7 +2077,9 @@ public:
     bool skipped() const { return skipped_; }
     /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
     bool take_stepped() { return std::exchange(stepped_, false); }
-    void stepped() { stepped_ = true; }
+    void stepped() { stepped_ = true, ++steps_; }
+    int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
+    void set_steps(int64_t steps) { steps_ = steps; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -2026,7 +2143,7 @@ private:
     int64_t rank_;
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
-    int64_t in_a_row_ = 0;
+    int64_t in_a_row_ = 0, steps_ = 0;
     bool skipped_ = false, stepped_ = false;
 };
 
@@ -4615,7 +4732,10 @@ public:
         if constexpr (shardable) {
             auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
-            for (auto o : offsets) sum += o;
+            for (auto o : offsets) {
+                check(o >= 0 && o <= consumed, code::data, "data::Loader.load_state_dict: ", o, " samples of a part consumed, of ", consumed, " in all, cannot be");
+                sum += o;
+            }
             check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
                   ", consumed are ", consumed);
             offsets_ = std::move(offsets);
@@ -9248,6 +9368,14 @@ public:
         stage_ = Stage::Accumulating;
     }
 
+    /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
+    /// long as nobody has written into them since.
+    std::optional<double> known_squares() const {
+        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        return squares_;
+    }
+    std::optional<double> sum_of_squares() const { return known_squares(); }
+
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
 
@@ -9332,6 +9460,8 @@ protected:
     }
 
     /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
+    void set_squares(double sum) { squares_ = sum, measured_ = versions(); }
+    void forget_squares() { measured_.clear(); }
     std::vector<uint32_t> versions() const {
         std::vector<uint32_t> counts;
         for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
@@ -9350,6 +9480,8 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
+    double squares_ = 0;              ///< of the gradients whose versions are `measured_`
+    std::vector<uint32_t> measured_;  ///< empty: not known
     std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
 
     static char const* remedy(Stage stage) {
@@ -10116,10 +10248,10 @@ public:
         keys_ = std::move(keys);
     }
 
-    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor, its place
-    /// under "slices" and the whole one's shape under "shapes".
+    /// All state that this rank holds: as copies, or, where it lies in one piece and in fp32 or wider, as it lies in memory (`live`). A parameter
+    /// of which it holds only a part gives that part as a 1-D tensor, its place under "slices" and the whole one's shape under "shapes".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
-    void save(State& state) const {
+    void save(State& state, bool live) const {
         auto const kept = kept_of(stretches_);
         for (auto const& [key, indices] : index()) {
             auto const& first = parts_[indices.front()];
@@ -10130,9 +10262,14 @@ public:
             auto const& states = kept[first.stretch];
             for (size_t n = 0; n < states.size(); ++n) {
                 auto const name = states[n].first + "." + key;
-                auto flat = at::empty({held}, states[n].second.options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
-                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
+                at::Tensor flat;
+                if (live && indices.size() == 1) {
+                    flat = slice(first, states[n].second);
+                } else {
+                    flat = at::empty({held}, states[n].second.options());
+                    for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
+                }
+                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides, flat.storage_offset()).contiguous());
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};
@@ -10340,6 +10477,7 @@ public:
 
     Hyper const& operator[](size_t set) const { return sets_[set]; }
     std::vector<Hyper> const& sets() const { return sets_; }
+    int64_t rules() const { return static_cast<int64_t>(rules_.size()); }
 
 private:
     // With the recipe's own lr in force the quotient is exactly 1, so a group's lr is used to the last bit as it was written.
@@ -11066,17 +11204,10 @@ public:
     }
 
     /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
-    StateDict state_dict() const {
-        auto& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"groups", nlohmann::json::array()}};
-        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
-        if (s.bound) {
-            if (s.stale()) s.bind();
-            s.moments.save(state);
-        }
-        return state;
-    }
+    StateDict state_dict() const { return collect(false); }
+    /// The same with tensors that are the optimizer's own memory where that has the form: valid until its next step. For who copies or
+    /// writes them at once.
+    StateDict live_state() const { return collect(true); }
 
     /// Makes the state now instead of at the first step, so that `state_dict` shows what of it this rank holds.
     void make_state() {
@@ -11092,6 +11223,9 @@ public:
         check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
         auto const lr = state.value<double>("lr", who);
         auto const steps = state.value<int64_t>("steps", who);
+        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
+        check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
+        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
         at::NoGradGuard const no_grad;
         if (s.stale()) s.bind();
         if (steps == 0 && state.tensors.empty()) s.moments.reset();
@@ -11102,6 +11236,18 @@ public:
 
 private:
     friend class AverageScope<Optimizer>;
+
+    StateDict collect(bool live) const {
+        auto& s = *shared_;
+        StateDict state;
+        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
+        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
+        if (s.bound) {
+            if (s.stale()) s.bind();
+            s.moments.save(state, live);
+        }
+        return state;
+    }
 
     static Entry entry(Columns const& columns, size_t i) {
         Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
@@ -12041,6 +12187,7 @@ public:
         check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
         auto const position = state.value<int64_t>("position", who);
         auto const base_lr = state.value<double>("base_lr", who);
+        check(position >= 0 && std::isfinite(base_lr) && base_lr >= 0, code::data, who, ".load_state_dict: position ", position, " with a base lr of ", base_lr, " cannot be");
         if constexpr (observes) {
             typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
             if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);
@@ -12640,96 +12787,6 @@ private:
 };
 
 }  // namespace accelerate
-
-// ---- accelerate/state/codes.hpp
-
-namespace accelerate::code {
-
-// Files as such.
-inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
-inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
-inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
-inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
-
-// safetensors: the file around the header.
-inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
-inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
-inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
-inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
-
-// safetensors: the header's text.
-inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
-inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
-inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
-inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
-inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
-inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
-inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
-inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
-
-// safetensors: the entry of one tensor.
-inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
-inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
-inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
-inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
-inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
-inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
-inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
-inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
-inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
-inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
-inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
-inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
-
-// safetensors: the data as a whole.
-inline constexpr Code st_hole{"E_ST_HOLE", 65};
-inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
-inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
-inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
-inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
-
-// safetensors: what cannot be written.
-inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
-inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
-
-// The index of a sharded model.
-inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
-inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
-inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
-inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
-inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
-inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
-inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
-inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
-inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
-inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
-inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
-inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
-
-// Checkpoints.
-inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
-inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
-inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
-inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
-inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
-inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
-inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
-inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
-inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
-inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
-inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
-inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
-
-/// All of the above.
-inline constexpr std::array of_files{
-    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
-    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
-    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
-    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
-    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
-    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng, requeue, exists};
-
-}  // namespace accelerate::code
 
 // ---- accelerate/state/load_report.hpp
 
@@ -14238,6 +14295,47 @@ private:
 }  // namespace state
 }  // namespace accelerate
 
+// ---- accelerate/state/leftovers.hpp
+
+namespace accelerate::state {
+
+inline std::string host_name() {
+    char name[256] = "";
+    ::gethostname(name, sizeof name - 1);
+    return name;
+}
+
+/// A name for a file or folder in which `name` is prepared: hidden, and it says by which process.
+inline std::string hidden_name(std::string const& name) {
+    std::random_device random;
+    return concat(".tmp~", name.substr(0, 100), "~", host_name().substr(0, 60), "~", ::getpid(), "~", random(), random());
+}
+
+/// Removes the hidden files and folders that processes of this machine left in `folder` when they were killed. Those of other machines stay:
+/// nobody here can tell whether they still write.
+inline void remove_leftovers(std::filesystem::path const& folder) {
+    std::error_code failed;
+    for (std::filesystem::directory_iterator at(folder, failed), end; !failed && at != end; at.increment(failed)) {
+        auto const path = at->path();
+        auto name = path.filename().string();
+        if (!name.starts_with(".tmp~")) continue;
+        auto const last_field = [&] {
+            auto const begin = name.rfind('~');
+            auto field = begin == std::string::npos ? std::string() : name.substr(begin + 1);
+            name.resize(begin == std::string::npos ? 0 : begin);
+            return field;
+        };
+        last_field();
+        auto const pid = last_field(), host = last_field();
+        pid_t number = 0;
+        bool const dead = std::from_chars(pid.data(), pid.data() + pid.size(), number).ec == std::errc() && number > 0 && host == host_name().substr(0, 60) && ::kill(number, 0) != 0 && errno == ESRCH;
+        std::error_code kept;
+        if (dead && std::filesystem::remove_all(path, kept) > 0 && !kept) log::info("removed ", path, ", which a save left that was killed");
+    }
+}
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state/output_file.hpp
 
 namespace accelerate::state {
@@ -14264,7 +14362,7 @@ inline void sync_folder(Descriptor const& folder, std::filesystem::path const& o
 
 /// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
 /// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
-/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
+/// was one, and a hidden file (see leftovers.hpp); an error leaves nothing. Missing parent folders are made. A symbolic link under the
 /// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
 /// FIFO or device.
 class OutputFile {
@@ -14279,9 +14377,8 @@ public:
         // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
         folder_ = open_folder(folder_for(path_), path_);
         buffer_.reserve(buffered);
-        std::random_device random;
         do {
-            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
+            temporary_ = hidden_name(name);
             file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
         } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
         if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);
@@ -14464,15 +14561,23 @@ public:
 
     int64_t bytes() const { return bytes_; }
 
-    /// Writes all of it; durable when this returns.
-    void write() {
+    /// Writes all of it; durable when this returns. `seen(data, bytes)` is shown every piece in its order.
+    template <class Seen>
+    void write(Seen const& seen) {
         c10::NoGradGuard const no_grad;
-        file_.write(head_);
+        auto const put = [&](void const* data, int64_t bytes) {
+            file_.write(data, bytes);
+            seen(data, bytes);
+        };
+        put(head_.data(), static_cast<int64_t>(head_.size()));
         for (auto const& t : order_) {
             auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-            file_.write(plain.const_data_ptr(), t.bytes);
+            put(plain.const_data_ptr(), t.bytes);
         }
         file_.finish();
+    }
+    void write() {
+        write([](void const*, int64_t) {});
     }
     void publish() { file_.publish(); }
 
@@ -14723,29 +14828,143 @@ int64_t save_model(Model const& model, std::filesystem::path const& dir, save_mo
 
 }  // namespace accelerate
 
-// ---- accelerate/state/file_hash.hpp
+// ---- accelerate/state/sha256.hpp
 
 namespace accelerate::state {
 
-/// Hash of a file's bytes, as text: "xxh3-128:" and 32 hexadecimal digits (XXH3, seed 0; collision-free for accidents, not against
-/// somebody who wants one). Reads the file once, in pieces.
-inline std::string hash_of(InputFile const& file) {
-    std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> const state(XXH3_createState(), &XXH3_freeState);
-    check(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, code::internal, "cannot make the state of a hash");
+/// SHA-256 (FIPS 180-4), fed piece by piece. Plain code: some 250 MB/s; for who must know that nobody changed a file on purpose.
+class Sha256 {
+public:
+    void add(void const* data, int64_t bytes) {
+        auto const* in = static_cast<unsigned char const*>(data);
+        length_ += static_cast<uint64_t>(bytes);
+        while (bytes > 0) {
+            auto const n = std::min<int64_t>(bytes, 64 - filled_);
+            std::memcpy(block_.data() + filled_, in, static_cast<size_t>(n));
+            in += n, bytes -= n, filled_ += n;
+            if (filled_ == 64) compress(), filled_ = 0;
+        }
+    }
+
+    /// 64 hexadecimal digits, of all that was added; nothing more may be.
+    std::string digits() {
+        auto const bits = length_ * 8;
+        unsigned char const one = 0x80, zero = 0;
+        add(&one, 1);
+        while (filled_ != 56) add(&zero, 1);
+        for (int shift = 56; shift >= 0; shift -= 8) {
+            auto const byte = static_cast<unsigned char>(bits >> shift);
+            add(&byte, 1);
+        }
+        std::string text;
+        for (auto const word : hash_)
+            for (int shift = 28; shift >= 0; shift -= 4) text += "0123456789abcdef"[(word >> shift) & 15];
+        return text;
+    }
+
+private:
+    void compress() {
+        static constexpr std::array<uint32_t, 64> k{
+            0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+            0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+            0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+            0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+        std::array<uint32_t, 64> w;
+        for (size_t i = 0; i < 16; ++i) {
+            w[i] = 0;
+            for (size_t b = 0; b < 4; ++b) w[i] = w[i] << 8 | block_[4 * i + b];
+        }
+        for (size_t i = 16; i < 64; ++i) {
+            auto const a = w[i - 15], b = w[i - 2];
+            w[i] = w[i - 16] + (std::rotr(a, 7) ^ std::rotr(a, 18) ^ a >> 3) + w[i - 7] + (std::rotr(b, 17) ^ std::rotr(b, 19) ^ b >> 10);
+        }
+        auto s = hash_;
+        for (size_t i = 0; i < 64; ++i) {
+            auto const t1 = s[7] + (std::rotr(s[4], 6) ^ std::rotr(s[4], 11) ^ std::rotr(s[4], 25)) + ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
+            auto const t2 = (std::rotr(s[0], 2) ^ std::rotr(s[0], 13) ^ std::rotr(s[0], 22)) + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+            s = {t1 + t2, s[0], s[1], s[2], s[3] + t1, s[4], s[5], s[6]};
+        }
+        for (size_t i = 0; i < 8; ++i) hash_[i] += s[i];
+    }
+
+    std::array<uint32_t, 8> hash_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    std::array<unsigned char, 64> block_{};
+    int64_t filled_ = 0;
+    uint64_t length_ = 0;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/file_hash.hpp
+
+namespace accelerate {
+
+/// By which hash a checkpoint's files are told from others: XXH3-128 finds every accident at the speed of memory, SHA-256 also what somebody
+/// has changed on purpose and made to look alike.
+enum class Hash { Xxh3, Sha256 };
+
+namespace state {
+
+/// XXH3, 128 bits, seed 0, fed piece by piece.
+class Xxh3 {
+public:
+    Xxh3() : state_(XXH3_createState(), &XXH3_freeState) { check(state_ != nullptr && XXH3_128bits_reset(state_.get()) == XXH_OK, code::internal, "cannot make the state of a hash"); }
+
+    void add(void const* data, int64_t bytes) { XXH3_128bits_update(state_.get(), data, static_cast<size_t>(bytes)); }
+    std::string digits() {
+        auto const digest = XXH3_128bits_digest(state_.get());
+        char text[40];
+        std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(digest.high64), static_cast<unsigned long long>(digest.low64));
+        return text;
+    }
+
+private:
+    std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state_;
+};
+
+/// The hash of what is added, as text that names its kind: "xxh3-128:" and 32 hexadecimal digits, or "sha256:" and 64.
+class Hasher {
+public:
+    explicit Hasher(Hash kind) {
+        if (kind == Hash::Sha256) hash_.emplace<Sha256>();
+    }
+
+    void add(void const* data, int64_t bytes) {
+        std::visit([&](auto& hash) { hash.add(data, bytes); }, hash_);
+    }
+    std::string text() {
+        return (std::holds_alternative<Sha256>(hash_) ? "sha256:" : "xxh3-128:") + std::visit([](auto& hash) { return hash.digits(); }, hash_);
+    }
+
+    /// The kind of hash of which `text` is one; E_CK_BAD_MANIFEST naming `where` for other texts.
+    static Hash kind_of(std::string_view text, std::string const& where) {
+        auto const is = [&](std::string_view prefix, size_t digits) {
+            return text.size() == prefix.size() + digits && text.starts_with(prefix) && text.find_first_not_of("0123456789abcdef", prefix.size()) == std::string_view::npos;
+        };
+        bool const sha = is("sha256:", 64);
+        check(sha || is("xxh3-128:", 32), code::ck_bad_manifest, where, " has the hash ", quote(text), "; expected xxh3-128: and 32 hexadecimal digits, or sha256: and 64");
+        return sha ? Hash::Sha256 : Hash::Xxh3;
+    }
+
+private:
+    std::variant<Xxh3, Sha256> hash_;
+};
+
+/// The hash of a file, which is read once, in pieces.
+inline std::string hash_of(InputFile const& file, Hash kind) {
+    Hasher hasher(kind);
     std::vector<char> piece(size_t{4} << 20);
     for (int64_t at = 0; at < file.size();) {
         auto const n = std::min<int64_t>(file.size() - at, static_cast<int64_t>(piece.size()));
         file.read_at(piece.data(), n, at);
-        XXH3_128bits_update(state.get(), piece.data(), static_cast<size_t>(n));
+        hasher.add(piece.data(), n);
         at += n;
     }
-    auto const digest = XXH3_128bits_digest(state.get());
-    char text[40];
-    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(digest.high64), static_cast<unsigned long long>(digest.low64));
-    return std::string("xxh3-128:") + text;
+    return hasher.text();
 }
 
-}  // namespace accelerate::state
+}  // namespace state
+}  // namespace accelerate
 
 // ---- accelerate/state/manifest.hpp
 
@@ -14810,6 +15029,29 @@ struct Manifest {
 
 namespace detail {
 
+/// Looks at a manifest's text before anything is built from it: UTF-8, JSON, not nested deeply, no name twice in one object.
+class ManifestText : JsonReader {
+public:
+    ManifestText(std::string_view text, std::string const& where) : JsonReader({text, where, {code::ck_bad_manifest, code::ck_bad_manifest, code::ck_bad_manifest, code::ck_bad_manifest}}) {}
+
+    void check_strict() {
+        scan();
+        look(value());
+        end("the manifest");
+    }
+
+private:
+    void look(Token first) {
+        if (first == Token::ArrayBegin) elements("a list", [&](Token token) { look(token); });
+        if (first != Token::ObjectBegin) return;
+        std::unordered_set<std::string> names;
+        members("an object", [&](std::string const& name) {
+            if (!names.insert(name).second) fail(code::ck_bad_manifest, quote(name), " appears twice in one object");
+            look(value());
+        });
+    }
+};
+
 /// Reads entries of a JSON object; what is missing or of another type is E_CK_BAD_MANIFEST.
 class Entries {
 public:
@@ -14853,6 +15095,22 @@ inline bool plain_file_name(std::string const& name) {
     return !name.empty() && name.size() <= 255 && name.front() != '.' && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
 }
 
+/// Whether strides put the elements of a shape side by side, in whatever order of dimensions.
+inline bool dense(std::vector<int64_t> const& shape, std::vector<int64_t> const& strides) {
+    if (strides.size() != shape.size()) return false;
+    if (std::ranges::find(shape, 0) != shape.end()) return true;
+    std::vector<std::pair<int64_t, int64_t>> dims;
+    for (size_t d = 0; d < shape.size(); ++d)
+        if (shape[d] != 1) dims.emplace_back(strides[d], shape[d]);
+    std::ranges::sort(dims);
+    int64_t expected = 1;
+    for (auto const& [stride, size] : dims) {
+        if (stride != expected) return false;
+        expected *= size;
+    }
+    return true;
+}
+
 inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& where, int64_t files) {
     Entries const entries(j, where);
     ManifestTensor t;
@@ -14865,7 +15123,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
     entries.require(entries.at("whole").is_boolean(), "\"whole\" is no boolean");
     t.whole = entries.at("whole").get<bool>();
     if (!t.whole) t.strides = entries.numbers("strides");
-    entries.require(t.whole || t.strides.size() == t.shape.size(), "has strides that do not fit its shape");
+    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", at::IntArrayRef(t.strides), " do not fit shape ", at::IntArrayRef(t.shape));
     entries.require(entries.at("parts").is_array(), "\"parts\" is no list");
     for (auto const& p : entries.at("parts")) {
         entries.require(p.is_array() && p.size() == 3, "has a part that is no list of three");
@@ -14884,6 +15142,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
 }  // namespace detail
 
 inline Manifest Manifest::parse(std::string const& text, std::string const& where) {
+    detail::ManifestText(text, where).check_strict();
     auto const j = nlohmann::json::parse(text, nullptr, false);  // "discarded", which is no object, where it is no JSON
     detail::Entries const entries(j, where + ":");
     entries.require(entries.string("format") == "accelerate.hpp checkpoint", "is of another format");
@@ -14895,16 +15154,22 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
     entries.require(entries.at("files").is_array(), "\"files\" is no list");
+    std::unordered_set<std::string> names;
     for (auto const& f : entries.at("files")) {
         detail::Entries const file(f, where + ": a file");
         m.files.push_back({file.string("name"), file.number("size"), file.string("hash")});
-        auto const& hash = m.files.back().hash;
-        bool const digits = hash.size() == 41 && hash.starts_with("xxh3-128:") && hash.find_first_not_of("0123456789abcdef", 9) == std::string::npos;
-        file.require(digits, concat("has the hash ", quote(hash), "; expected xxh3-128: and 32 hexadecimal digits"));
-        file.require(detail::plain_file_name(m.files.back().name), concat("is named ", quote(m.files.back().name)));
+        Hasher::kind_of(m.files.back().hash, where + ": a file");
+        auto const& name = m.files.back().name;
+        file.require(detail::plain_file_name(name), concat("is named ", quote(name)));
+        file.require(names.insert(name).second, concat("is named ", quote(name), ", as another one"));
     }
     check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
           " ranks' values for ", m.world, " ranks");
+    for (size_t r = 0; r < m.ranks.size(); ++r) {
+        entries.require(m.ranks[r].is_object(), "a rank's values are no object");
+        auto const progress = m.ranks[r].value("progress", nlohmann::json());
+        check(progress == m.ranks[0].value("progress", nlohmann::json()) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
+    }
     entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
     for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
     return m;
@@ -14912,170 +15177,9 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/together.hpp
+// ---- accelerate/state/checkpoint_reader.hpp
 
 namespace accelerate::state {
-
-/// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
-inline Code code_named(std::string_view name) {
-    for (auto const& set : {std::span<Code const>(code::of_files), std::span<Code const>(code::general)})
-        for (auto const& known : set)
-            if (known.name == name) return known;
-    return code::internal;
-}
-
-/// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
-template <class Comm, class F>
-void together(Comm const& comm, F&& f) {
-    std::string failure;  // code, line feed, message
-    Code own = code::internal;
-    try {
-        f();
-    } catch (Error const& e) {
-        own = e.code();
-        std::string const what = e.what(), prefix = concat(e.code().name, ": ");
-        failure = concat(e.code().name, "\n", what.starts_with(prefix) ? what.substr(prefix.size()) : what);
-    } catch (std::exception const& e) {
-        failure = concat(code::internal.name, "\n", e.what());
-    }
-    auto const all = comm.all_gather_bytes(failure);
-    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first == all.end()) return;
-    auto const line = first->find('\n');
-    auto const name = first->substr(0, line);
-    throw Error(own.name == name ? own : code_named(name), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/checkpoint.hpp
-
-namespace accelerate::state {
-
-namespace detail {
-
-inline std::string rank_file(int64_t rank) {
-    char name[40];
-    std::snprintf(name, sizeof name, "rank-%05lld.safetensors", static_cast<long long>(rank));
-    return name;
-}
-
-inline void only_for_owner(std::filesystem::path const& path) {
-    if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
-}
-
-/// Gives a folder its name, unless that is taken: E_EXISTS.
-inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
-    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
-    check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
-    if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
-    std::error_code failed;  // a file system that cannot do it in one step
-    check(!std::filesystem::exists(to), code::exists, "save_state: there is something at ", to, " already");
-    std::filesystem::rename(from, to, failed);
-    if (failed) fail_io("cannot rename a folder to", to, failed.value());
-}
-
-/// What one rank puts into its file, and what it tells of it.
-struct Contribution {
-    TensorMap tensors;
-    nlohmann::json tells = {{"values", nlohmann::json::object()}, {"own", nlohmann::json::object()}, {"tensors", nlohmann::json::object()}};
-};
-
-inline Contribution contribution(std::vector<Component> const& components, int64_t rank) {
-    Contribution c;
-    for (auto const& component : components) {
-        auto state = component.save();
-        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
-        state.values.erase("slices"), state.values.erase("shapes");
-        bool const own = is_own(component.whose);
-        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
-        for (auto const& [name, tensor] : state.tensors) {
-            auto const key = (own ? "own/" : "") + component.name + "/" + name;
-            bool const part = slices.contains(name);
-            if (component.whose == Whose::All && rank != 0) continue;
-            c.tensors.insert(key, tensor);
-            if (own) continue;
-            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
-            if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
-            else entry["shape"] = tensor.sizes().vec();
-        }
-    }
-    return c;
-}
-
-/// What all ranks have told, as one.
-inline Manifest merged(std::vector<std::string> const& told, nlohmann::json about) {
-    Manifest m;
-    m.world = static_cast<int64_t>(told.size());
-    m.about = std::move(about);
-    for (int64_t r = 0; r < m.world; ++r) {
-        auto const j = nlohmann::json::parse(told[static_cast<size_t>(r)]);
-        m.files.push_back({rank_file(r), j.at("size").get<int64_t>(), j.at("hash").get<std::string>()});
-        if (r == 0) m.values = j.at("values");
-        m.ranks.push_back(j.at("own"));
-        for (auto const& [name, entry] : j.at("tensors").items()) {
-            auto& t = m.tensors[name];
-            t.dtype = dtypes[static_cast<size_t>(find_dtype(entry.at("dtype").get<std::string>()))].type;
-            t.shape = entry.at("shape").get<std::vector<int64_t>>();
-            t.whole = !entry.contains("from");
-            if (!t.whole) t.strides = entry.at("strides").get<std::vector<int64_t>>();
-            t.parts.push_back({r, t.whole ? 0 : entry.at("from").get<int64_t>(), t.whole ? t.numel() : entry.at("to").get<int64_t>()});
-        }
-    }
-    return m;
-}
-
-}  // namespace detail
-
-/// Writes the components as the folder `dir`, which appears under its name whole or not at all: each rank writes a file into a hidden
-/// folder beside it and makes it durable, rank 0 adds the manifest, renames, and makes that durable. Collective; an error on one rank is the
-/// same error on all, and leaves nothing behind. Gives the bytes written by all ranks. Errors: E_EXISTS, E_NO_SPACE, E_IO.
-template <class Comm>
-int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json const& about) {
-    std::string hidden;
-    together(comm, [&] {
-        if (comm.rank() != 0) return;
-        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
-        std::random_device random;
-        hidden = (folder_for(dir) / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
-        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
-    });
-    comm.broadcast_bytes(hidden, 0);
-    int64_t bytes = 0;
-    try {
-        std::vector<std::string> told;
-        std::string mine;
-        together(comm, [&] {
-            auto const path = std::filesystem::path(hidden) / detail::rank_file(comm.rank());
-            auto c = detail::contribution(components, comm.rank());
-            save_file(c.tensors, path);
-            detail::only_for_owner(path);
-            InputFile const written(path);
-            c.tells["size"] = written.size(), c.tells["hash"] = hash_of(written);
-            mine = c.tells.dump();
-        });
-        told = comm.all_gather_bytes(mine);
-        together(comm, [&] {
-            auto const manifest = detail::merged(told, about);
-            for (auto const& f : manifest.files) bytes += f.size;
-            if (comm.rank() != 0) return;
-            auto const text = manifest.text();
-            static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
-            auto const path = std::filesystem::path(hidden) / Manifest::file_name;
-            OutputFile file(path, static_cast<int64_t>(text.size()));
-            file.write(text);
-            file.commit();
-            detail::only_for_owner(path);
-            detail::rename_to_new(hidden, dir);
-            sync_folder(open_folder(folder_for(dir), dir), dir);
-        });
-    } catch (...) {
-        std::error_code ignored;
-        if (comm.rank() == 0) std::filesystem::remove_all(hidden, ignored);
-        throw;
-    }
-    return bytes;
-}
 
 /// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
 /// it is executed.
@@ -15106,18 +15210,27 @@ public:
     Manifest const& manifest() const { return manifest_; }
     std::filesystem::path const& dir() const { return dir_; }
 
+    /// Names of what was saved: "model", "optimizer", ...
+    std::vector<std::string> components() const {
+        std::vector<std::string> all;
+        for (auto const* values : {&manifest_.values, &manifest_.ranks.front()})
+            for (auto const& [name, value] : values->items()) all.push_back(name);
+        return all;
+    }
+
     /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
     void verify(int64_t first = 0, int64_t step = 1) const {
         for (auto i = first; i < manifest_.world; i += step) {
             auto const& f = manifest_.files[static_cast<size_t>(i)];
-            auto const found = hash_of(InputFile(dir_ / f.name));
+            auto const found = hash_of(InputFile(dir_ / f.name), Hasher::kind_of(f.hash, "load_state"));
             check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
         }
     }
 
     /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
-    /// Error E_CK_KEYS when the checkpoint has no such component. Empty: there is none of this rank, and it keeps what it has.
-    std::optional<StateDict> state_of(Component const& component, int64_t rank) {
+    /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
+    /// two names become one. Empty: there is none of this rank, and it keeps what it has.
+    std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
         bool const own = is_own(component.whose);
         if (own && rank >= manifest_.world) {
             if (component.whose == Whose::Each) return {};
@@ -15130,7 +15243,7 @@ public:
             auto& file = reader(rank);
             auto const prefix = "own/" + component.name + "/";
             for (auto const& info : file.tensors())
-                if (info.name.starts_with(prefix)) state.tensors.insert(info.name.substr(prefix.size()), file.read(info));
+                if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
             return state;
         }
         StateDict held;
@@ -15138,7 +15251,7 @@ public:
         auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
         auto const prefix = component.name + "/";
         for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
-            auto const name = it->first.substr(prefix.size());
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
             if (!slices.contains(name)) {
@@ -15164,6 +15277,16 @@ public:
     }
 
 private:
+    static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
+        if (component.names == Names::Other || renames.empty()) return name;
+        auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
+        auto key = name.substr(begin);
+        for (auto const& rename : renames) key = rename(key);
+        key = name.substr(0, begin) + key;
+        check(!state.tensors.contains(key), code::ck_keys, "load_state: two tensors of \"", component.name, "\" are renamed to ", quote(key));
+        return key;
+    }
+
     static std::string names(nlohmann::json const& values) {
         std::string all;
         for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
@@ -15208,9 +15331,52 @@ private:
 
 }  // namespace accelerate::state
 
+// ---- accelerate/state/together.hpp
+
+namespace accelerate::state {
+
+/// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
+inline Code code_named(std::string_view name) {
+    for (auto const& set : {std::span<Code const>(code::of_files), std::span<Code const>(code::general)})
+        for (auto const& known : set)
+            if (known.name == name) return known;
+    return code::internal;
+}
+
+/// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
+template <class Comm, class F>
+void together(Comm const& comm, F&& f) {
+    std::string failure;  // code, line feed, message
+    Code own = code::internal;
+    try {
+        f();
+    } catch (Error const& e) {
+        own = e.code();
+        failure = concat(own.name, "\n", e.reason());
+    } catch (std::exception const& e) {
+        failure = concat(code::internal.name, "\n", e.what());
+    }
+    auto const all = comm.all_gather_bytes(failure);
+    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
+    if (first == all.end()) return;
+    auto const line = first->find('\n');
+    auto const name = first->substr(0, line);
+    throw Error(own.name == name ? own : code_named(name), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
+}
+
+}  // namespace accelerate::state
+
 // ---- accelerate/checkpointing.hpp
 
-namespace accelerate::detail {
+namespace accelerate {
+
+/// How `load_state` and `resume` restore.
+struct load_state_options {
+    std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
+    std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
+};
+
+namespace detail {
 
 /// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
 /// E_CK_KEYS that lists them; nothing has been copied then.
@@ -15249,9 +15415,9 @@ TensorMap gradients_of(Model const& model) {
     return all;
 }
 
-/// Parameters; buffers; the accumulation window with its gradients.
+/// Parameters; buffers; the accumulation window, of at most `steps` micro-batches, with its gradients.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose) {
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, int64_t steps) {
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -15293,7 +15459,10 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
-        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
+        auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
+        bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
+        check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
+        check(closed || micro_batches < steps, code::ck_accum, "the checkpoint is inside a window, behind its micro-batch ", micro_batches, "; with gradient_accumulation_steps ", steps, " there is no such place");
         if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
@@ -15301,18 +15470,24 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->restore_stage(static_cast<sharding::Stage>(stage));
         model->forget_verdict();
         model->take_scale();
-        model->scale_gradients(s.value<double>("gradient_scale", who));
-        model->loss_scale = s.value<double>("loss_scale", who);
+        model->scale_gradients(gradient_scale);
+        model->loss_scale = loss_scale;
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
-    return {{name, whose, parameters, load_parameters}, {name + "_buffers", state::Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", state::Whose::EachOrFirst, window, load_window}};
+    using state::Names;
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .names = Names::Parameter},
+            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
+            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
 template <class Handle>
-state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
+state::Component stateful_component(std::string name, state::Whose whose, Code const& unfit, Handle handle) {
     auto const kept = std::make_shared<Handle>(std::move(handle));
-    state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    state::Component c{.name = std::move(name), .whose = whose, .save = [kept] {
+                           if constexpr (requires { kept->live_state(); }) return kept->live_state();
+                           else return kept->state_dict();
+                       }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
@@ -15331,18 +15506,19 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    return {"random", state::Whose::Each,
-            [=] {
+    return {.name = "random", .whose = state::Whose::Each,
+            .save = [=] {
                 StateDict s;
                 s.tensors.insert("cpu", random_state(at::kCPU));
                 if (device != at::kCPU) s.tensors.insert("device", random_state(device));
                 return s;
             },
-            [=](StateDict const& s) {
+            .load = [=](StateDict const& s) {
                 check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
                 set(at::kCPU, s.tensors.at("cpu"));
                 if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
-            }};
+            },
+            .unfit = code::ck_rng};
 }
 
 /// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
@@ -15356,8 +15532,10 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
         auto const name = entry.path().filename().string();
         constexpr std::string_view prefix = "checkpoint_";
         auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
-        if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos || (digits.size() > 1 && digits[0] == '0')) continue;
-        if (std::filesystem::is_directory(entry.symlink_status())) found.emplace_back(std::stoll(digits), entry.path());
+        bool const number = !digits.empty() && digits.size() <= 15 && digits.find_first_not_of("0123456789") == std::string::npos && (digits.size() == 1 || digits[0] != '0');
+        bool const folder_itself = std::filesystem::is_directory(entry.symlink_status());
+        if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
+        if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
     }
     std::sort(found.rbegin(), found.rend());
     return found;
@@ -15372,22 +15550,54 @@ std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::
     return reader;
 }
 
+/// Gives a component its state; what does not fit has the component's code.
+inline void load_component(state::Component const& component, StateDict const& state) try {
+    component.load(state);
+} catch (Error const& e) {
+    bool const unfit = e.code() == code::data || e.code() == code::config;
+    throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
+}
+
+/// What there is here and in the checkpoint must be the same, but for what is to be skipped: nothing is ignored unsaid.
+inline void check_same_components(state::CheckpointReader const& reader, std::vector<state::Component> const& components, std::vector<std::string> const& skip) {
+    auto const there = reader.components();
+    auto const skipped = [&](std::string const& name) { return std::ranges::find(skip, name) != skip.end(); };
+    auto const here = [&](std::string const& name) { return std::ranges::find(components, name, &state::Component::name) != components.end(); };
+    for (auto const& name : skip) check(here(name) || std::ranges::find(there, name) != there.end(), code::ck_keys, "load_state: there is no \"", name, "\" to skip, neither here nor in ", reader.dir());
+    std::string text;
+    Code code = code::ck_keys;
+    auto const add = [&](std::string const& name, char const* where) {
+        text += concat("\n  ", state::quote(name), where);
+        if (name == "scaler" || name.find("_precision") != std::string::npos) code = code::ck_precision;
+    };
+    for (auto const& c : components)
+        if (!skipped(c.name) && std::ranges::find(there, c.name) == there.end()) add(c.name, " is here, but not in the checkpoint");
+    for (auto const& name : there)
+        if (!skipped(name) && !here(name)) add(name, " is in the checkpoint, but not here");
+    check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
+}
+
 /// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
 template <class Comm>
-void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components) {
-    std::vector<std::optional<StateDict>> states;
+void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
+    std::vector<std::optional<StateDict>> states(components.size());
+    auto const skipped = [&](state::Component const& c) { return std::ranges::find(options.skip, c.name) != options.skip.end(); };
     state::together(comm, [&] {
-        for (auto const& component : components) states.push_back(reader.state_of(component, comm.rank()));
+        check_same_components(reader, components, options.skip);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
     });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
-            if (states[i]) components[i].load(*states[i]);
+            if (skipped(components[i])) continue;
+            if (states[i]) load_component(components[i], *states[i]);
             else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }
 
-}  // namespace accelerate::detail
+}  // namespace detail
+}  // namespace accelerate
 
 // ---- accelerate/core/stop_signals.hpp
 
@@ -15476,6 +15686,368 @@ inline constexpr Version version{};
 
 }  // namespace accelerate
 
+// ---- accelerate/state/checkpoint_writer.hpp
+
+namespace accelerate::state {
+
+namespace detail {
+
+inline std::string rank_file(int64_t rank) {
+    char name[40];
+    std::snprintf(name, sizeof name, "rank-%05lld.safetensors", static_cast<long long>(rank));
+    return name;
+}
+
+inline void only_for_owner(std::filesystem::path const& path) {
+    if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
+}
+
+/// Gives a folder its name, unless that is taken: E_EXISTS.
+inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
+    check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
+    if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
+    std::error_code failed;  // a file system that cannot do it in one step
+    check(!std::filesystem::exists(to), code::exists, "save_state: there is something at ", to, " already");
+    std::filesystem::rename(from, to, failed);
+    if (failed) fail_io("cannot rename a folder to", to, failed.value());
+}
+
+/// What one rank puts into its file, and what it tells of it.
+struct Contribution {
+    TensorMap tensors;
+    nlohmann::json tells = {{"values", nlohmann::json::object()}, {"own", nlohmann::json::object()}, {"tensors", nlohmann::json::object()}};
+};
+
+inline Contribution contribution(std::vector<Component> const& components, int64_t rank) {
+    Contribution c;
+    for (auto const& component : components) {
+        auto state = component.save();
+        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
+        state.values.erase("slices"), state.values.erase("shapes");
+        bool const own = is_own(component.whose);
+        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
+        for (auto const& [name, tensor] : state.tensors) {
+            auto const key = (own ? "own/" : "") + component.name + "/" + name;
+            bool const part = slices.contains(name);
+            if (component.whose == Whose::All && rank != 0) continue;
+            c.tensors.insert(key, tensor);
+            if (own) continue;
+            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
+            if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
+            else entry["shape"] = tensor.sizes().vec();
+        }
+    }
+    return c;
+}
+
+/// What all ranks have told, as one.
+inline Manifest merged(std::vector<std::string> const& told, nlohmann::json about) {
+    Manifest m;
+    m.world = static_cast<int64_t>(told.size());
+    m.about = std::move(about);
+    for (int64_t r = 0; r < m.world; ++r) {
+        auto const j = nlohmann::json::parse(told[static_cast<size_t>(r)]);
+        m.files.push_back({rank_file(r), j.at("size").get<int64_t>(), j.at("hash").get<std::string>()});
+        if (r == 0) m.values = j.at("values");
+        m.ranks.push_back(j.at("own"));
+        for (auto const& [name, entry] : j.at("tensors").items()) {
+            auto& t = m.tensors[name];
+            t.dtype = dtypes[static_cast<size_t>(find_dtype(entry.at("dtype").get<std::string>()))].type;
+            t.shape = entry.at("shape").get<std::vector<int64_t>>();
+            t.whole = !entry.contains("from");
+            if (!t.whole) t.strides = entry.at("strides").get<std::vector<int64_t>>();
+            t.parts.push_back({r, t.whole ? 0 : entry.at("from").get<int64_t>(), t.whole ? t.numel() : entry.at("to").get<int64_t>()});
+        }
+    }
+    return m;
+}
+
+/// A folder for a checkpoint that is to be called `dir`: hidden, beside it, made by rank 0 and known to all. Collective. Errors: E_EXISTS, E_IO.
+template <class Comm>
+std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
+    std::string hidden;
+    together(comm, [&] {
+        if (comm.rank() != 0) return;
+        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
+        remove_leftovers(folder_for(dir));
+        hidden = (folder_for(dir) / hidden_name(dir.filename().string())).string();
+        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
+    });
+    comm.broadcast_bytes(hidden, 0);
+    return hidden;
+}
+
+/// Writes one rank's file into the hidden folder, durable; gives what rank 0 must know of it.
+inline std::string write_part(std::filesystem::path const& hidden, Contribution c, int64_t rank, Hash hash) {
+    auto const path = hidden / rank_file(rank);
+    SafetensorsWriter file(c.tensors, path, {});
+    Hasher hasher(hash);
+    file.write([&](void const* data, int64_t bytes) { hasher.add(data, bytes); });
+    file.publish();
+    only_for_owner(path);
+    c.tells["size"] = file.bytes(), c.tells["hash"] = hasher.text();
+    return c.tells.dump();
+}
+
+/// Adds the manifest to the hidden folder and gives that its name. By rank 0, when all parts are durable. Gives the bytes of the parts.
+inline int64_t publish_checkpoint(std::filesystem::path const& hidden, std::filesystem::path const& dir, std::vector<std::string> const& told, nlohmann::json const& about) {
+    auto const manifest = merged(told, about);
+    auto const text = manifest.text();
+    static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
+    auto const path = hidden / Manifest::file_name;
+    OutputFile file(path, static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+    only_for_owner(path);
+    rename_to_new(hidden, dir);
+    sync_folder(open_folder(folder_for(dir), dir), dir);
+    int64_t bytes = 0;
+    for (auto const& f : manifest.files) bytes += f.size;
+    return bytes;
+}
+
+inline void discard_checkpoint(std::filesystem::path const& hidden) {
+    std::error_code ignored;
+    std::filesystem::remove_all(hidden, ignored);
+}
+
+}  // namespace detail
+
+/// Writes the components as the folder `dir`, which appears under its name whole or not at all: each rank writes a file into a hidden
+/// folder beside it and makes it durable, rank 0 adds the manifest, renames, and makes that durable. Collective; an error on one rank is the
+/// same error on all, and leaves nothing behind. Gives the bytes written by all ranks, on rank 0. Errors: E_EXISTS, E_NO_SPACE, E_IO.
+template <class Comm>
+int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json const& about, Hash hash = Hash::Xxh3) {
+    auto const hidden = detail::begin_checkpoint(comm, dir);
+    int64_t bytes = 0;
+    try {
+        std::string mine;
+        together(comm, [&] { mine = detail::write_part(hidden, detail::contribution(components, comm.rank()), comm.rank(), hash); });
+        auto const told = comm.all_gather_bytes(mine);
+        together(comm, [&] {
+            if (comm.rank() == 0) bytes = detail::publish_checkpoint(hidden, dir, told, about);
+        });
+    } catch (...) {
+        if (comm.rank() == 0) detail::discard_checkpoint(hidden);
+        throw;
+    }
+    return bytes;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/pending_save.hpp
+
+namespace accelerate::state {
+
+/// What a thread of this rank is writing. Whoever asks waits for its end and has its error; where nobody asks, the error is logged.
+class PendingSave {
+public:
+    explicit PendingSave(std::function<void()> write)
+        : thread_([this, write = std::move(write)] {
+              try {
+                  write();
+              } catch (...) {
+                  failure_ = std::current_exception();
+              }
+          }) {}
+    PendingSave(PendingSave const&) = delete;
+    PendingSave& operator=(PendingSave const&) = delete;
+    ~PendingSave() {
+        if (!thread_.joinable()) return;
+        try {
+            wait();
+        } catch (std::exception const& e) {
+            log::warning(log::From::Everyone, "an asynchronous save has failed, and nobody waited for it: ", e.what());
+        }
+    }
+
+    void wait() {
+        thread_.join();
+        if (failure_) std::rethrow_exception(failure_);
+    }
+
+private:
+    std::exception_ptr failure_;
+    std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/snapshot.hpp
+
+namespace accelerate::state {
+
+/// Memory into which tensors are copied, so that they can be written while training changes the originals. Kept from one copy to the next:
+/// pages that are touched for the first time cost ten times the copy itself.
+class Snapshot {
+public:
+    /// Takes and touches memory for copies of `bytes` bytes. Costs its time the first time and when more is needed.
+    void reserve(int64_t bytes) {
+        if (bytes <= size_) return;
+        constexpr int64_t huge_page = int64_t{2} << 20;
+        auto const rounded = (bytes + huge_page - 1) / huge_page * huge_page;
+        auto* const memory = ::mmap(nullptr, static_cast<size_t>(rounded), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        check(memory != MAP_FAILED, code::no_space, "an asynchronous save needs ", rounded, " bytes of memory for a copy of the state, which are not to be had; save without .asynchronous");
+        ::madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);  // may be refused
+        std::memset(memory, 0, static_cast<size_t>(rounded));
+        memory_ = std::shared_ptr<char>(static_cast<char*>(memory), [rounded](char* p) { ::munmap(p, static_cast<size_t>(rounded)); });
+        size_ = rounded;
+    }
+
+    /// Copies of all tensors, on the CPU; good until the next call.
+    TensorMap copy(TensorMap const& tensors) {
+        int64_t bytes = 0;
+        for (auto const& [name, t] : tensors) bytes += padded(t);
+        reserve(bytes);
+        TensorMap copies;
+        auto* at = memory_.get();
+        for (auto const& [name, t] : tensors) {
+            auto const of = at::from_blob(at, t.sizes(), [kept = memory_](void*) {}, t.options().device(at::kCPU).requires_grad(false));
+            if (t.is_cpu() && t.is_contiguous() && !t.is_conj() && !t.is_neg()) {
+                if (t.nbytes() > 0) std::memcpy(at, t.const_data_ptr(), t.nbytes());
+            } else {
+                of.copy_(t.detach());
+            }
+            copies.insert(name, of);
+            at += padded(t);
+        }
+        return copies;
+    }
+
+private:
+    static int64_t padded(at::Tensor const& t) { return (static_cast<int64_t>(t.nbytes()) + 63) / 64 * 64; }
+
+    std::shared_ptr<char> memory_;
+    int64_t size_ = 0;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/async_checkpoint.hpp
+
+namespace accelerate::state {
+namespace detail {
+
+inline std::filesystem::path told_file(std::filesystem::path const& hidden, int64_t rank, char const* what) { return hidden / concat("rank-", rank, what); }
+
+inline void put_text(std::filesystem::path const& path, std::string const& text) {
+    OutputFile file(path, static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+}
+
+inline std::string take_text(std::filesystem::path const& path) {
+    std::string text;
+    {
+        InputFile const file(path);
+        text.resize(static_cast<size_t>(file.size()));
+        file.read_at(text.data(), file.size(), 0);
+    }
+    std::filesystem::remove(path);
+    return text;
+}
+
+/// What all ranks' writers tell, when they have told it. Errors: that of a rank that failed; E_DEADLINE for one that is not heard of.
+inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden, int64_t world, std::chrono::milliseconds deadline) {
+    using namespace std::chrono;
+    auto const until = steady_clock::now() + deadline;
+    std::vector<std::string> told;
+    auto pause = milliseconds(1);
+    for (int64_t rank = 0; rank < world; ++rank) {
+        auto const done = told_file(hidden, rank, ".told"), failed = told_file(hidden, rank, ".failed");
+        for (; !std::filesystem::exists(done); pause = std::min(2 * pause, milliseconds(50))) {
+            check(!std::filesystem::exists(failed), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+            check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
+            std::this_thread::sleep_for(pause);
+        }
+        told.push_back(take_text(done));
+    }
+    return told;
+}
+
+}  // namespace detail
+
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds; the call takes as long as copying. Threads of different ranks
+/// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
+/// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
+template <class Comm>
+std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json about, Hash hash, Snapshot& snapshot,
+                                                    std::chrono::milliseconds deadline, std::function<void(int64_t)> published) {
+    auto hidden = detail::begin_checkpoint(comm, dir);
+    detail::Contribution c;
+    try {
+        together(comm, [&] {
+            c = detail::contribution(components, comm.rank());
+            c.tensors = snapshot.copy(c.tensors);
+        });
+    } catch (...) {
+        if (comm.rank() == 0) detail::discard_checkpoint(hidden);
+        throw;
+    }
+    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
+        try {
+            detail::put_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            if (rank != 0) return;
+            published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
+        } catch (...) {
+            if (rank == 0) detail::discard_checkpoint(hidden);
+            else {
+                try {
+                    detail::put_text(detail::told_file(hidden, rank, ".failed"), "");
+                } catch (std::exception const& e) {
+                    log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
+                }
+            }
+            throw;
+        }
+    });
+}
+
+/// Waits until the ranks' threads have ended; an error of one is the same error on all. Collective.
+template <class Comm>
+void wait_together(Comm const& comm, std::unique_ptr<PendingSave> pending) {
+    together(comm, [&] { pending->wait(); });
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/checkpoint_hooks.hpp
+
+namespace accelerate {
+
+/// What is called before a checkpoint is saved or loaded, on every rank, with the components that are and the checkpoint's folder. It may take
+/// components out, or add some, the same on every rank.
+using CheckpointHook = std::function<void(std::vector<state::Component>&, std::filesystem::path const&)>;
+
+/// Removes a hook that was registered.
+class RemovableHandle {
+public:
+    explicit RemovableHandle(std::shared_ptr<CheckpointHook> hook) : hook_(std::move(hook)) {}
+    void remove() { *hook_ = nullptr; }
+
+private:
+    std::shared_ptr<CheckpointHook> hook_;
+};
+
+namespace state {
+
+class CheckpointHooks {
+public:
+    RemovableHandle add(CheckpointHook hook) { return RemovableHandle(hooks_.emplace_back(std::make_shared<CheckpointHook>(std::move(hook)))); }
+    void call(std::vector<Component>& components, std::filesystem::path const& dir) const {
+        for (auto const& hook : hooks_)
+            if (*hook) (*hook)(components, dir);
+    }
+
+private:
+    std::vector<std::shared_ptr<CheckpointHook>> hooks_;
+};
+
+}  // namespace state
+}  // namespace accelerate
+
 // ---- accelerate/state/inspect.hpp
 
 namespace accelerate {
@@ -15501,11 +16073,9 @@ struct CheckpointInfo {
 inline CheckpointInfo inspect(std::filesystem::path const& dir) {
     state::CheckpointReader const reader(dir);
     auto const& m = reader.manifest();
-    CheckpointInfo info{dir, m.world, 0, static_cast<int64_t>(m.tensors.size()), 0, {}, m.about};
+    CheckpointInfo info{dir, m.world, 0, static_cast<int64_t>(m.tensors.size()), 0, reader.components(), m.about};
     for (auto const& f : m.files) info.bytes += f.size;
     for (auto const& [name, t] : m.tensors) info.elements += t.numel();
-    for (auto const* values : {&m.values, &m.ranks.front()})
-        for (auto const& [name, value] : values->items()) info.components.push_back(name);
     return info;
 }
 
@@ -15515,9 +16085,45 @@ inline void verify(std::filesystem::path const& dir) { state::CheckpointReader(d
 
 }  // namespace accelerate
 
+// ---- accelerate/state/latest.hpp
+
+namespace accelerate::state {
+
+/// The file `latest` in a folder of checkpoints: the name of the one that was saved last, for people and scripts.
+inline void write_latest(std::filesystem::path const& folder, std::string const& name) {
+    auto const text = name + "\n";
+    OutputFile file(folder / "latest", static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+}
+
+/// Error E_CK_LATEST when `latest` is there and is not a file that names a folder beside it.
+inline void check_latest(std::filesystem::path const& folder) {
+    auto const path = folder / "latest";
+    if (!std::filesystem::exists(std::filesystem::symlink_status(path))) return;
+    try {
+        auto const file = Folder(folder).open("latest");
+        std::string name(static_cast<size_t>(std::min<int64_t>(file.size(), 300)), '\0');
+        file.read_at(name.data(), static_cast<int64_t>(name.size()), 0);
+        if (name.ends_with('\n')) name.pop_back();
+        check(plain_name(name), code::ck_latest, path, " says ", quote(name), ", which is not the name of a folder beside it");
+        check(std::filesystem::is_directory(std::filesystem::symlink_status(folder / name)), code::ck_latest, path, " says ", quote(name), ", which is not there");
+    } catch (Error const& e) {
+        throw Error(code::ck_latest, e.reason());
+    }
+}
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state_control.hpp
 
 namespace accelerate {
+
+/// How `save_state` writes.
+struct save_state_options {
+    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on. Needs memory for the copy
+    Hash hash = Hash::Xxh3;     ///< of the files
+};
 
 /// Checkpoints: the part of Python's `Accelerator` that saves and restores a run. `Derived` has `training_`, to which this is a friend.
 template <class Derived>
@@ -15529,23 +16135,24 @@ public:
     void register_for_checkpointing(Objects&... objects) {
         static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
         if constexpr ((stateful<Objects> && ...))
-            (own().training_->components.push_back({concat("custom_checkpoint_", own().training_->registered++), state::Whose::All, [&objects] { return StateDict(objects.state_dict()); },
-                                              [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+            (own().training_->components.push_back({.name = concat("custom_checkpoint_", own().training_->registered++), .whose = state::Whose::All, .save = [&objects] { return StateDict(objects.state_dict()); },
+                                              .load = [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
     }
+
+    /// Calls `hook(components, dir)` before every `save_state`, or `load_state` and `resume`, on every rank (Python's functions of these names).
+    RemovableHandle register_save_state_pre_hook(CheckpointHook hook) { return save_hooks_.add(std::move(hook)); }
+    RemovableHandle register_load_state_pre_hook(CheckpointHook hook) { return load_hooks_.add(std::move(hook)); }
 
     /// Writes everything that was prepared or registered, and the random streams, as the folder `dir`: models, optimizers, schedules,
     /// scaler, loaders, and the accumulation window with its gradients. Resuming from it goes on as if nothing had happened, bit for bit;
     /// between windows also on another number of ranks or under another sharding. `dir` appears whole or not at all. Collective.
-    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank.
-    void save_state(std::filesystem::path const& dir) {
-        auto const begin = std::chrono::steady_clock::now();
-        auto& t = own().training_->settled();
-        auto const bytes = state::write_checkpoint(t.comm, dir, all_components(), {{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}});
-        log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
-    }
-    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; then, where `total_limit` says so, older ones go.
-    /// Gives the folder.
-    std::filesystem::path save_state() {
+    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank; with `.asynchronous` what fails behind the copy is the error of the next
+    /// save or of `wait_for_checkpoint`.
+    void save_state(std::filesystem::path const& dir, save_state_options const& how = {}) { save(dir, how, [] {}); }
+    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; the file `latest` there names it then, and, where
+    /// `total_limit` says so, older ones go. Gives the folder.
+    std::filesystem::path save_state(save_state_options const& how = {}) {
+        wait_for_checkpoint();
         auto const folder = checkpoints();
         auto& comm = own().training_->settled().comm;
         std::string name;
@@ -15555,27 +16162,37 @@ public:
             name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
         });
         comm.broadcast_bytes(name, 0);
-        save_state(folder / name);
-        if (own().is_main_process() && own().training_->options.total_limit > 0) retire(folder);
+        save(folder / name, how, [folder, name, limit = own().training_->options.total_limit] { tidy(folder, name, limit); });
         return folder / name;
+    }
+    /// Returns when the last asynchronous save is done, or has its error, the same on every rank. Collective.
+    void wait_for_checkpoint() {
+        if (pending_) state::wait_together(own().training_->settled().comm, std::move(pending_));
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder cannot be read.
-    void load_state(std::filesystem::path const& dir) {
-        auto& comm = own().training_->settled().comm;
-        detail::load_components(comm, *detail::open_checkpoint(comm, dir), all_components());
+    /// nothing has been changed where the folder cannot be read, or is of another run.
+    void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
+        wait_for_checkpoint();
+        load(*detail::open_checkpoint(own().training_->settled().comm, dir), options);
     }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
-    bool resume() {
+    bool resume(load_state_options const& options = {}) {
+        wait_for_checkpoint();
         auto& comm = own().training_->settled().comm;
         auto const folder = checkpoints();
         std::string numbers;
         state::together(comm, [&] {
             if (!own().is_main_process()) return;
+            state::remove_leftovers(folder);
             for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
+            try {
+                state::check_latest(folder);
+            } catch (Error const& e) {
+                log::warning("resume: ", e.what(), "; the newest checkpoint that is whole is taken all the same");
+            }
         });
         comm.broadcast_bytes(numbers, 0);
         std::istringstream newest_first(numbers);
@@ -15590,7 +16207,7 @@ public:
                 log::warning("resume: ", dir, " is passed over: ", e.what());
                 continue;
             }
-            detail::load_components(comm, *reader, all_components());
+            load(*reader, options);
             log::info("resume: ", dir);
             return true;
         }
@@ -15618,12 +16235,41 @@ protected:
     }
 
 private:
-    /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
-    void retire(std::filesystem::path const& folder) const try {
+    /// `behind` is called by rank 0, or its thread, when the folder is there.
+    template <class Behind>
+    void save(std::filesystem::path const& dir, save_state_options const& how, Behind const& behind) {
+        wait_for_checkpoint();
+        auto const begin = std::chrono::steady_clock::now();
+        auto& t = own().training_->settled();
+        auto components = all_components();
+        save_hooks_.call(components, dir);
+        nlohmann::json const about{{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}};
+        auto const published = [=](int64_t bytes) {
+            behind();
+            log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+        };
+        if (how.asynchronous) {
+            std::chrono::milliseconds const deadline(static_cast<int64_t>(t.options.timeout_s * 1e3));
+            pending_ = state::begin_async_checkpoint(t.comm, dir, components, about, how.hash, snapshot_, deadline, published);
+            return;
+        }
+        auto const bytes = state::write_checkpoint(t.comm, dir, components, about, how.hash);
+        if (own().is_main_process()) published(bytes);
+    }
+
+    void load(state::CheckpointReader& reader, load_state_options const& options) {
+        auto components = all_components();
+        load_hooks_.call(components, reader.dir());
+        detail::load_components(own().training_->comm, reader, components, options);
+    }
+
+    /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.
+    static void tidy(std::filesystem::path const& folder, std::string const& newest, int64_t limit) try {
+        state::write_latest(folder, newest);
         auto const there = detail::numbered_checkpoints(folder);
-        for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
+        for (auto i = static_cast<size_t>(limit); limit > 0 && i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
     } catch (std::exception const& e) {
-        log::warning("save_state: an old checkpoint stays: ", e.what());
+        log::warning("save_state: the checkpoint is there, but not all is tidy: ", e.what());
     }
 
     std::filesystem::path checkpoints() const {
@@ -15634,15 +16280,28 @@ private:
     std::vector<state::Component> all_components() const {
         auto all = own().training_->components;
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
+        auto const guard = own().training_->guard;
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
-            auto guard = own().training_->guard;
-            all.push_back({"scaler", own().shared(), [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }, .unfit = code::ck_scaler});
         }
+        auto const progress = [guard, independent = state::is_own(own().shared())] {
+            StateDict s{{}, {{"steps", guard->steps()}}};
+            if (independent) s.values["independent"] = true;
+            return s;
+        };
+        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [guard](StateDict const& s) {
+                           auto const steps = s.value<int64_t>("steps", "progress");
+                           check(steps >= 0, code::data, "step ", steps, " cannot be");
+                           guard->set_steps(steps);
+                       }});
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }
 
     std::optional<StopSignals> signals_;
+    state::CheckpointHooks save_hooks_, load_hooks_;
+    state::Snapshot snapshot_;
+    std::unique_ptr<state::PendingSave> pending_;
 
     Derived& own() { return static_cast<Derived&>(*this); }
     Derived const& own() const { return static_cast<Derived const&>(*this); }
@@ -15929,9 +16588,9 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded())) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({name + "_precision", shared(), [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
+            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = [module] { return Precision::state_dict(*module); }, .load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); }, .unfit = code::ck_precision});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -15954,7 +16613,7 @@ public:
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
             typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
             if constexpr (requires { typename decltype(prepared)::Handle; })
-                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, typename decltype(prepared)::Handle(prepared)));
+                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, code::ck_loader, typename decltype(prepared)::Handle(prepared)));
             return prepared;
         }
     }
@@ -16006,8 +16665,10 @@ private:
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
-        if constexpr (requires { optimizer.state_dict(); })
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), optimizer));
+        if constexpr (requires { optimizer.state_dict(); }) {
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
+            training_->components.back().names = state::Names::State;
+        }
         return optimizer;
     }
 
@@ -16015,7 +16676,7 @@ private:
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
             schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), scheduler));
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
             return scheduler;
         });
     }
@@ -19927,7 +20588,7 @@ public:
         ready_order_.clear();
         next_ = 0;
         squares_ = 0;
-        measured_.clear();
+        forget_squares();
         armed_ = true;
         if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
@@ -19949,17 +20610,9 @@ public:
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
         if (overlap_ && !learned_) learn_order();
-        if (shared_) squares_ = sum_over_ranks(squares_), measured_ = versions();
+        if (shared_) set_squares(sum_over_ranks(squares_));
         stage_ = Stage::Reduced;
     }
-
-    /// The sum of the squares of all gradients: each rank has added up those of its slices while it reduced them. Known for fp32 that is
-    /// reduced in shared memory, where it is finite, and as long as nobody has written into the gradients since backward.
-    std::optional<double> known_squares() const {
-        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
-        return squares_;
-    }
-    std::optional<double> sum_of_squares() const { return known_squares(); }
 
     void after_step() { release(); }
 
@@ -20151,8 +20804,7 @@ private:
     std::vector<int64_t> pending_, ready_order_;
     std::unordered_set<int64_t> never_reached_;
     size_t next_ = 0;
-    double squares_ = 0;               // of the slices that this rank reduces; after backward of all; NaN: unknown
-    std::vector<uint32_t> measured_;   // versions of the gradients that they are of; empty: none
+    double squares_ = 0;               // of the slices that this rank has reduced in this backward; NaN: unknown
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
     std::vector<typename Comm::worker::Handle> handles_;
@@ -20190,6 +20842,7 @@ struct ShardEngine {
     Comm comm;
     std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
+    bool measures = false;                    ///< this backward's gradients are complete, on a CPU, and their squares are added up as they are reduced
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
     typename Comm::worker worker;             // last: joins before what its jobs use is gone
@@ -20277,6 +20930,7 @@ public:
     std::vector<Slot> const& slots() const { return slots_; }
     at::Tensor const& shard() const { return shard_; }        ///< this rank's stretch of the parameters, 1-D
     at::Tensor const& gradient() const { return gradient_; }  ///< and of their reduced gradients
+    double squares() const { return squares_; }               ///< the sum of its squares, taken when it was reduced; NaN: not known
     int64_t begin() const { return begin_; }                  ///< where in the unit's flat buffer the stretch begins
     bool trains() const { return trainable_ > 0; }
 
@@ -20376,9 +21030,11 @@ private:
         expect_gradients();
         adopt_strays();
         for (auto& slot : slots_) slot.parameter.mutable_grad() = at::Tensor();
-        reduction_ = engine_->worker.submit([this, whole = std::exchange(unreduced_, at::Tensor())] {
+        reduction_ = engine_->worker.submit([this, measures = engine_->measures, whole = std::exchange(unreduced_, at::Tensor())] {
             at::NoGradGuard no_grad;
             gradient_.add_(engine_->comm.reduce_scatter(whole, comm::Reduction::Mean));
+            bool const known = measures && gradient_.scalar_type() == at::kFloat;
+            squares_ = known ? accelerate::kernel::sum_of_squares(gradient_.const_data_ptr<float>(), gradient_.numel()) : std::numeric_limits<double>::quiet_NaN();
         });
     }
 
@@ -20396,6 +21052,7 @@ private:
     std::string name_;
     std::vector<Slot> slots_;
     at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    double squares_ = std::numeric_limits<double>::quiet_NaN();
     int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
     bool placed_ = false, complete_ = false;
     Position position_;
@@ -20586,14 +21243,23 @@ public:
     }
     void before_backward(at::Tensor const&) {
         engine_->reduced = 0;
+        engine_->measures = window_.closed() && !flats_.empty() && flats_.front().gradients.is_cpu();
+        forget_squares();
         root().before_backward();
     }
     void after_backward() {
         Unit::submit_reductions(*engine_, true);
         engine_->leaving = nullptr;
         for (auto* unit : engine_->units) unit->finish();
-        if (window_.closed()) stage_ = Stage::Reduced;
+        if (!window_.closed()) return;
+        stage_ = Stage::Reduced;
+        if (!engine_->measures) return;
+        double squares = 0;
+        for (auto const* unit : engine_->units)
+            if (unit->trains()) squares += unit->squares();
+        set_squares(sum_over_ranks(squares));
     }
+
     void after_step() {
         for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
     }

@@ -1,29 +1,17 @@
-// Checkpoints of whole runs: going on from one equals never having stopped, bit for bit; and what a folder may not be. Ranks are threads.
+// Checkpoints as folders: under another sharding and number of ranks, what they may not be, asynchronous ones. Ranks are threads.
 #include <torch/torch.h>
 
-#include "support/catch.hpp"
-#include "support/errors.hpp"
-#include "support/folder.hpp"
+#include "support/story.hpp"
 
-#include <accelerate.hpp>
-#include <cstring>
+#include <fstream>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace acc = accelerate;
 namespace fs = std::filesystem;
+using namespace told;
 
 namespace {
-
-template <class Precision, class Sharding>
-using Run = acc::Accelerator<acc::device::BasicCpu<acc::comm::Threads>, Precision, Sharding, acc::loader::Stateful<>>;
-
-/// Has buffers; under fp8 its middle layer runs in it.
-template <class S = acc::Plain>
-struct Net : torch::nn::Module {
-    explicit Net(int64_t hidden = 16) : a(this, "a", 3, hidden), b(this, "b", hidden, hidden), c(this, "c", hidden, 2) {}
-    torch::Tensor forward(torch::Tensor const& x) { return c(torch::tanh(b(norm(torch::tanh(a(x)).to(norm->weight.scalar_type()))))); }
-    acc::Linear<S> a, b, c;
-    torch::nn::BatchNorm1d norm{register_module("norm", torch::nn::BatchNorm1d(16))};
-};
 
 template <class S = acc::Plain>
 struct Turned : torch::nn::Module {
@@ -32,143 +20,19 @@ struct Turned : torch::nn::Module {
     torch::nn::BatchNorm1d norm{register_module("norm", torch::nn::BatchNorm1d(16))};
 };
 
-struct Samples {
-    size_t size() const { return 46; }
-    std::pair<torch::Tensor, torch::Tensor> operator[](size_t i) const {
-        auto generator = at::detail::createCPUGenerator(i);
-        auto const x = at::randn({3}, generator);
-        return {x, torch::stack({x.sum(), x[0] * x[1]})};
-    }
-};
-
-/// Counts bodies; saved and restored with the run.
-struct Counter {
-    int64_t bodies = 0;
-    acc::StateDict state_dict() const { return {{}, {{"bodies", bodies}}}; }
-    void load_state_dict(acc::StateDict const& s) { bodies = s.value<int64_t>("bodies", "Counter"); }
-};
-
-/// What a run is at one moment, in bits.
-struct Snapshot {
-    acc::TensorMap tensors;
-    std::string values;
-
-    bool operator==(Snapshot const& other) const {
-        if (values != other.values || tensors.size() != other.tensors.size()) return false;
-        return std::all_of(tensors.begin(), tensors.end(), [&](auto const& item) { return other.tensors.contains(item.first) && same_bytes(item.second, other.tensors.at(item.first)); });
-    }
-
-private:
-    static bool same_bytes(torch::Tensor const& a, torch::Tensor const& b) {
-        auto const x = a.contiguous(), y = b.contiguous();
-        return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type() && (x.numel() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0);
-    }
-};
-
-struct Story {
-    std::vector<float> losses;   ///< of the bodies after the stop, or of all
-    Snapshot at_stop, at_end;
-};
-
-constexpr int64_t bodies = 20, window = 3;  // an epoch has 8 bodies at three ranks, 12 at two, 23 at one
-
-/// One rank's run of `bodies` bodies. `stop`: the body after which it calls `at_stop(accelerator)`. It goes on from a folder that is given.
-template <class Precision, class Sharding, class F>
-Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, F&& at_stop) {
-    bool const resumed = !from.empty();
-    Run<Precision, Sharding> accelerator({.gradient_accumulation_steps = window, .seed = resumed ? 99 : 1, .grad_scaler = {.init_scale = 1e6, .growth_interval = 2}}, comm);
-    auto [model, optimizer, loader, schedule] = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.01, .no_decay_on_norms_and_biases = true},
-                                                                    acc::data::Loader{Samples(), {.batch_size = 2, .shuffle = true, .seed = resumed ? 5 : 7}},
-                                                                    acc::schedule::Cosine{.warmup = acc::OptimizerSteps{2}, .total = acc::OptimizerSteps{30}});
-    Counter counter;
-    accelerator.register_for_checkpointing(counter);
-    if (resumed) accelerator.load_state(from);
-    Story told;
-    auto const snapshot = [&, &model = model, &optimizer = optimizer, &loader = loader, &schedule = schedule] {
-        Snapshot s;
-        for (auto const& [name, t] : accelerator.get_state_dict(model)) s.tensors.insert(name, t);
-        if (optimizer.steps() > 0)
-            for (auto const& [name, t] : optimizer.state_dict().tensors) s.tensors.insert("optimizer." + name, t.clone());
-        for (auto const& [name, t] : acc::detail::gradients_of(model.state())) s.tensors.insert("gradient." + name, t.clone());
-        if (comm.size() == 1) s.tensors.insert("random", acc::random_state(at::kCPU));
-        s.values = acc::concat(schedule.state_dict().values.dump(), loader.state_dict().values.dump(), optimizer.lr(), " ", optimizer.steps(), " ", counter.bodies, " ", model.state().window().position());
-        if constexpr (Precision::compute == at::kHalf) s.values += accelerator.scaler().state_dict().values.dump();
-        return s;
-    };
-    if (resumed) told.at_stop = snapshot();
-    while (counter.bodies < bodies)
-        for (auto& batch : loader) {
-            {
-                auto opened = accelerator.accumulate(model);
-                auto x = batch.first;
-                if (comm.size() == 1) x = torch::dropout(x, 0.2, true);  // ranks that are threads share the generator
-                auto const loss = torch::mse_loss(model(x).to(at::kFloat), batch.second);
-                accelerator.backward(loss);
-                accelerator.clip_grad_norm(model, 1.0);
-                optimizer.step();
-                schedule.step();
-                optimizer.zero_grad();
-                told.losses.push_back(loss.template item<float>());
-            }
-            if (++counter.bodies == stop) {
-                if (!resumed) told.at_stop = snapshot();
-                at_stop(accelerator);
-            }
-            if (counter.bodies == bodies) break;
-        }
-    told.at_end = snapshot();
-    return told;
+std::string read_text(fs::path const& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
 }
 
-/// Stops after `stop` bodies, begins anew from the folder, and is where the run is that did not stop.
-template <class Precision, class Sharding>
-void resumes(int64_t ranks, std::vector<int64_t> const& stops) {
-    for (auto stop : stops) {
-        INFO(Precision::name << ", " << Sharding::name << ", " << ranks << " ranks, stop after " << stop);
-        Folder folder;
-        auto const dir = folder / "here";
-        std::vector<Story> through(static_cast<size_t>(ranks)), again(static_cast<size_t>(ranks));
-        torch::manual_seed(11);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { through[static_cast<size_t>(comm.rank())] = story<Precision, Sharding>(comm, {}, stop, [&](auto& accelerator) { accelerator.save_state(dir); }); });
-        torch::manual_seed(12);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { again[static_cast<size_t>(comm.rank())] = story<Precision, Sharding>(comm, dir, -1, [](auto&) {}); });
-        for (size_t r = 0; r < through.size(); ++r) {
-            INFO("rank " << r);
-            CHECK(again[r].at_stop == through[r].at_stop);
-            CHECK(again[r].losses == std::vector<float>(through[r].losses.begin() + stop, through[r].losses.end()));
-            CHECK(again[r].at_end == through[r].at_end);
-        }
-    }
+/// "optimizer" of "/values/optimizer/kind".
+std::string state_name(std::string const& pointer) {
+    auto parts = pointer.substr(pointer.starts_with("/ranks") ? 9 : 8);
+    return parts.substr(0, parts.find('/'));
 }
 
 using namespace acc::precision;
 using namespace acc::sharding;
-
-}  // namespace
-
-// Windows of three: after 3 and 9 between windows, after 4, 5, 10, 11, 14 in the middle of one; epochs end after 23, 12 and 8 bodies.
-TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", "[checkpoint][checkpointing][component][state_control][random_state]") {
-    SECTION("alone, with random numbers") {
-        resumes<Fp32, None>(1, {3, 5, 10});
-        resumes<Fp16<>, None>(1, {1, 3, 9, 14});  // the scaler begins too high: the first steps are skipped
-        resumes<Fp8<acc::recipe::Delayed<4>>, None>(1, {6, 7});
-        resumes<Bf16<acc::bf16{.parameters = at::kBFloat16}>, None>(1, {9, 10});
-    }
-    SECTION("data parallel") {
-        resumes<Fp32, Ddp<>>(2, {3, 5, 12, 13});
-        resumes<Fp32, Ddp<acc::ddp{.gather_gradients = false}>>(2, {3, 4});
-    }
-    SECTION("sharded") {
-        resumes<Fp32, Fsdp<>>(3, {3, 4, 8, 11});
-        resumes<Fp16<>, Fsdp<>>(2, {1, 9});
-    }
-    SECTION("each rank for itself") {
-        resumes<Fp32, None>(2, {4, 9});
-        resumes<Fp16<>, None>(2, {9});  // with a scaler of its own
-    }
-}
-
-namespace {
 
 /// A run of `ranks` ranks that may load, trains a while, and may save. Gives rank 0's whole parameters and optimizer state.
 template <class Sharding>
@@ -202,7 +66,7 @@ bool equal(acc::TensorMap const& a, acc::TensorMap const& b) { return Snapshot{a
 
 }  // namespace
 
-TEST_CASE("a checkpoint loads under another sharding and number of ranks, bit for bit", "[checkpoint][manifest]") {
+TEST_CASE("a checkpoint loads under another sharding and number of ranks, bit for bit", "[checkpoint_reader][manifest]") {
     using Carry = acc::TensorMap (*)(int64_t, fs::path const&, int64_t, fs::path const&);
     std::vector<std::pair<Carry, int64_t>> const ways{{carried<None>, 1}, {carried<Ddp<>>, 2}, {carried<Ddp<>>, 3}, {carried<Fsdp<>>, 1}, {carried<Fsdp<>>, 2}, {carried<Fsdp<>>, 3}, {carried<Fsdp<>>, 4}};
     Folder folder;
@@ -222,7 +86,7 @@ TEST_CASE("a checkpoint loads under another sharding and number of ranks, bit fo
     CHECK(same == pairs);
 }
 
-TEST_CASE("what is no whole checkpoint is refused by name, and the one before it is taken", "[checkpoint][manifest][file_hash][together][inspect]") {
+TEST_CASE("what is no whole checkpoint is refused by name, and the one before it is taken", "[checkpoint_reader][manifest][file_hash][together][inspect]") {
     Folder folder;
     auto const with = [&](auto&& f, int64_t ranks = 1, acc::accelerator_options options = {}) {
         options.project_dir = folder.path;
@@ -240,12 +104,8 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     auto const file = newest / "rank-00000.safetensors", manifest = newest / "manifest.json";
     CHECK((fs::status(newest).permissions() & fs::perms::all) == fs::perms::owner_all);
     CHECK((fs::status(file).permissions() & fs::perms::all) == (fs::perms::owner_read | fs::perms::owner_write));
-    CHECK(std::distance(fs::directory_iterator(folder / "checkpoints"), fs::directory_iterator()) == 3);  // nothing hidden is left
-    auto const read = [](fs::path const& path) {
-        std::ifstream in(path, std::ios::binary);
-        return std::string(std::istreambuf_iterator<char>(in), {});
-    };
-    auto const bytes = read(file), text = read(manifest);
+    CHECK(std::distance(fs::directory_iterator(folder / "checkpoints"), fs::directory_iterator()) == 4);  // with `latest`; nothing hidden is left
+    auto const bytes = read_text(file), text = read_text(manifest);
     auto const loading = [&] {
         std::string error = "nothing was thrown";
         with([&](auto& accelerator, auto&) { error = error_of([&] { accelerator.load_state(newest); }); });
@@ -348,4 +208,324 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     CHECK(right == 8);
     Run<Fp32, Ddp<>> without({}, acc::comm::Threads::world());
     CHECK(has(error_of([&] { without.save_state(); }), {"E_CONFIG", "project_dir"}));
+}
+
+TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing][component][manifest][checkpoint_hooks][state_dict]") {
+    Folder folder;
+    using Half = Run<Fp16<>, Ddp<>>;
+    auto const run = [](auto&& f, double scale = 1024) {
+        Half accelerator({.gradient_accumulation_steps = 3, .grad_scaler = {.init_scale = scale}}, acc::comm::Threads::world());
+        auto prepared = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.01}, acc::data::Loader{Samples(), {.batch_size = 2}}, acc::schedule::Cosine{.total = acc::OptimizerSteps{30}});
+        auto& [model, optimizer, loader, schedule] = prepared;
+        int64_t body = 0;
+        for (auto& batch : loader) {
+            auto opened = accelerator.accumulate(model);
+            accelerator.backward(torch::mse_loss(model(batch.first).to(at::kFloat), batch.second));
+            optimizer.step(), schedule.step(), optimizer.zero_grad();
+            if (++body == 4) break;
+        }
+        f(accelerator, prepared);
+    };
+    auto const dir = folder / "saved";
+    run([&](auto& accelerator, auto&) { accelerator.save_state(dir); });
+    auto const text = read_text(dir / "manifest.json");
+    struct Row {
+        int row;
+        std::string pointer, json, code;
+    };
+    std::vector<Row> const rows{
+        {92, "/ranks/0/progress/steps", "-1", "E_CK_KEYS"},
+        {94, "/values/optimizer/kind", "\"sgd\"", "E_CK_OPTIM"}, {94, "/values/optimizer/kind", "7", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "-1", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "1.5", "E_CK_OPTIM"},
+        {93, "/values/optimizer/steps", "9223372036854775808", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "null", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "-0.1", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "true", "E_CK_OPTIM"},
+        {94, "/values/optimizer/parameter_groups", "1", "E_CK_OPTIM"},
+        {96, "/values/scaler/scale", "0", "E_CK_SCALER"}, {96, "/values/scaler/scale", "-1024.0", "E_CK_SCALER"}, {96, "/values/scaler/scale", "1e300", "E_CK_SCALER"}, {96, "/values/scaler/scale", "null", "E_CK_SCALER"},
+        {96, "/values/scaler/_growth_tracker", "-1", "E_CK_SCALER"}, {96, "/values/scaler/_growth_tracker", "18446744073709551615", "E_CK_SCALER"}, {96, "/values/scaler/hysteresis", "0", "E_CK_SCALER"},
+        {98, "/ranks/0/loader/consumed", "47", "E_CK_LOADER"}, {98, "/ranks/0/loader/consumed", "-1", "E_CK_LOADER"}, {98, "/ranks/0/loader/epoch", "-1", "E_CK_LOADER"}, {98, "/ranks/0/loader/size", "45", "E_CK_LOADER"},
+        {98, "/ranks/0/loader/seed", "\"x\"", "E_CK_LOADER"}, {98, "/ranks/0/loader/consumed", "1e30", "E_CK_LOADER"},
+        {99, "/ranks/0/model_window/position", "-1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/stage", "99", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/ranks", "2", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/micro_batches", "3", "E_CK_ACCUM"},
+        {99, "/ranks/0/model_window/weight", "null", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/gradients", "1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/loss_scale", "-1.0", "E_CK_ACCUM"},
+        {100, "/values/scheduler/position", "-1", "E_CK_SCHED"}, {100, "/values/scheduler/position", "9223372036854775808", "E_CK_SCHED"}, {100, "/values/scheduler/base_lr", "null", "E_CK_SCHED"}, {100, "/values/scheduler/base_lr", "-1", "E_CK_SCHED"},
+        {100, "/values/scheduler/kind", "\"linear\"", "E_CK_SCHED"}};
+    for (auto const& [row, pointer, json, code] : rows) {
+        INFO("row " << row << ": " << pointer << " is " << json);
+        auto j = nlohmann::json::parse(text);
+        j.at(nlohmann::json::json_pointer(pointer)) = nlohmann::json::parse(json);
+        std::ofstream(dir / "manifest.json") << j.dump();
+        std::string error;
+        run([&](auto& accelerator, auto&) { error = error_of([&] { accelerator.load_state(dir); }); });
+        CHECK(has(error, {code, state_name(pointer)}));
+    }
+    auto const parsed = [&](auto&& edit) {
+        auto j = nlohmann::json::parse(text);
+        edit(j);
+        return error_of([&] { acc::state::Manifest::parse(j.dump(), "manifest.json"); });
+    };
+    auto const second = [](auto& j) {
+        j["world"] = 2, j["files"].push_back(j["files"][0]), j["files"][1]["name"] = "rank-00001.safetensors", j["ranks"].push_back(j["ranks"][0]);
+    };
+    CHECK(parsed(second) == "nothing was thrown");
+    CHECK(has(parsed([&](auto& j) { second(j), j["ranks"][1]["progress"]["steps"] = 2; }), {"E_CK_MIXED", "rank 1"}));
+    CHECK(has(parsed([&](auto& j) { second(j), j["files"][1]["name"] = j["files"][0]["name"]; }), {"E_CK_BAD_MANIFEST", "another"}));
+    CHECK(has(parsed([](auto& j) { j["ranks"][0] = 7; }), {"E_CK_BAD_MANIFEST"}));
+    for (auto strides : {nlohmann::json{1, 1}, nlohmann::json{4, 1}, nlohmann::json{3}, nlohmann::json{int64_t{1} << 62, 1}}) CHECK(has(parsed([&](auto& j) { j["tensors"]["model/a.weight"].update({{"whole", false}, {"strides", strides}}); }), {"E_CK_SLICES", "strides"}));
+    CHECK(parsed([](auto& j) { j["tensors"]["model/a.weight"].update({{"whole", false}, {"strides", {1, 16}}}); }) == "nothing was thrown");
+    auto const raw = [](std::string const& changed) { return error_of([&] { acc::state::Manifest::parse(changed, "manifest.json"); }); };
+    CHECK(has(raw("{\"version\":1," + text.substr(1)), {"E_CK_BAD_MANIFEST", "\"version\" appears twice"}));
+    CHECK(has(raw("{\"x\":" + std::string(100'000, '[') + std::string(100'000, ']') + "," + text.substr(1)), {"E_CK_BAD_MANIFEST", "nested"}));
+    CHECK(has(raw("\xFF" + text), {"E_CK_BAD_MANIFEST", "UTF-8"}));
+    CHECK(has(raw(text + "x"), {"E_CK_BAD_MANIFEST"}));
+
+    // What a hook changes in a state while it is saved, rows 93, 95, 97 and 101; the hook is gone afterwards.
+    std::ofstream(dir / "manifest.json") << text;
+    int64_t written = 0;
+    auto const changed = [&](std::string const& component, auto change) {
+        auto const other = folder / acc::concat("changed_", ++written);
+        std::string error;
+        run([&](auto& accelerator, auto&) {
+            auto handle = accelerator.register_save_state_pre_hook([&](std::vector<acc::state::Component>& components, fs::path const& to) {
+                CHECK(to == other);
+                for (auto& c : components)
+                    if (c.name == component) c.save = [save = c.save, change] {
+                        auto state = save();
+                        change(state);
+                        return state;
+                    };
+            });
+            accelerator.save_state(other);
+            handle.remove();
+            fs::remove_all(folder / "unchanged");
+            accelerator.save_state(folder / "unchanged");
+            accelerator.load_state(folder / "unchanged");
+            error = error_of([&] { accelerator.load_state(other); });
+        });
+        return error;
+    };
+    using State = acc::StateDict;
+    auto const without = [](State& s, std::string const& name) {
+        acc::TensorMap kept;
+        for (auto const& [key, t] : s.tensors)
+            if (key != name) kept.insert(key, t);
+        s.tensors = kept;
+    };
+    CHECK(has(changed("optimizer", [=](State& s) { without(s, "exp_avg.a.weight"); }), {"E_CK_OPTIM", "a.weight"}));
+    CHECK(has(changed("optimizer", [](State& s) { s.tensors.insert("exp_avg.zzz", torch::ones({3})); }), {"E_CK_OPTIM", "zzz"}));
+    CHECK(has(changed("optimizer", [](State& s) { s.tensors["exp_avg.a.weight"] = torch::ones({2}); }), {"E_CK_OPTIM", "a.weight"}));
+    CHECK(has(changed("model", [](State& s) { s.tensors["a.weight"] = torch::ones({2}); }), {"E_CK_KEYS", "a.weight"}));
+    CHECK(has(changed("random", [](State& s) { s.tensors["cpu"] = torch::ones({7}, torch::kByte); }), {"E_CK_RNG"}));
+    CHECK(has(changed("random", [](State& s) { s.tensors["cpu"].zero_(); }), {"E_CK_RNG"}));
+    CHECK(has(changed("model_window", [=](State& s) { without(s, "a.weight"); }), {"E_CK_KEYS", "model_window", "a.weight"}));
+
+    // Another run: what is only here or only there is named, and left out where it is named.
+    std::string error;
+    Run<Fp32, Ddp<>> plain({}, acc::comm::Threads::world());
+    auto other = plain.prepare(plain.make<Net>());
+    error = error_of([&] { plain.load_state(dir); });
+    CHECK(has(error, {"E_CK_PRECISION", "\"scaler\" is in the checkpoint, but not here", "\"optimizer\"", "\"scheduler\"", "\"loader\"", ".skip"}));
+    CHECK(has(error_of([&] { plain.load_state(dir, {.skip = {"scaler", "optimizer", "loader"}}); }), {"E_CK_KEYS", "\"scheduler\""}));
+    CHECK(has(error_of([&] { plain.load_state(dir, {.skip = {"scaler", "optimizer", "loader", "scheduler", "optimizr"}}); }), {"E_CK_KEYS", "\"optimizr\" to skip"}));
+    plain.load_state(dir, {.skip = {"scaler", "optimizer", "loader", "scheduler", "model_window"}});
+    Counter counter;
+    plain.register_for_checkpointing(counter);
+    CHECK(has(error_of([&] { plain.load_state(dir, {.skip = {"scaler", "optimizer", "loader", "scheduler", "model_window"}}); }), {"E_CK_KEYS", "\"custom_checkpoint_0\" is here"}));
+    auto const weight = other->a->weight.detach().clone();
+    run([&](auto& accelerator, auto& prepared) {
+        accelerator.load_state(dir);
+        CHECK(torch::equal(std::get<0>(prepared)->a->weight, weight));
+    });
+}
+
+namespace {
+
+/// The same model under other names.
+template <class S = acc::Plain>
+struct Renamed : torch::nn::Module {
+    Renamed() : first(this, "first", 3, 16), b(this, "b", 16, 16), c(this, "c", 16, 2) {}
+    torch::Tensor forward(torch::Tensor const& x) { return c(torch::tanh(b(norm(torch::tanh(first(x)))))); }
+    acc::Linear<S> first, b, c;
+    torch::nn::BatchNorm1d norm{register_module("normalised", torch::nn::BatchNorm1d(16))};
+};
+
+}  // namespace
+
+TEST_CASE("parameters that are called otherwise now are found, in models, optimizers and windows", "[checkpoint_reader][checkpointing]") {
+    Folder folder;
+    std::vector<acc::Rename> const names{acc::rename_prefix("a.", "first."), acc::rename_prefix("norm.", "normalised.")};
+    std::atomic<int64_t> right = 0;
+    auto const one = [&](auto&& make, auto policy, acc::comm::Threads comm, auto&& before) {
+        Run<Fp32, decltype(policy)> accelerator({.gradient_accumulation_steps = 2}, comm);
+        auto [model, optimizer, loader] = accelerator.prepare(make(accelerator), acc::optim::AdamW{.lr = 0.01}, acc::data::Loader{Samples(), {.batch_size = 2}});
+        before(accelerator);
+        std::vector<float> losses;
+        int64_t body = 0;
+        for (auto& batch : loader) {
+            {
+                auto opened = accelerator.accumulate(model);
+                auto const loss = torch::mse_loss(model(batch.first), batch.second);
+                accelerator.backward(loss);
+                optimizer.step(), optimizer.zero_grad();
+                losses.push_back(loss.template item<float>());
+            }
+            if (++body == 3 && !fs::exists(folder / "done")) accelerator.save_state(folder / decltype(policy)::name);
+        }
+        return losses;
+    };
+    auto const both = [&](auto policy) {
+        acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+            auto const through = one([](auto& a) { return a.template make<Net>(); }, policy, comm, [](auto&) {});
+            comm.barrier();
+            if (comm.rank() == 0) std::ofstream(folder / "done") << "x";
+            comm.barrier();
+            auto const again = one([](auto& a) { return a.template make<Renamed>(); }, policy, comm, [&](auto& a) { a.load_state(folder / decltype(policy)::name, {.rename = names}); });
+            right += again == std::vector<float>(through.begin() + 3, through.end());
+            comm.barrier();
+            if (comm.rank() == 0) fs::remove(folder / "done");
+            comm.barrier();
+            Run<Fp32, decltype(policy)> accelerator({}, comm);
+            auto model = accelerator.prepare(accelerator.template make<Renamed>());
+            right += has(error_of([&] { accelerator.load_state(folder / decltype(policy)::name, {.skip = {"optimizer", "loader", "model_window"}}); }), {"E_CK_KEYS", "first.weight", "missing"});
+            right += has(error_of([&] { accelerator.load_state(folder / decltype(policy)::name, {.skip = {"optimizer", "loader", "model_window"}, .rename = {[](std::string const&) { return std::string("x"); }}}); }), {"E_CK_KEYS", "renamed to"});
+        });
+    };
+    both(Ddp<>());
+    CHECK(right == 6);
+    both(Fsdp<>());
+    CHECK(right == 12);
+}
+
+TEST_CASE("`latest` names the last checkpoint; what it may not be is no reason not to go on", "[latest][leftovers][checkpointing]") {
+    Folder folder;
+    Run<Fp32, Ddp<>> accelerator({.project_dir = folder.path}, acc::comm::Threads::world());
+    auto model = accelerator.prepare(accelerator.make<Net>());
+    for (int i = 0; i < 2; ++i) accelerator.save_state();
+    auto const checkpoints = folder / "checkpoints", latest = checkpoints / "latest";
+    std::ifstream in(latest);
+    std::string name;
+    CHECK((in >> name && name == "checkpoint_1"));
+    acc::state::check_latest(checkpoints);
+    for (auto const& content : {std::string("checkpoint_9\n"), std::string("/etc\n"), std::string("..\n"), std::string("../checkpoints\n"), std::string(5000, 'x'), std::string("\0\1\2", 3), std::string()}) {
+        fs::remove(latest);
+        std::ofstream(latest) << content;
+        CHECK(code_of([&] { acc::state::check_latest(checkpoints); }) == acc::code::ck_latest);
+        CHECK(accelerator.resume());
+    }
+    for (auto const& target : {latest, fs::path("checkpoint_0"), fs::path("/etc/passwd")}) {
+        fs::remove(latest);
+        fs::create_symlink(target, latest);
+        CHECK(code_of([&] { acc::state::check_latest(checkpoints); }) == acc::code::ck_latest);
+        CHECK(accelerator.resume());
+    }
+
+    // What killed processes of this machine have left goes; what others may still write stays.
+    auto const child = ::fork();
+    if (child == 0) ::_exit(0);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    auto const hidden = [&](std::string const& host, int64_t pid) {
+        auto const path = checkpoints / acc::concat(".tmp~checkpoint_5~", host, "~", pid, "~123");
+        fs::create_directories(path / "in");
+        return path;
+    };
+    auto const dead = hidden(acc::state::host_name(), child), alive = hidden(acc::state::host_name(), ::getpid()), elsewhere = hidden("elsewhere", child), strange = checkpoints / ".tmp~x";
+    fs::create_directories(strange);
+    CHECK(accelerator.resume());
+    CHECK((!fs::exists(dead) && fs::exists(alive) && fs::exists(elsewhere) && fs::exists(strange)));
+    hidden(acc::state::host_name(), child);
+    accelerator.save_state();
+    CHECK_FALSE(fs::exists(dead));
+}
+
+TEST_CASE("an asynchronous save is of the moment of the call, and training goes on", "[async_checkpoint][snapshot][pending_save]") {
+    Folder folder;
+    for (int64_t ranks : {1, 2}) {
+        std::vector<Story> through(static_cast<size_t>(ranks)), again(static_cast<size_t>(ranks));
+        auto const dir = folder / acc::concat("here", ranks);
+        torch::manual_seed(11);
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+            through[static_cast<size_t>(comm.rank())] = story<Fp32, Fsdp<>>(comm, {}, 10, [&](auto& accelerator) { accelerator.save_state(dir, {.asynchronous = true}); });
+        });
+        CHECK(fs::exists(dir));  // the accelerator has waited for it when it went
+        torch::manual_seed(12);
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { again[static_cast<size_t>(comm.rank())] = story<Fp32, Fsdp<>>(comm, dir, -1, [](auto&) {}); });
+        for (size_t r = 0; r < through.size(); ++r) {
+            CHECK(again[r].at_stop == through[r].at_stop);
+            CHECK(again[r].at_end == through[r].at_end);
+        }
+    }
+
+    std::atomic<int64_t> right = 0;
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        Run<Fp32, Ddp<>> accelerator({.project_dir = folder / "project", .total_limit = 2}, comm);
+        auto model = accelerator.prepare(accelerator.template make<Net>());
+        auto const weights = [&] { return static_cast<torch::Tensor>(model->b->weight.detach()); };
+        auto const before = weights().clone();
+        for (int i = 0; i < 4; ++i) {
+            weights().fill_(i);
+            accelerator.save_state({.asynchronous = true, .hash = i % 2 == 0 ? acc::Hash::Sha256 : acc::Hash::Xxh3});
+            weights().fill_(-1);  // while it is written
+        }
+        accelerator.wait_for_checkpoint();
+        accelerator.wait_for_checkpoint();  // nothing to wait for
+        right += fs::exists(folder / "project/checkpoints/checkpoint_3") && !fs::exists(folder / "project/checkpoints/checkpoint_1");
+        for (int i : {2, 3}) {
+            auto const dir = folder / acc::concat("project/checkpoints/checkpoint_", i);
+            acc::verify(dir);
+            accelerator.load_state(dir);
+            right += weights().eq(i).all().template item<bool>();
+        }
+        comm.barrier();
+
+        // What fails behind the copy is the next call's error, on every rank, and leaves nothing.
+        auto const dir = folder / "taken";
+        if (comm.rank() == 0) {
+            accelerator.register_save_state_pre_hook([&](auto&, fs::path const& to) {
+                if (to == dir) fs::create_directories(dir / "in the way");
+            });
+        } else {
+            accelerator.register_save_state_pre_hook([](auto&, fs::path const&) {});
+        }
+        comm.barrier();
+        right += code_of([&] { accelerator.save_state(dir, {.asynchronous = true}); }) == acc::code::exists;
+    });
+    CHECK(right == 8);
+
+    // The same where the thread finds out: something takes the name while it writes.
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        Run<Fp32, Ddp<>> accelerator({.project_dir = folder / "late"}, comm);
+        auto model = accelerator.prepare(accelerator.template make<Net>(512));
+        auto const dir = folder / "late/name";
+        accelerator.save_state(dir, {.asynchronous = true, .hash = acc::Hash::Sha256});
+        if (comm.rank() == 0) fs::create_directories(dir / "in the way");
+        auto const code = code_of([&] { accelerator.wait_for_checkpoint(); });
+        right += code == acc::code::exists || code == accelerate::Code{"nothing was thrown"};  // whoever was first
+        right += code_of([&] { accelerator.save_state(folder / "late/next", {.asynchronous = true}); }) == accelerate::Code{"nothing was thrown"};
+        accelerator.wait_for_checkpoint();
+        for (auto const& entry : fs::directory_iterator(folder / "late")) right += entry.path().filename().string().starts_with('.') ? 100 : 0;
+    });
+    CHECK(right == 12);
+}
+
+TEST_CASE("SHA-256 is the standard's", "[sha256][file_hash]") {
+    auto const digits = [](std::string const& text, size_t piece) {
+        acc::state::Sha256 hash;
+        for (size_t at = 0; at < text.size(); at += piece) hash.add(text.data() + at, static_cast<int64_t>(std::min(piece, text.size() - at)));
+        return hash.digits();
+    };
+    for (size_t piece : {1, 7, 64, 1000}) {  // FIPS 180-4's examples
+        CHECK(digits("", piece) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        CHECK(digits("abc", piece) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        CHECK(digits("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", piece) == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+    }
+    CHECK(digits(std::string(1'000'000, 'a'), 4096) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    Folder folder;
+    Run<Fp32, Ddp<>> accelerator({}, acc::comm::Threads::world());
+    auto model = accelerator.prepare(accelerator.make<Net>());
+    accelerator.save_state(folder / "sha", {.hash = acc::Hash::Sha256});
+    accelerator.load_state(folder / "sha");
+    auto const file = folder / "sha/rank-00000.safetensors";
+    std::fstream out(file, std::ios::binary | std::ios::in | std::ios::out);
+    out.seekp(-1, std::ios::end);
+    out.put('x');
+    out.close();
+    CHECK(has(error_of([&] { accelerator.load_state(folder / "sha"); }), {"E_CK_HASH", "sha256:"}));
+    CHECK(acc::state::Manifest::parse(read_text(folder / "sha/manifest.json"), "m").files[0].hash.size() == 71);
 }

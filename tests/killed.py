@@ -3,6 +3,7 @@
 checkpoint that it has reported, and it ends as a run that was never killed.
 
   killed.py kill TIMES BINARY [MPIRUN...]     SIGKILL; at least so many; MPIRUN: the words that start two ranks
+  killed.py kill_asynchronous TIMES BINARY [MPIRUN...]     the same of a run whose checkpoints are written by threads
   killed.py stop TIMES BINARY [MPIRUN...]     SIGTERM, SIGINT or SIGUSR1 to one rank, or SIGUSR1 to mpirun: all save behind the same step, and the
                                               exit code is 75
 """
@@ -16,13 +17,14 @@ import tempfile
 import time
 
 mode, kills, binary, mpirun = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-signals = [signal.SIGKILL] if mode == "kill" else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+arguments = ["asynchronous"] if mode == "kill_asynchronous" else []
+signals = [signal.SIGKILL] if mode != "stop" else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 command = [*mpirun, binary]
 random.seed(20)
 
 
 def whole(folder):
-    return subprocess.run([*command, folder], check=True, capture_output=True, text=True, timeout=100).stdout
+    return subprocess.run([*command, folder, *arguments], check=True, capture_output=True, text=True, timeout=100).stdout
 
 
 def ranks_of(process):
@@ -51,20 +53,20 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
         run = os.path.join(folder, f"run{runs}")
         reported = 0
         for attempt in range(40):
-            process = subprocess.Popen([*command, run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            process = subprocess.Popen([*command, run, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
             last = attempt == 39 or killed >= kills
             if not last:
                 time.sleep(random.uniform(0.4, 1.0) * seconds)
                 if process.poll() is None:
                     checkpoints = os.path.join(run, "checkpoints")
-                    saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp-") for name in os.listdir(checkpoints))
+                    saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp~") for name in os.listdir(checkpoints))
                     victim = random.choice(ranks_of(process))
                     try:
                         if mode == "stop" and mpirun and random.random() < 0.25:
                             os.kill(process.pid, signal.SIGUSR1)  # which mpirun forwards to all ranks
                         else:
                             os.kill(victim, random.choice(signals))
-                        killed += mode == "kill"
+                        killed += mode != "stop"
                         killed_while_saving += saving
                     except ProcessLookupError:
                         pass

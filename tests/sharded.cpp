@@ -227,6 +227,33 @@ TEST_CASE("what a sharded model cannot do is said in one sentence", "[sharded]")
     CHECK_THROWS_WITH(acc::load_into(*model, {}, false), contains("E_CONFIG") && contains("spread over the ranks"));
 }
 
+TEST_CASE("the norm is known when the gradients are reduced, as long as nobody writes into them", "[fsdp][sharded_unit][flat_model]") {
+    Spread<> accelerator({.gradient_accumulation_steps = 2});
+    Alone one({.gradient_accumulation_steps = 2});
+    auto [model, optimizer] = accelerator.prepare(by_make(accelerator), acc::optim::Sgd{.lr = 0.1});
+    auto [same, alone] = one.prepare(by_make(one), acc::optim::Sgd{.lr = 0.1});
+    auto const tokens = torch::arange(2 * Model<>::context).remainder(Model<>::vocabulary).view({2, Model<>::context});
+    for (int step = 0; step < 2; ++step) {
+        for (int micro_batch = 0; micro_batch < 2; ++micro_batch) {
+            auto window = accelerator.accumulate(model);
+            auto other = one.accumulate(same);
+            accelerator.backward(model(tokens).square().mean());
+            one.backward(same(tokens).square().mean());
+            CHECK(model.state().known_squares().has_value() == (micro_batch == 1));
+        }
+        double exact = 0;
+        for (auto const& [name, p] : acc::unique_parameters(*same))  // a tied weight counts once
+            if (p.grad().defined()) exact += p.grad().to(at::kDouble).square().sum().template item<double>();
+        CHECK(*model.state().known_squares() == Approx(exact).epsilon(1e-5));
+        CHECK(accelerator.clip_grad_norm(model, 1e9).template item<double>() == Approx(std::sqrt(exact)).epsilon(1e-5));
+        if (step == 1) {
+            accelerator.clip_grad_value(model, 1e-3);  // writes into them
+            CHECK_FALSE(model.state().known_squares());
+        }
+        optimizer.step(), optimizer.zero_grad(), alone.step(), alone.zero_grad();
+    }
+}
+
 TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
     Spread<> accelerator;
     auto model = accelerator.prepare(by_make(accelerator));

@@ -275,9 +275,9 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded())) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({name + "_precision", shared(), [module] { return Precision::state_dict(*module); }, [module](StateDict const& s) { Precision::load_state_dict(*module, s); }});
+            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = [module] { return Precision::state_dict(*module); }, .load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); }, .unfit = code::ck_precision});
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -300,7 +300,7 @@ public:
             if (training_->options.data_seed) given.set_seed(*training_->options.data_seed);
             typename Loader::template prepared<Given> prepared(std::move(given), loader_context());
             if constexpr (requires { typename decltype(prepared)::Handle; })
-                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, typename decltype(prepared)::Handle(prepared)));
+                training_->components.push_back(detail::stateful_component(training_->next_name("loader"), state::Whose::EachOrFirst, code::ck_loader, typename decltype(prepared)::Handle(prepared)));
             return prepared;
         }
     }
@@ -352,8 +352,10 @@ private:
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();
-        if constexpr (requires { optimizer.state_dict(); })
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), optimizer));
+        if constexpr (requires { optimizer.state_dict(); }) {
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
+            training_->components.back().names = state::Names::State;
+        }
         return optimizer;
     }
 
@@ -361,7 +363,7 @@ private:
     auto bind_schedules(Given& given, Optimizers& optimizers) {
         return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
             schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), scheduler));
+            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
             return scheduler;
         });
     }

@@ -2,10 +2,24 @@
 
 #include <accelerate/core/random_state.hpp>
 #include <accelerate/module/unique_parameters.hpp>
-#include <accelerate/state/checkpoint.hpp>
+#include <accelerate/state/checkpoint_reader.hpp>
+#include <accelerate/state/rename.hpp>
+#include <accelerate/state/together.hpp>
 #include <accelerate/training.hpp>
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
 
-namespace accelerate::detail {
+namespace accelerate {
+
+/// How `load_state` and `resume` restore.
+struct load_state_options {
+    std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
+    std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
+};
+
+namespace detail {
 
 /// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
 /// E_CK_KEYS that lists them; nothing has been copied then.
@@ -44,9 +58,9 @@ TensorMap gradients_of(Model const& model) {
     return all;
 }
 
-/// Parameters; buffers; the accumulation window with its gradients.
+/// Parameters; buffers; the accumulation window, of at most `steps` micro-batches, with its gradients.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose) {
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, int64_t steps) {
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -88,7 +102,10 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
-        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0, code::ck_accum, "load_state: \"", who, "\" says what cannot be: ", s.values.dump());
+        auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
+        bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
+        check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
+        check(closed || micro_batches < steps, code::ck_accum, "the checkpoint is inside a window, behind its micro-batch ", micro_batches, "; with gradient_accumulation_steps ", steps, " there is no such place");
         if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
@@ -96,18 +113,24 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->restore_stage(static_cast<sharding::Stage>(stage));
         model->forget_verdict();
         model->take_scale();
-        model->scale_gradients(s.value<double>("gradient_scale", who));
-        model->loss_scale = s.value<double>("loss_scale", who);
+        model->scale_gradients(gradient_scale);
+        model->loss_scale = loss_scale;
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
-    return {{name, whose, parameters, load_parameters}, {name + "_buffers", state::Whose::EachOrFirst, buffers, load_buffers}, {name + "_window", state::Whose::EachOrFirst, window, load_window}};
+    using state::Names;
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .names = Names::Parameter},
+            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
+            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
 template <class Handle>
-state::Component stateful_component(std::string name, state::Whose whose, Handle handle) {
+state::Component stateful_component(std::string name, state::Whose whose, Code const& unfit, Handle handle) {
     auto const kept = std::make_shared<Handle>(std::move(handle));
-    state::Component c{std::move(name), whose, [kept] { return kept->state_dict(); }, [kept](StateDict const& s) { kept->load_state_dict(s); }};
+    state::Component c{.name = std::move(name), .whose = whose, .save = [kept] {
+                           if constexpr (requires { kept->live_state(); }) return kept->live_state();
+                           else return kept->state_dict();
+                       }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
@@ -126,18 +149,19 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    return {"random", state::Whose::Each,
-            [=] {
+    return {.name = "random", .whose = state::Whose::Each,
+            .save = [=] {
                 StateDict s;
                 s.tensors.insert("cpu", random_state(at::kCPU));
                 if (device != at::kCPU) s.tensors.insert("device", random_state(device));
                 return s;
             },
-            [=](StateDict const& s) {
+            .load = [=](StateDict const& s) {
                 check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
                 set(at::kCPU, s.tensors.at("cpu"));
                 if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
-            }};
+            },
+            .unfit = code::ck_rng};
 }
 
 /// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
@@ -151,8 +175,10 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
         auto const name = entry.path().filename().string();
         constexpr std::string_view prefix = "checkpoint_";
         auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
-        if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos || (digits.size() > 1 && digits[0] == '0')) continue;
-        if (std::filesystem::is_directory(entry.symlink_status())) found.emplace_back(std::stoll(digits), entry.path());
+        bool const number = !digits.empty() && digits.size() <= 15 && digits.find_first_not_of("0123456789") == std::string::npos && (digits.size() == 1 || digits[0] != '0');
+        bool const folder_itself = std::filesystem::is_directory(entry.symlink_status());
+        if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
+        if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
     }
     std::sort(found.rbegin(), found.rend());
     return found;
@@ -167,19 +193,51 @@ std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::
     return reader;
 }
 
+/// Gives a component its state; what does not fit has the component's code.
+inline void load_component(state::Component const& component, StateDict const& state) try {
+    component.load(state);
+} catch (Error const& e) {
+    bool const unfit = e.code() == code::data || e.code() == code::config;
+    throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
+}
+
+/// What there is here and in the checkpoint must be the same, but for what is to be skipped: nothing is ignored unsaid.
+inline void check_same_components(state::CheckpointReader const& reader, std::vector<state::Component> const& components, std::vector<std::string> const& skip) {
+    auto const there = reader.components();
+    auto const skipped = [&](std::string const& name) { return std::ranges::find(skip, name) != skip.end(); };
+    auto const here = [&](std::string const& name) { return std::ranges::find(components, name, &state::Component::name) != components.end(); };
+    for (auto const& name : skip) check(here(name) || std::ranges::find(there, name) != there.end(), code::ck_keys, "load_state: there is no \"", name, "\" to skip, neither here nor in ", reader.dir());
+    std::string text;
+    Code code = code::ck_keys;
+    auto const add = [&](std::string const& name, char const* where) {
+        text += concat("\n  ", state::quote(name), where);
+        if (name == "scaler" || name.find("_precision") != std::string::npos) code = code::ck_precision;
+    };
+    for (auto const& c : components)
+        if (!skipped(c.name) && std::ranges::find(there, c.name) == there.end()) add(c.name, " is here, but not in the checkpoint");
+    for (auto const& name : there)
+        if (!skipped(name) && !here(name)) add(name, " is in the checkpoint, but not here");
+    check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
+}
+
 /// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
 template <class Comm>
-void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components) {
-    std::vector<std::optional<StateDict>> states;
+void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
+    std::vector<std::optional<StateDict>> states(components.size());
+    auto const skipped = [&](state::Component const& c) { return std::ranges::find(options.skip, c.name) != options.skip.end(); };
     state::together(comm, [&] {
-        for (auto const& component : components) states.push_back(reader.state_of(component, comm.rank()));
+        check_same_components(reader, components, options.skip);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
     });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
-            if (states[i]) components[i].load(*states[i]);
+            if (skipped(components[i])) continue;
+            if (states[i]) load_component(components[i], *states[i]);
             else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }
 
-}  // namespace accelerate::detail
+}  // namespace detail
+}  // namespace accelerate

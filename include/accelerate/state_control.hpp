@@ -6,13 +6,23 @@
 #include <accelerate/checkpointing.hpp>
 #include <accelerate/core/stop_signals.hpp>
 #include <accelerate/core/version.hpp>
+#include <accelerate/state/async_checkpoint.hpp>
+#include <accelerate/state/checkpoint_hooks.hpp>
 #include <accelerate/state/inspect.hpp>
+#include <accelerate/state/latest.hpp>
+#include <accelerate/state/leftovers.hpp>
 #include <chrono>
 #include <memory>
 #include <optional>
 #include <sstream>
 
 namespace accelerate {
+
+/// How `save_state` writes.
+struct save_state_options {
+    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on. Needs memory for the copy
+    Hash hash = Hash::Xxh3;     ///< of the files
+};
 
 /// Checkpoints: the part of Python's `Accelerator` that saves and restores a run. `Derived` has `training_`, to which this is a friend.
 template <class Derived>
@@ -24,23 +34,24 @@ public:
     void register_for_checkpointing(Objects&... objects) {
         static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
         if constexpr ((stateful<Objects> && ...))
-            (own().training_->components.push_back({concat("custom_checkpoint_", own().training_->registered++), state::Whose::All, [&objects] { return StateDict(objects.state_dict()); },
-                                              [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+            (own().training_->components.push_back({.name = concat("custom_checkpoint_", own().training_->registered++), .whose = state::Whose::All, .save = [&objects] { return StateDict(objects.state_dict()); },
+                                              .load = [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
     }
+
+    /// Calls `hook(components, dir)` before every `save_state`, or `load_state` and `resume`, on every rank (Python's functions of these names).
+    RemovableHandle register_save_state_pre_hook(CheckpointHook hook) { return save_hooks_.add(std::move(hook)); }
+    RemovableHandle register_load_state_pre_hook(CheckpointHook hook) { return load_hooks_.add(std::move(hook)); }
 
     /// Writes everything that was prepared or registered, and the random streams, as the folder `dir`: models, optimizers, schedules,
     /// scaler, loaders, and the accumulation window with its gradients. Resuming from it goes on as if nothing had happened, bit for bit;
     /// between windows also on another number of ranks or under another sharding. `dir` appears whole or not at all. Collective.
-    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank.
-    void save_state(std::filesystem::path const& dir) {
-        auto const begin = std::chrono::steady_clock::now();
-        auto& t = own().training_->settled();
-        auto const bytes = state::write_checkpoint(t.comm, dir, all_components(), {{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}});
-        log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
-    }
-    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; then, where `total_limit` says so, older ones go.
-    /// Gives the folder.
-    std::filesystem::path save_state() {
+    /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank; with `.asynchronous` what fails behind the copy is the error of the next
+    /// save or of `wait_for_checkpoint`.
+    void save_state(std::filesystem::path const& dir, save_state_options const& how = {}) { save(dir, how, [] {}); }
+    /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; the file `latest` there names it then, and, where
+    /// `total_limit` says so, older ones go. Gives the folder.
+    std::filesystem::path save_state(save_state_options const& how = {}) {
+        wait_for_checkpoint();
         auto const folder = checkpoints();
         auto& comm = own().training_->settled().comm;
         std::string name;
@@ -50,27 +61,37 @@ public:
             name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
         });
         comm.broadcast_bytes(name, 0);
-        save_state(folder / name);
-        if (own().is_main_process() && own().training_->options.total_limit > 0) retire(folder);
+        save(folder / name, how, [folder, name, limit = own().training_->options.total_limit] { tidy(folder, name, limit); });
         return folder / name;
+    }
+    /// Returns when the last asynchronous save is done, or has its error, the same on every rank. Collective.
+    void wait_for_checkpoint() {
+        if (pending_) state::wait_together(own().training_->settled().comm, std::move(pending_));
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder cannot be read.
-    void load_state(std::filesystem::path const& dir) {
-        auto& comm = own().training_->settled().comm;
-        detail::load_components(comm, *detail::open_checkpoint(comm, dir), all_components());
+    /// nothing has been changed where the folder cannot be read, or is of another run.
+    void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
+        wait_for_checkpoint();
+        load(*detail::open_checkpoint(own().training_->settled().comm, dir), options);
     }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
-    bool resume() {
+    bool resume(load_state_options const& options = {}) {
+        wait_for_checkpoint();
         auto& comm = own().training_->settled().comm;
         auto const folder = checkpoints();
         std::string numbers;
         state::together(comm, [&] {
             if (!own().is_main_process()) return;
+            state::remove_leftovers(folder);
             for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
+            try {
+                state::check_latest(folder);
+            } catch (Error const& e) {
+                log::warning("resume: ", e.what(), "; the newest checkpoint that is whole is taken all the same");
+            }
         });
         comm.broadcast_bytes(numbers, 0);
         std::istringstream newest_first(numbers);
@@ -85,7 +106,7 @@ public:
                 log::warning("resume: ", dir, " is passed over: ", e.what());
                 continue;
             }
-            detail::load_components(comm, *reader, all_components());
+            load(*reader, options);
             log::info("resume: ", dir);
             return true;
         }
@@ -113,12 +134,41 @@ protected:
     }
 
 private:
-    /// Removes what is older than the limit; that it cannot is no failure of a save that has been made.
-    void retire(std::filesystem::path const& folder) const try {
+    /// `behind` is called by rank 0, or its thread, when the folder is there.
+    template <class Behind>
+    void save(std::filesystem::path const& dir, save_state_options const& how, Behind const& behind) {
+        wait_for_checkpoint();
+        auto const begin = std::chrono::steady_clock::now();
+        auto& t = own().training_->settled();
+        auto components = all_components();
+        save_hooks_.call(components, dir);
+        nlohmann::json const about{{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}};
+        auto const published = [=](int64_t bytes) {
+            behind();
+            log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+        };
+        if (how.asynchronous) {
+            std::chrono::milliseconds const deadline(static_cast<int64_t>(t.options.timeout_s * 1e3));
+            pending_ = state::begin_async_checkpoint(t.comm, dir, components, about, how.hash, snapshot_, deadline, published);
+            return;
+        }
+        auto const bytes = state::write_checkpoint(t.comm, dir, components, about, how.hash);
+        if (own().is_main_process()) published(bytes);
+    }
+
+    void load(state::CheckpointReader& reader, load_state_options const& options) {
+        auto components = all_components();
+        load_hooks_.call(components, reader.dir());
+        detail::load_components(own().training_->comm, reader, components, options);
+    }
+
+    /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.
+    static void tidy(std::filesystem::path const& folder, std::string const& newest, int64_t limit) try {
+        state::write_latest(folder, newest);
         auto const there = detail::numbered_checkpoints(folder);
-        for (auto i = static_cast<size_t>(own().training_->options.total_limit); i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
+        for (auto i = static_cast<size_t>(limit); limit > 0 && i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
     } catch (std::exception const& e) {
-        log::warning("save_state: an old checkpoint stays: ", e.what());
+        log::warning("save_state: the checkpoint is there, but not all is tidy: ", e.what());
     }
 
     std::filesystem::path checkpoints() const {
@@ -129,15 +179,28 @@ private:
     std::vector<state::Component> all_components() const {
         auto all = own().training_->components;
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
+        auto const guard = own().training_->guard;
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
-            auto guard = own().training_->guard;
-            all.push_back({"scaler", own().shared(), [guard] { return guard->scaler().state_dict(); }, [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }});
+            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }, .unfit = code::ck_scaler});
         }
+        auto const progress = [guard, independent = state::is_own(own().shared())] {
+            StateDict s{{}, {{"steps", guard->steps()}}};
+            if (independent) s.values["independent"] = true;
+            return s;
+        };
+        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [guard](StateDict const& s) {
+                           auto const steps = s.value<int64_t>("steps", "progress");
+                           check(steps >= 0, code::data, "step ", steps, " cannot be");
+                           guard->set_steps(steps);
+                       }});
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }
 
     std::optional<StopSignals> signals_;
+    state::CheckpointHooks save_hooks_, load_hooks_;
+    state::Snapshot snapshot_;
+    std::unique_ptr<state::PendingSave> pending_;
 
     Derived& own() { return static_cast<Derived&>(*this); }
     Derived const& own() const { return static_cast<Derived const&>(*this); }

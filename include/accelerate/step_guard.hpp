@@ -62,7 +62,9 @@ public:
     bool skipped() const { return skipped_; }
     /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
     bool take_stepped() { return std::exchange(stepped_, false); }
-    void stepped() { stepped_ = true; }
+    void stepped() { stepped_ = true, ++steps_; }
+    int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
+    void set_steps(int64_t steps) { steps_ = steps; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -126,7 +128,7 @@ private:
     int64_t rank_;
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
-    int64_t in_a_row_ = 0;
+    int64_t in_a_row_ = 0, steps_ = 0;
     bool skipped_ = false, stepped_ = false;
 };
 

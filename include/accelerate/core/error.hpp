@@ -44,6 +44,7 @@ public:
     Error(Code code, std::string const& message) : std::runtime_error(std::string(code.name) + ": " + message), code_(code) {}
 
     Code const& code() const noexcept { return code_; }
+    std::string reason() const { return std::string(what()).substr(code_.name.size() + 2); }  ///< the message without the code's name
     int exit_code() const noexcept { return code_.exit; }
 
 private:

@@ -2,7 +2,11 @@
 
 #include <accelerate/core/tensor_map.hpp>
 #include <concepts>
+#include <cstdint>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <utility>
 
 namespace accelerate {
 
@@ -11,11 +15,15 @@ struct StateDict {
     TensorMap tensors;
     nlohmann::json values = nlohmann::json::object();
 
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing or of another type.
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing, of another type, or a number that T does not have.
     template <class T>
     T value(std::string const& key, std::string_view who) const {
         auto it = values.find(key);
         check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" cannot be ", it->is_primitive() ? it->dump() : it->type_name()); };
+        if constexpr (std::same_as<T, bool>) range(it->is_boolean());
+        else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
+        else if constexpr (std::floating_point<T>) range(it->is_number());
         try {
             return it->template get<T>();
         } catch (nlohmann::json::exception const& e) {

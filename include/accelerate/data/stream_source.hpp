@@ -51,7 +51,10 @@ public:
         if constexpr (shardable) {
             auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
-            for (auto o : offsets) sum += o;
+            for (auto o : offsets) {
+                check(o >= 0 && o <= consumed, code::data, "data::Loader.load_state_dict: ", o, " samples of a part consumed, of ", consumed, " in all, cannot be");
+                sum += o;
+            }
             check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
                   ", consumed are ", consumed);
             offsets_ = std::move(offsets);

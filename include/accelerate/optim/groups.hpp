@@ -70,6 +70,7 @@ public:
 
     Hyper const& operator[](size_t set) const { return sets_[set]; }
     std::vector<Hyper> const& sets() const { return sets_; }
+    int64_t rules() const { return static_cast<int64_t>(rules_.size()); }
 
 private:
     // With the recipe's own lr in force the quotient is exactly 1, so a group's lr is used to the last bit as it was written.

@@ -93,10 +93,10 @@ public:
         keys_ = std::move(keys);
     }
 
-    /// Copies of all state that this rank holds. A parameter of which it holds only a part gives that part as a 1-D tensor, its place
-    /// under "slices" and the whole one's shape under "shapes".
+    /// All state that this rank holds: as copies, or, where it lies in one piece and in fp32 or wider, as it lies in memory (`live`). A parameter
+    /// of which it holds only a part gives that part as a 1-D tensor, its place under "slices" and the whole one's shape under "shapes".
     template <std::same_as<StateDict> State>  // a template, as `load` is: who saves nothing does not compile JSON
-    void save(State& state) const {
+    void save(State& state, bool live) const {
         auto const kept = kept_of(stretches_);
         for (auto const& [key, indices] : index()) {
             auto const& first = parts_[indices.front()];
@@ -107,9 +107,14 @@ public:
             auto const& states = kept[first.stretch];
             for (size_t n = 0; n < states.size(); ++n) {
                 auto const name = states[n].first + "." + key;
-                auto flat = at::empty({held}, states[n].second.options());
-                for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
-                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides).contiguous());
+                at::Tensor flat;
+                if (live && indices.size() == 1) {
+                    flat = slice(first, states[n].second);
+                } else {
+                    flat = at::empty({held}, states[n].second.options());
+                    for (auto i : indices) flat.narrow(0, parts_[i].from - first.from, parts_[i].length()).copy_(slice(parts_[i], kept[parts_[i].stretch][n].second));
+                }
+                if (held == first.numel) state.tensors.insert(name, flat.as_strided(first.sizes, first.strides, flat.storage_offset()).contiguous());
                 else {
                     state.tensors.insert(name, flat);
                     state.values["slices"][name] = {first.from, last.to};

@@ -5,6 +5,7 @@
 #include <accelerate/optim/average_scope.hpp>
 #include <accelerate/optim/batches.hpp>
 #include <accelerate/optim/wide.hpp>
+#include <cmath>
 #include <memory>
 
 namespace accelerate::optim {
@@ -84,17 +85,10 @@ public:
     }
 
     /// Tensors "<state>.<parameter>" in the parameters' shapes (copies), and kind, lr, steps and groups as values.
-    StateDict state_dict() const {
-        auto& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"groups", nlohmann::json::array()}};
-        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
-        if (s.bound) {
-            if (s.stale()) s.bind();
-            s.moments.save(state);
-        }
-        return state;
-    }
+    StateDict state_dict() const { return collect(false); }
+    /// The same with tensors that are the optimizer's own memory where that has the form: valid until its next step. For who copies or
+    /// writes them at once.
+    StateDict live_state() const { return collect(true); }
 
     /// Makes the state now instead of at the first step, so that `state_dict` shows what of it this rank holds.
     void make_state() {
@@ -110,6 +104,9 @@ public:
         check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
         auto const lr = state.value<double>("lr", who);
         auto const steps = state.value<int64_t>("steps", who);
+        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
+        check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
+        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
         at::NoGradGuard const no_grad;
         if (s.stale()) s.bind();
         if (steps == 0 && state.tensors.empty()) s.moments.reset();
@@ -120,6 +117,18 @@ public:
 
 private:
     friend class AverageScope<Optimizer>;
+
+    StateDict collect(bool live) const {
+        auto& s = *shared_;
+        StateDict state;
+        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
+        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
+        if (s.bound) {
+            if (s.stale()) s.bind();
+            s.moments.save(state, live);
+        }
+        return state;
+    }
 
     static Entry entry(Columns const& columns, size_t i) {
         Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};

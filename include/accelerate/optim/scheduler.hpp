@@ -3,6 +3,7 @@
 #include <accelerate/core/state_dict.hpp>
 #include <accelerate/optim/combinators.hpp>
 #include <accelerate/optim/plateau.hpp>
+#include <cmath>
 #include <memory>
 
 namespace accelerate::schedule {
@@ -108,6 +109,7 @@ public:
         check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
         auto const position = state.value<int64_t>("position", who);
         auto const base_lr = state.value<double>("base_lr", who);
+        check(position >= 0 && std::isfinite(base_lr) && base_lr >= 0, code::data, who, ".load_state_dict: position ", position, " with a base lr of ", base_lr, " cannot be");
         if constexpr (observes) {
             typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
             if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);

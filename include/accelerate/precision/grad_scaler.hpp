@@ -108,6 +108,8 @@ public:
         DynamicScaler loaded(options);
         loaded.growth_tracker_ = state.template value<int64_t>("_growth_tracker", who);
         if (state.values.contains("patience")) loaded.patience_ = state.template value<int64_t>("patience", who);
+        check(loaded.growth_tracker_ >= 0 && loaded.growth_tracker_ <= options.growth_interval && loaded.patience_ <= options.hysteresis, code::data, who, ".load_state_dict: a growth tracker of ", loaded.growth_tracker_,
+              " and a patience of ", loaded.patience_, " cannot be");
         *this = loaded;
     }
 

@@ -84,7 +84,7 @@ public:
         ready_order_.clear();
         next_ = 0;
         squares_ = 0;
-        measured_.clear();
+        forget_squares();
         armed_ = true;
         if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
@@ -106,17 +106,9 @@ public:
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
         if (overlap_ && !learned_) learn_order();
-        if (shared_) squares_ = sum_over_ranks(squares_), measured_ = versions();
+        if (shared_) set_squares(sum_over_ranks(squares_));
         stage_ = Stage::Reduced;
     }
-
-    /// The sum of the squares of all gradients: each rank has added up those of its slices while it reduced them. Known for fp32 that is
-    /// reduced in shared memory, where it is finite, and as long as nobody has written into the gradients since backward.
-    std::optional<double> known_squares() const {
-        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
-        return squares_;
-    }
-    std::optional<double> sum_of_squares() const { return known_squares(); }
 
     void after_step() { release(); }
 
@@ -308,8 +300,7 @@ private:
     std::vector<int64_t> pending_, ready_order_;
     std::unordered_set<int64_t> never_reached_;
     size_t next_ = 0;
-    double squares_ = 0;               // of the slices that this rank reduces; after backward of all; NaN: unknown
-    std::vector<uint32_t> measured_;   // versions of the gradients that they are of; empty: none
+    double squares_ = 0;               // of the slices that this rank has reduced in this backward; NaN: unknown
     std::vector<BucketTimes> times_;
     Clock::time_point started_;
     std::vector<typename Comm::worker::Handle> handles_;

@@ -4,9 +4,13 @@
 
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/window.hpp>
+#include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <span>
+#include <vector>
 
 namespace accelerate::sharding {
 
@@ -72,6 +76,14 @@ public:
         cleared_.clear();
         stage_ = Stage::Accumulating;
     }
+
+    /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
+    /// long as nobody has written into them since.
+    std::optional<double> known_squares() const {
+        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        return squares_;
+    }
+    std::optional<double> sum_of_squares() const { return known_squares(); }
 
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
@@ -157,6 +169,8 @@ protected:
     }
 
     /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
+    void set_squares(double sum) { squares_ = sum, measured_ = versions(); }
+    void forget_squares() { measured_.clear(); }
     std::vector<uint32_t> versions() const {
         std::vector<uint32_t> counts;
         for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
@@ -175,6 +189,8 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
+    double squares_ = 0;              ///< of the gradients whose versions are `measured_`
+    std::vector<uint32_t> measured_;  ///< empty: not known
     std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
 
     static char const* remedy(Stage stage) {

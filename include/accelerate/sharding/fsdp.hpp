@@ -5,6 +5,7 @@
 #include <accelerate/sharding/flat_model.hpp>
 #include <accelerate/sharding/replicate.hpp>
 #include <accelerate/sharding/sharded.hpp>
+#include <vector>
 
 namespace accelerate {
 
@@ -57,14 +58,23 @@ public:
     }
     void before_backward(at::Tensor const&) {
         engine_->reduced = 0;
+        engine_->measures = window_.closed() && !flats_.empty() && flats_.front().gradients.is_cpu();
+        forget_squares();
         root().before_backward();
     }
     void after_backward() {
         Unit::submit_reductions(*engine_, true);
         engine_->leaving = nullptr;
         for (auto* unit : engine_->units) unit->finish();
-        if (window_.closed()) stage_ = Stage::Reduced;
+        if (!window_.closed()) return;
+        stage_ = Stage::Reduced;
+        if (!engine_->measures) return;
+        double squares = 0;
+        for (auto const* unit : engine_->units)
+            if (unit->trains()) squares += unit->squares();
+        set_squares(sum_over_ranks(squares));
     }
+
     void after_step() {
         for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
     }

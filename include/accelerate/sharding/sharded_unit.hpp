@@ -4,9 +4,11 @@
 #include <ATen/ops/zeros.h>
 
 #include <accelerate/comm/communicator.hpp>
+#include <accelerate/core/reductions.hpp>
 #include <accelerate/module/place_on.hpp>
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/ready_hook.hpp>
+#include <limits>
 #include <vector>
 
 namespace accelerate::sharding {
@@ -23,6 +25,7 @@ struct ShardEngine {
     Comm comm;
     std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
+    bool measures = false;                    ///< this backward's gradients are complete, on a CPU, and their squares are added up as they are reduced
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
     typename Comm::worker worker;             // last: joins before what its jobs use is gone
@@ -110,6 +113,7 @@ public:
     std::vector<Slot> const& slots() const { return slots_; }
     at::Tensor const& shard() const { return shard_; }        ///< this rank's stretch of the parameters, 1-D
     at::Tensor const& gradient() const { return gradient_; }  ///< and of their reduced gradients
+    double squares() const { return squares_; }               ///< the sum of its squares, taken when it was reduced; NaN: not known
     int64_t begin() const { return begin_; }                  ///< where in the unit's flat buffer the stretch begins
     bool trains() const { return trainable_ > 0; }
 
@@ -209,9 +213,11 @@ private:
         expect_gradients();
         adopt_strays();
         for (auto& slot : slots_) slot.parameter.mutable_grad() = at::Tensor();
-        reduction_ = engine_->worker.submit([this, whole = std::exchange(unreduced_, at::Tensor())] {
+        reduction_ = engine_->worker.submit([this, measures = engine_->measures, whole = std::exchange(unreduced_, at::Tensor())] {
             at::NoGradGuard no_grad;
             gradient_.add_(engine_->comm.reduce_scatter(whole, comm::Reduction::Mean));
+            bool const known = measures && gradient_.scalar_type() == at::kFloat;
+            squares_ = known ? accelerate::kernel::sum_of_squares(gradient_.const_data_ptr<float>(), gradient_.numel()) : std::numeric_limits<double>::quiet_NaN();
         });
     }
 
@@ -229,6 +235,7 @@ private:
     std::string name_;
     std::vector<Slot> slots_;
     at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    double squares_ = std::numeric_limits<double>::quiet_NaN();
     int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
     bool placed_ = false, complete_ = false;
     Position position_;

@@ -77,6 +77,13 @@ inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the 
 inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
 inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
 inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code ck_mixed{"E_CK_MIXED", 65};                      ///< its ranks were at different steps
+inline constexpr Code ck_optim{"E_CK_OPTIM", 65};                      ///< an optimizer's state that does not fit
+inline constexpr Code ck_sched{"E_CK_SCHED", 65};                      ///< a schedule's
+inline constexpr Code ck_scaler{"E_CK_SCALER", 65};                    ///< the gradient scaler's
+inline constexpr Code ck_loader{"E_CK_LOADER", 65};                    ///< a loader's: another data set, or a position that cannot be
+inline constexpr Code ck_precision{"E_CK_PRECISION", 65};              ///< a precision's, or of another precision
+inline constexpr Code ck_latest{"E_CK_LATEST", 65};                    ///< the file `latest` names no checkpoint
 inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
 inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
 
@@ -87,6 +94,7 @@ inline constexpr std::array of_files{
     st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
     st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
     ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
-    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng, requeue, exists};
+    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng,
+    ck_mixed, ck_optim, ck_sched, ck_scaler, ck_loader, ck_precision, ck_latest, requeue, exists};
 
 }  // namespace accelerate::code

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/core/state_dict.hpp>
+#include <accelerate/state/codes.hpp>
 #include <functional>
 #include <string>
 
@@ -16,6 +17,13 @@ enum class Whose {
 
 constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
 
+/// What the names of a component's tensors are.
+enum class Names {
+    Other,      ///< its own affair
+    Parameter,  ///< "layer.weight": of parameters or buffers
+    State,      ///< "exp_avg.layer.weight": of a state of a parameter
+};
+
 /// One thing whose state goes into a checkpoint.
 struct Component {
     std::string name;
@@ -24,6 +32,8 @@ struct Component {
     std::function<void(StateDict const&)> load;
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+    Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
+    Names names = Names::Other;
 };
 
 }  // namespace accelerate::state

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <accelerate/state/checkpoint.hpp>
+#include <accelerate/state/checkpoint_reader.hpp>
 #include <string>
 #include <vector>
 
@@ -27,11 +27,9 @@ struct CheckpointInfo {
 inline CheckpointInfo inspect(std::filesystem::path const& dir) {
     state::CheckpointReader const reader(dir);
     auto const& m = reader.manifest();
-    CheckpointInfo info{dir, m.world, 0, static_cast<int64_t>(m.tensors.size()), 0, {}, m.about};
+    CheckpointInfo info{dir, m.world, 0, static_cast<int64_t>(m.tensors.size()), 0, reader.components(), m.about};
     for (auto const& f : m.files) info.bytes += f.size;
     for (auto const& [name, t] : m.tensors) info.elements += t.numel();
-    for (auto const* values : {&m.values, &m.ranks.front()})
-        for (auto const& [name, value] : values->items()) info.components.push_back(name);
     return info;
 }
 

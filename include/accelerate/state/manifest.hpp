@@ -2,14 +2,17 @@
 
 #include <accelerate/state/codes.hpp>
 #include <accelerate/state/dtype.hpp>
-#include <accelerate/state/input_file.hpp>
-#include <accelerate/state/quote.hpp>
+#include <accelerate/state/file_hash.hpp>
+#include <accelerate/state/json_reader.hpp>
 #include <algorithm>
 #include <cctype>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace accelerate::state {
@@ -73,6 +76,29 @@ struct Manifest {
 
 namespace detail {
 
+/// Looks at a manifest's text before anything is built from it: UTF-8, JSON, not nested deeply, no name twice in one object.
+class ManifestText : JsonReader {
+public:
+    ManifestText(std::string_view text, std::string const& where) : JsonReader({text, where, {code::ck_bad_manifest, code::ck_bad_manifest, code::ck_bad_manifest, code::ck_bad_manifest}}) {}
+
+    void check_strict() {
+        scan();
+        look(value());
+        end("the manifest");
+    }
+
+private:
+    void look(Token first) {
+        if (first == Token::ArrayBegin) elements("a list", [&](Token token) { look(token); });
+        if (first != Token::ObjectBegin) return;
+        std::unordered_set<std::string> names;
+        members("an object", [&](std::string const& name) {
+            if (!names.insert(name).second) fail(code::ck_bad_manifest, quote(name), " appears twice in one object");
+            look(value());
+        });
+    }
+};
+
 /// Reads entries of a JSON object; what is missing or of another type is E_CK_BAD_MANIFEST.
 class Entries {
 public:
@@ -116,6 +142,22 @@ inline bool plain_file_name(std::string const& name) {
     return !name.empty() && name.size() <= 255 && name.front() != '.' && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
 }
 
+/// Whether strides put the elements of a shape side by side, in whatever order of dimensions.
+inline bool dense(std::vector<int64_t> const& shape, std::vector<int64_t> const& strides) {
+    if (strides.size() != shape.size()) return false;
+    if (std::ranges::find(shape, 0) != shape.end()) return true;
+    std::vector<std::pair<int64_t, int64_t>> dims;
+    for (size_t d = 0; d < shape.size(); ++d)
+        if (shape[d] != 1) dims.emplace_back(strides[d], shape[d]);
+    std::ranges::sort(dims);
+    int64_t expected = 1;
+    for (auto const& [stride, size] : dims) {
+        if (stride != expected) return false;
+        expected *= size;
+    }
+    return true;
+}
+
 inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& where, int64_t files) {
     Entries const entries(j, where);
     ManifestTensor t;
@@ -128,7 +170,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
     entries.require(entries.at("whole").is_boolean(), "\"whole\" is no boolean");
     t.whole = entries.at("whole").get<bool>();
     if (!t.whole) t.strides = entries.numbers("strides");
-    entries.require(t.whole || t.strides.size() == t.shape.size(), "has strides that do not fit its shape");
+    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", at::IntArrayRef(t.strides), " do not fit shape ", at::IntArrayRef(t.shape));
     entries.require(entries.at("parts").is_array(), "\"parts\" is no list");
     for (auto const& p : entries.at("parts")) {
         entries.require(p.is_array() && p.size() == 3, "has a part that is no list of three");
@@ -147,6 +189,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
 }  // namespace detail
 
 inline Manifest Manifest::parse(std::string const& text, std::string const& where) {
+    detail::ManifestText(text, where).check_strict();
     auto const j = nlohmann::json::parse(text, nullptr, false);  // "discarded", which is no object, where it is no JSON
     detail::Entries const entries(j, where + ":");
     entries.require(entries.string("format") == "accelerate.hpp checkpoint", "is of another format");
@@ -158,16 +201,22 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
     entries.require(entries.at("files").is_array(), "\"files\" is no list");
+    std::unordered_set<std::string> names;
     for (auto const& f : entries.at("files")) {
         detail::Entries const file(f, where + ": a file");
         m.files.push_back({file.string("name"), file.number("size"), file.string("hash")});
-        auto const& hash = m.files.back().hash;
-        bool const digits = hash.size() == 41 && hash.starts_with("xxh3-128:") && hash.find_first_not_of("0123456789abcdef", 9) == std::string::npos;
-        file.require(digits, concat("has the hash ", quote(hash), "; expected xxh3-128: and 32 hexadecimal digits"));
-        file.require(detail::plain_file_name(m.files.back().name), concat("is named ", quote(m.files.back().name)));
+        Hasher::kind_of(m.files.back().hash, where + ": a file");
+        auto const& name = m.files.back().name;
+        file.require(detail::plain_file_name(name), concat("is named ", quote(name)));
+        file.require(names.insert(name).second, concat("is named ", quote(name), ", as another one"));
     }
     check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
           " ranks' values for ", m.world, " ranks");
+    for (size_t r = 0; r < m.ranks.size(); ++r) {
+        entries.require(m.ranks[r].is_object(), "a rank's values are no object");
+        auto const progress = m.ranks[r].value("progress", nlohmann::json());
+        check(progress == m.ranks[0].value("progress", nlohmann::json()) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
+    }
     entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
     for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
     return m;

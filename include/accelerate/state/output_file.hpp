@@ -5,11 +5,11 @@
 #include <unistd.h>
 
 #include <accelerate/state/input_file.hpp>
+#include <accelerate/state/leftovers.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,7 +38,7 @@ inline void sync_folder(Descriptor const& folder, std::filesystem::path const& o
 
 /// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
 /// `commit` makes durable (fsync of file and folder) and renames over the name. A kill before that leaves the old file, if there
-/// was one, and a hidden `.accelerate-*.tmp`; an error leaves nothing. Missing parent folders are made. A symbolic link under the
+/// was one, and a hidden file (see leftovers.hpp); an error leaves nothing. Missing parent folders are made. A symbolic link under the
 /// name is replaced, not followed. Errors: E_NO_SPACE or E_IO naming path and call, E_NOT_REGULAR for a name that is a folder,
 /// FIFO or device.
 class OutputFile {
@@ -53,9 +53,8 @@ public:
         // All later steps are relative to this descriptor: a folder that is moved meanwhile keeps its file.
         folder_ = open_folder(folder_for(path_), path_);
         buffer_.reserve(buffered);
-        std::random_device random;
         do {
-            temporary_ = concat(".accelerate-", random(), "-", random(), ".tmp");
+            temporary_ = hidden_name(name);
             file_ = Descriptor(::openat(folder_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
         } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
         if (file_.get() < 0) fail_with("cannot create a temporary file beside", errno);

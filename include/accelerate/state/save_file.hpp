@@ -121,15 +121,23 @@ public:
 
     int64_t bytes() const { return bytes_; }
 
-    /// Writes all of it; durable when this returns.
-    void write() {
+    /// Writes all of it; durable when this returns. `seen(data, bytes)` is shown every piece in its order.
+    template <class Seen>
+    void write(Seen const& seen) {
         c10::NoGradGuard const no_grad;
-        file_.write(head_);
+        auto const put = [&](void const* data, int64_t bytes) {
+            file_.write(data, bytes);
+            seen(data, bytes);
+        };
+        put(head_.data(), static_cast<int64_t>(head_.size()));
         for (auto const& t : order_) {
             auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-            file_.write(plain.const_data_ptr(), t.bytes);
+            put(plain.const_data_ptr(), t.bytes);
         }
         file_.finish();
+    }
+    void write() {
+        write([](void const*, int64_t) {});
     }
     void publish() { file_.publish(); }
 

@@ -26,8 +26,7 @@ void together(Comm const& comm, F&& f) {
         f();
     } catch (Error const& e) {
         own = e.code();
-        std::string const what = e.what(), prefix = concat(e.code().name, ": ");
-        failure = concat(e.code().name, "\n", what.starts_with(prefix) ? what.substr(prefix.size()) : what);
+        failure = concat(own.name, "\n", e.reason());
     } catch (std::exception const& e) {
         failure = concat(code::internal.name, "\n", e.what());
     }

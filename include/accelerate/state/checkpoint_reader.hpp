@@ -7,141 +7,16 @@
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
 #include <accelerate/state/manifest.hpp>
-#include <accelerate/state/output_file.hpp>
 #include <accelerate/state/reader.hpp>
-#include <accelerate/state/save_file.hpp>
-#include <accelerate/state/together.hpp>
-#include <cstdio>
+#include <accelerate/state/rename.hpp>
+#include <algorithm>
 #include <map>
 #include <memory>
-#include <random>
+#include <optional>
+#include <string>
+#include <vector>
 
 namespace accelerate::state {
-
-namespace detail {
-
-inline std::string rank_file(int64_t rank) {
-    char name[40];
-    std::snprintf(name, sizeof name, "rank-%05lld.safetensors", static_cast<long long>(rank));
-    return name;
-}
-
-inline void only_for_owner(std::filesystem::path const& path) {
-    if (::chmod(path.c_str(), 0600) != 0) fail_io("cannot set the mode of", path, errno);
-}
-
-/// Gives a folder its name, unless that is taken: E_EXISTS.
-inline void rename_to_new(std::filesystem::path const& from, std::filesystem::path const& to) {
-    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
-    check(errno != EEXIST && errno != ENOTEMPTY, code::exists, "save_state: there is something at ", to, " already");
-    if (errno != EINVAL && errno != ENOSYS) fail_io("cannot rename a folder to", to, errno);
-    std::error_code failed;  // a file system that cannot do it in one step
-    check(!std::filesystem::exists(to), code::exists, "save_state: there is something at ", to, " already");
-    std::filesystem::rename(from, to, failed);
-    if (failed) fail_io("cannot rename a folder to", to, failed.value());
-}
-
-/// What one rank puts into its file, and what it tells of it.
-struct Contribution {
-    TensorMap tensors;
-    nlohmann::json tells = {{"values", nlohmann::json::object()}, {"own", nlohmann::json::object()}, {"tensors", nlohmann::json::object()}};
-};
-
-inline Contribution contribution(std::vector<Component> const& components, int64_t rank) {
-    Contribution c;
-    for (auto const& component : components) {
-        auto state = component.save();
-        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
-        state.values.erase("slices"), state.values.erase("shapes");
-        bool const own = is_own(component.whose);
-        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
-        for (auto const& [name, tensor] : state.tensors) {
-            auto const key = (own ? "own/" : "") + component.name + "/" + name;
-            bool const part = slices.contains(name);
-            if (component.whose == Whose::All && rank != 0) continue;
-            c.tensors.insert(key, tensor);
-            if (own) continue;
-            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
-            if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
-            else entry["shape"] = tensor.sizes().vec();
-        }
-    }
-    return c;
-}
-
-/// What all ranks have told, as one.
-inline Manifest merged(std::vector<std::string> const& told, nlohmann::json about) {
-    Manifest m;
-    m.world = static_cast<int64_t>(told.size());
-    m.about = std::move(about);
-    for (int64_t r = 0; r < m.world; ++r) {
-        auto const j = nlohmann::json::parse(told[static_cast<size_t>(r)]);
-        m.files.push_back({rank_file(r), j.at("size").get<int64_t>(), j.at("hash").get<std::string>()});
-        if (r == 0) m.values = j.at("values");
-        m.ranks.push_back(j.at("own"));
-        for (auto const& [name, entry] : j.at("tensors").items()) {
-            auto& t = m.tensors[name];
-            t.dtype = dtypes[static_cast<size_t>(find_dtype(entry.at("dtype").get<std::string>()))].type;
-            t.shape = entry.at("shape").get<std::vector<int64_t>>();
-            t.whole = !entry.contains("from");
-            if (!t.whole) t.strides = entry.at("strides").get<std::vector<int64_t>>();
-            t.parts.push_back({r, t.whole ? 0 : entry.at("from").get<int64_t>(), t.whole ? t.numel() : entry.at("to").get<int64_t>()});
-        }
-    }
-    return m;
-}
-
-}  // namespace detail
-
-/// Writes the components as the folder `dir`, which appears under its name whole or not at all: each rank writes a file into a hidden
-/// folder beside it and makes it durable, rank 0 adds the manifest, renames, and makes that durable. Collective; an error on one rank is the
-/// same error on all, and leaves nothing behind. Gives the bytes written by all ranks. Errors: E_EXISTS, E_NO_SPACE, E_IO.
-template <class Comm>
-int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json const& about) {
-    std::string hidden;
-    together(comm, [&] {
-        if (comm.rank() != 0) return;
-        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
-        std::random_device random;
-        hidden = (folder_for(dir) / concat(".tmp-", dir.filename().string(), "-", random(), random())).string();
-        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
-    });
-    comm.broadcast_bytes(hidden, 0);
-    int64_t bytes = 0;
-    try {
-        std::vector<std::string> told;
-        std::string mine;
-        together(comm, [&] {
-            auto const path = std::filesystem::path(hidden) / detail::rank_file(comm.rank());
-            auto c = detail::contribution(components, comm.rank());
-            save_file(c.tensors, path);
-            detail::only_for_owner(path);
-            InputFile const written(path);
-            c.tells["size"] = written.size(), c.tells["hash"] = hash_of(written);
-            mine = c.tells.dump();
-        });
-        told = comm.all_gather_bytes(mine);
-        together(comm, [&] {
-            auto const manifest = detail::merged(told, about);
-            for (auto const& f : manifest.files) bytes += f.size;
-            if (comm.rank() != 0) return;
-            auto const text = manifest.text();
-            static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
-            auto const path = std::filesystem::path(hidden) / Manifest::file_name;
-            OutputFile file(path, static_cast<int64_t>(text.size()));
-            file.write(text);
-            file.commit();
-            detail::only_for_owner(path);
-            detail::rename_to_new(hidden, dir);
-            sync_folder(open_folder(folder_for(dir), dir), dir);
-        });
-    } catch (...) {
-        std::error_code ignored;
-        if (comm.rank() == 0) std::filesystem::remove_all(hidden, ignored);
-        throw;
-    }
-    return bytes;
-}
 
 /// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
 /// it is executed.
@@ -172,18 +47,27 @@ public:
     Manifest const& manifest() const { return manifest_; }
     std::filesystem::path const& dir() const { return dir_; }
 
+    /// Names of what was saved: "model", "optimizer", ...
+    std::vector<std::string> components() const {
+        std::vector<std::string> all;
+        for (auto const* values : {&manifest_.values, &manifest_.ranks.front()})
+            for (auto const& [name, value] : values->items()) all.push_back(name);
+        return all;
+    }
+
     /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
     void verify(int64_t first = 0, int64_t step = 1) const {
         for (auto i = first; i < manifest_.world; i += step) {
             auto const& f = manifest_.files[static_cast<size_t>(i)];
-            auto const found = hash_of(InputFile(dir_ / f.name));
+            auto const found = hash_of(InputFile(dir_ / f.name), Hasher::kind_of(f.hash, "load_state"));
             check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
         }
     }
 
     /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
-    /// Error E_CK_KEYS when the checkpoint has no such component. Empty: there is none of this rank, and it keeps what it has.
-    std::optional<StateDict> state_of(Component const& component, int64_t rank) {
+    /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
+    /// two names become one. Empty: there is none of this rank, and it keeps what it has.
+    std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
         bool const own = is_own(component.whose);
         if (own && rank >= manifest_.world) {
             if (component.whose == Whose::Each) return {};
@@ -196,7 +80,7 @@ public:
             auto& file = reader(rank);
             auto const prefix = "own/" + component.name + "/";
             for (auto const& info : file.tensors())
-                if (info.name.starts_with(prefix)) state.tensors.insert(info.name.substr(prefix.size()), file.read(info));
+                if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
             return state;
         }
         StateDict held;
@@ -204,7 +88,7 @@ public:
         auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
         auto const prefix = component.name + "/";
         for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
-            auto const name = it->first.substr(prefix.size());
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
             if (!slices.contains(name)) {
@@ -230,6 +114,16 @@ public:
     }
 
 private:
+    static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
+        if (component.names == Names::Other || renames.empty()) return name;
+        auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
+        auto key = name.substr(begin);
+        for (auto const& rename : renames) key = rename(key);
+        key = name.substr(0, begin) + key;
+        check(!state.tensors.contains(key), code::ck_keys, "load_state: two tensors of \"", component.name, "\" are renamed to ", quote(key));
+        return key;
+    }
+
     static std::string names(nlohmann::json const& values) {
         std::string all;
         for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";

@@ -1,0 +1,147 @@
+// What a checkpoint costs: how long training stands still, how long until it is durable, how much slower steps are meanwhile, how long loading takes.
+//   main save FOLDER LAYERS WIDTH ROUNDS      JSON lines, the best of the rounds: stall of synchronous and asynchronous saves, and limits
+//   main load FOLDER LAYERS WIDTH ROUNDS      of the checkpoint that `save` leaves: warm and cold, until every byte was read
+// The state is a stack of linear layers with AdamW: 12 bytes a parameter.
+#include <torch/torch.h>
+
+#include <accelerate.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
+#include <fstream>
+#include <string>
+#include <unistd.h>
+
+namespace acc = accelerate;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Run = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Fp32, acc::sharding::None, acc::loader::Stateful<>>;
+
+double seconds_of(auto&& body) {
+    auto const begin = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// Bytes of memory: the most that were in use so far ("VmHWM:"), or are now ("VmRSS:").
+double memory(std::string const& key) {
+    std::ifstream in("/proc/self/status");
+    for (std::string word; in >> word;)
+        if (double kb = 0; word == key && in >> kb) return kb * 1024;
+    return 0;
+}
+
+void say(char const* what, double value) { std::printf("{\"arm\": \"ours\", \"what\": \"%s\", \"value\": %.9g}\n", what, value); }
+
+struct Trained {
+    Trained(int64_t layers, int64_t width) : input(torch::randn({4, width})) {
+        torch::nn::Sequential net;
+        for (int64_t i = 0; i < layers; ++i) net->push_back(torch::nn::Linear(torch::nn::LinearOptions(width, width).bias(false)));
+        prepared.emplace(accelerator.prepare(net, acc::optim::AdamW{.lr = 1e-5}));
+    }
+    double step() {
+        return seconds_of([&] {
+            auto& [model, optimizer] = *prepared;
+            accelerator.backward(model(input).square().mean());
+            optimizer.step();
+            optimizer.zero_grad();
+        });
+    }
+    Run accelerator;
+    torch::Tensor input;
+    std::optional<decltype(accelerator.prepare(torch::nn::Sequential(), acc::optim::AdamW{}))> prepared;
+};
+
+void save(fs::path const& folder, int64_t layers, int64_t width, int64_t rounds) {
+    Trained run(layers, width);
+    for (int i = 0; i < 3; ++i) run.step();
+    auto const bytes = 12 * layers * width * width;
+    double const before = memory("VmRSS:");
+    std::vector<double> ordinary, stall, asynchronous, durable, durable_asynchronous, slower, copy, disk;
+    auto const source = torch::ones({bytes}, torch::kByte), target = torch::ones({bytes}, torch::kByte);
+    double const limits = memory("VmRSS:") - before;  // what measuring the limits takes
+    for (int64_t round = 0; round <= rounds; ++round) {
+        bool const warm = round > 0;  // the first round makes the copy's memory
+        auto const note = [&](std::vector<double>& list, double value) {
+            if (warm) list.push_back(value);
+        };
+        auto const once = std::min(run.step(), run.step());
+        note(ordinary, once);
+        fs::remove_all(folder / "sync");
+        auto const call = seconds_of([&] { run.accelerator.save_state(folder / "sync"); });
+        note(durable, call);
+        note(stall, call + run.step() - once);
+
+        fs::remove_all(folder / "async");
+        auto const begin = std::chrono::steady_clock::now();
+        auto const since = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+        auto const copying = seconds_of([&] { run.accelerator.save_state(folder / "async", {.asynchronous = true}); });
+        note(asynchronous, copying + run.step() - once);
+        std::vector<double> meanwhile;
+        while (!fs::exists(folder / "async")) meanwhile.push_back(run.step());
+        note(durable_asynchronous, since());
+        run.accelerator.wait_for_checkpoint();
+        if (!meanwhile.empty()) meanwhile.pop_back();  // the last began beside the writer and may have ended alone
+        if (!meanwhile.empty()) {
+            std::nth_element(meanwhile.begin(), meanwhile.begin() + static_cast<std::ptrdiff_t>(meanwhile.size() / 2), meanwhile.end());
+            note(slower, meanwhile[meanwhile.size() / 2] / once);
+        }
+
+        note(copy, seconds_of([&] { std::memcpy(target.mutable_data_ptr(), source.const_data_ptr(), static_cast<size_t>(bytes)); }));
+        note(disk, seconds_of([&] {
+                 auto const fd = ::open((folder / "plain").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+                 auto const* from = static_cast<char const*>(source.const_data_ptr());
+                 for (int64_t at = 0; at < bytes;) {
+                     auto const n = ::write(fd, from + at, static_cast<size_t>(std::min<int64_t>(bytes - at, int64_t{1} << 30)));
+                     acc::check(n > 0, acc::code::io, "the plain write failed");
+                     at += n;
+                 }
+                 ::fsync(fd);
+                 ::close(fd);
+             }));
+        fs::remove(folder / "plain");
+    }
+    auto const best = [](std::vector<double> const& list) { return list.empty() ? 0 : *std::min_element(list.begin(), list.end()); };
+    say("bytes", static_cast<double>(bytes));
+    say("step", best(ordinary));
+    say("memcpy", best(copy));
+    say("disk", best(disk));
+    say("stall", best(stall));
+    say("durable", best(durable));
+    say("stall, asynchronous", best(asynchronous));
+    say("durable, asynchronous", best(durable_asynchronous));
+    say("slower while writing", best(slower));
+    say("memory above the state", memory("VmHWM:") - before - limits);
+    fs::remove_all(folder / "async");
+}
+
+void load(fs::path const& folder, int64_t layers, int64_t width, int64_t rounds) {
+    Trained run(layers, width);
+    run.step();
+    double warm = 1e9, cold = 1e9;
+    for (int64_t round = 0; round < rounds; ++round) {
+        warm = std::min(warm, seconds_of([&] { run.accelerator.load_state(folder / "sync"); }));
+        for (auto const& entry : fs::directory_iterator(folder / "sync")) {
+            auto const fd = ::open(entry.path().c_str(), O_RDONLY);
+            ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            ::close(fd);
+        }
+        cold = std::min(cold, seconds_of([&] { run.accelerator.load_state(folder / "sync"); }));
+    }
+    say("load, warm", warm);
+    say("load, cold", cold);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return acc::run([&] {
+        acc::check(argc == 6, acc::code::config, "main save|load FOLDER LAYERS WIDTH ROUNDS");
+        fs::create_directories(argv[2]);
+        (argv[1] == std::string("save") ? save : load)(argv[2], std::stoll(argv[3]), std::stoll(argv[4]), std::stoll(argv[5]));
+    });
+}

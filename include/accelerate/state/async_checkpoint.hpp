@@ -1,0 +1,100 @@
+#pragma once
+
+#include <accelerate/core/log.hpp>
+#include <accelerate/state/checkpoint_writer.hpp>
+#include <accelerate/state/pending_save.hpp>
+#include <accelerate/state/snapshot.hpp>
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace accelerate::state {
+namespace detail {
+
+inline std::filesystem::path told_file(std::filesystem::path const& hidden, int64_t rank, char const* what) { return hidden / concat("rank-", rank, what); }
+
+inline void put_text(std::filesystem::path const& path, std::string const& text) {
+    OutputFile file(path, static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+}
+
+inline std::string take_text(std::filesystem::path const& path) {
+    std::string text;
+    {
+        InputFile const file(path);
+        text.resize(static_cast<size_t>(file.size()));
+        file.read_at(text.data(), file.size(), 0);
+    }
+    std::filesystem::remove(path);
+    return text;
+}
+
+/// What all ranks' writers tell, when they have told it. Errors: that of a rank that failed; E_DEADLINE for one that is not heard of.
+inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden, int64_t world, std::chrono::milliseconds deadline) {
+    using namespace std::chrono;
+    auto const until = steady_clock::now() + deadline;
+    std::vector<std::string> told;
+    auto pause = milliseconds(1);
+    for (int64_t rank = 0; rank < world; ++rank) {
+        auto const done = told_file(hidden, rank, ".told"), failed = told_file(hidden, rank, ".failed");
+        for (; !std::filesystem::exists(done); pause = std::min(2 * pause, milliseconds(50))) {
+            check(!std::filesystem::exists(failed), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+            check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
+            std::this_thread::sleep_for(pause);
+        }
+        told.push_back(take_text(done));
+    }
+    return told;
+}
+
+}  // namespace detail
+
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds; the call takes as long as copying. Threads of different ranks
+/// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
+/// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
+template <class Comm>
+std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json about, Hash hash, Snapshot& snapshot,
+                                                    std::chrono::milliseconds deadline, std::function<void(int64_t)> published) {
+    auto hidden = detail::begin_checkpoint(comm, dir);
+    detail::Contribution c;
+    try {
+        together(comm, [&] {
+            c = detail::contribution(components, comm.rank());
+            c.tensors = snapshot.copy(c.tensors);
+        });
+    } catch (...) {
+        if (comm.rank() == 0) detail::discard_checkpoint(hidden);
+        throw;
+    }
+    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
+        try {
+            detail::put_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            if (rank != 0) return;
+            published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
+        } catch (...) {
+            if (rank == 0) detail::discard_checkpoint(hidden);
+            else {
+                try {
+                    detail::put_text(detail::told_file(hidden, rank, ".failed"), "");
+                } catch (std::exception const& e) {
+                    log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
+                }
+            }
+            throw;
+        }
+    });
+}
+
+/// Waits until the ranks' threads have ended; an error of one is the same error on all. Collective.
+template <class Comm>
+void wait_together(Comm const& comm, std::unique_ptr<PendingSave> pending) {
+    together(comm, [&] { pending->wait(); });
+}
+
+}  // namespace accelerate::state

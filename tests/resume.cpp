@@ -1,0 +1,77 @@
+// Going on from a checkpoint equals never having stopped, bit for bit: over every precision and sharding, the kinds of loaders, and the
+// moments at which a run may stop.
+#include "support/story.hpp"
+
+#include "support/policies.hpp"
+
+#include <array>
+#include <concepts>
+#include <utility>
+
+using namespace told;
+
+namespace {
+
+/// Stops after `stop` bodies, begins anew from the folder, and is where the run is that did not stop.
+template <class Precision, class Sharding, class Data = Indexed>
+void resumes(int64_t ranks, std::vector<int64_t> const& stops) {
+    for (auto stop : stops) {
+        INFO(Precision::name << ", " << Sharding::name << ", " << Data::name << ", " << ranks << " ranks, stop after " << stop);
+        Folder folder;
+        auto const dir = folder / "here";
+        std::vector<Story> through(static_cast<size_t>(ranks)), again(static_cast<size_t>(ranks));
+        torch::manual_seed(11);
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { through[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, {}, stop, [&](auto& accelerator) { accelerator.save_state(dir); }); });
+        torch::manual_seed(12);
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { again[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, dir, -1, [](auto&) {}); });
+        for (size_t r = 0; r < through.size(); ++r) {
+            INFO("rank " << r);
+            CHECK(again[r].at_stop == through[r].at_stop);
+            CHECK(again[r].losses == std::vector<float>(through[r].losses.begin() + stop, through[r].losses.end()));
+            CHECK(again[r].at_end == through[r].at_end);
+        }
+    }
+}
+
+/// One precision under one sharding: stops once inside a window (of three bodies) and once between two, over one of the kinds of loaders, in turn.
+template <size_t P, size_t S>
+void cells(int64_t& count) {
+    using Precision = typename std::tuple_element_t<P, std::remove_const_t<decltype(policies::precisions)>>::type;
+    using Sharding = typename std::tuple_element_t<S, std::remove_const_t<decltype(policies::shardings)>>::type;
+    using Data = std::tuple_element_t<(P + S) % 3, std::tuple<Indexed, Streamed, Dispatched>>;
+    if constexpr (acc::supported<acc::device::BasicCpu<acc::comm::Threads>, Precision, Sharding, typename Data::policy>) {
+        constexpr int64_t ranks = std::same_as<Sharding, acc::sharding::None> ? 1 : 2 + (P + S) % 2;
+        constexpr int64_t epoch = ranks == 1 ? 23 : ranks == 2 ? 12 : 8;
+        constexpr std::array<int64_t, 5> inside{4, 5, 10, 11, 14};
+        constexpr std::array<int64_t, 4> between{3, std::min<int64_t>(epoch, 18), std::min<int64_t>(epoch, 16) - 1, 6};  // mid-epoch; an epoch's end; its last batch but one
+        resumes<Precision, Sharding, Data>(ranks, {inside[(P + 2 * S) % inside.size()], between[(P + S) % between.size()]});
+        count += 2;
+    }
+}
+
+template <size_t... I>
+int64_t all_cells(std::index_sequence<I...>) {
+    constexpr auto shardings = std::tuple_size_v<decltype(policies::shardings)>;
+    int64_t count = 0;
+    (cells<I / shardings, I % shardings>(count), ...);
+    return count;
+}
+
+using namespace acc::precision;
+using namespace acc::sharding;
+
+}  // namespace
+
+TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", "[checkpoint_writer][checkpoint_reader][checkpointing][component][state_control][random_state]") {
+    auto const count = all_cells(std::make_index_sequence<std::tuple_size_v<decltype(policies::precisions)> * std::tuple_size_v<decltype(policies::shardings)>>());
+    WARN(count << " cells, at least half of them inside a window of " << window);
+    CHECK(count >= 40);
+}
+
+TEST_CASE("a run that goes on: what is special", "[checkpointing][state_control]") {
+    resumes<Fp16<>, None>(1, {1, 3, 9});  // the scaler begins too high: the first steps are skipped
+    resumes<Fp8<acc::recipe::Delayed<4>>, None>(1, {6, 7});
+    resumes<Bf16<acc::bf16{.parameters = at::kBFloat16}>, None>(1, {9, 10});
+    resumes<Fp32, None>(2, {4, 9});  // each rank for itself
+    resumes<Fp16<>, None>(2, {9});   // with a scaler of its own
+}
