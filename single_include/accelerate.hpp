@@ -123,6 +123,7 @@
 #include <c10/util/strides.h>
 #include <xxhash.h>
 #include <variant>
+#include <c10/util/ArrayRef.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
@@ -1435,7 +1436,7 @@ struct StateDict {
     T value(std::string const& key, std::string_view who) const {
         auto it = values.find(key);
         check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" cannot be ", it->is_primitive() ? it->dump() : it->type_name()); };
+        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" has the wrong type or range: ", it->is_primitive() ? it->dump() : it->type_name()); };
         if constexpr (std::same_as<T, bool>) range(it->is_boolean());
         else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
         else if constexpr (std::floating_point<T>) range(it->is_number());
@@ -6298,26 +6299,6 @@ inline bool enter() {
 
 namespace accelerate::comm::kernel {
 
-/// Copies to memory that peers read next, with stores that pass the caches by where that is worth it: to write a cache line that
-/// another core has read costs up to 50 ns, one line after the other, where the two cores share no cache.
-inline void copy_for_peers(std::byte* to, std::byte const* from, size_t n) {
-#if defined(__x86_64__)
-    constexpr size_t worth = 16 << 10;
-    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        size_t i = 0;
-        for (; i + 64 <= n; i += 64) {
-            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
-            auto* const out = reinterpret_cast<__m128i*>(to + i);
-            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
-            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
-        }
-        _mm_sfence();
-        to += i, from += i, n -= i;
-    }
-#endif
-    if (n > 0) std::memcpy(to, from, n);
-}
-
 // Sums of several arrays, times a factor, written to several arrays (which may be among the summed ones). Terms are added in the
 // order given, so every rank gets the same bits. Hand-vectorised, because a consumer compiles with -O2, where g++ 12 does not do
 // it; not templates, because `target` attributes and lambdas or templates do not mix well. 16-bit floats are added in fp32 and
@@ -8060,6 +8041,37 @@ private:
 
 }  // namespace accelerate::comm
 
+// ---- accelerate/core/streaming_copy.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::kernel {
+
+/// Copies with stores that pass the caches by, where that is worth it: for memory that this core does not read next. To write a cache line that
+/// another core has read costs up to 50 ns, one line after the other, where the two share no cache; and what is not in the cache is not
+/// read before it is written. The C library does so for single copies of about a cache's size only.
+inline void streaming_copy(std::byte* to, std::byte const* from, size_t n) {
+#if defined(__x86_64__)
+    constexpr size_t worth = 16 << 10;
+    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        size_t i = 0;
+        for (; i + 64 <= n; i += 64) {
+            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
+            auto* const out = reinterpret_cast<__m128i*>(to + i);
+            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
+        }
+        _mm_sfence();
+        to += i, from += i, n -= i;
+    }
+#endif
+    if (n > 0) std::memcpy(to, from, n);
+}
+
+}  // namespace accelerate::kernel
+
 // ---- accelerate/comm/transfer.hpp
 
 /// Movement of bytes inside one operation of a group. Ranks of a node pass pieces through their stages, one arrival for each piece;
@@ -8089,7 +8101,7 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
         auto const n = std::clamp<int64_t>(mine.bytes - offset, 0, room);
         auto* const stage = g.stage(g.who.me, g.control.phase() + 1);
         for (int64_t i = 0; n > 0 && i < mine.runs; ++i)
-            kernel::copy_for_peers(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
+            accelerate::kernel::streaming_copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
         if (offset == 0) {
             arrive();
             for (int64_t p = 0; p < g.members(); ++p) longest = std::max<int64_t>(longest, length(p));
@@ -14427,7 +14439,7 @@ private:
 
     void write_now(char const* from, size_t size) {
         while (size > 0) {
-            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
+            auto const n = ::write(file_.get(), from, std::min(size, size_t{16} << 20));  // much larger ones are slower
             if (n < 0 && errno == EINTR) continue;
             if (n < 0) fail_with("cannot write", errno);
             from += n, size -= static_cast<size_t>(n);
@@ -15123,7 +15135,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
     entries.require(entries.at("whole").is_boolean(), "\"whole\" is no boolean");
     t.whole = entries.at("whole").get<bool>();
     if (!t.whole) t.strides = entries.numbers("strides");
-    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", at::IntArrayRef(t.strides), " do not fit shape ", at::IntArrayRef(t.shape));
+    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", c10::IntArrayRef(t.strides), " do not fit shape ", c10::IntArrayRef(t.shape));
     entries.require(entries.at("parts").is_array(), "\"parts\" is no list");
     for (auto const& p : entries.at("parts")) {
         entries.require(p.is_array() && p.size() == 3, "has a part that is no list of three");
@@ -15374,6 +15386,7 @@ namespace accelerate {
 struct load_state_options {
     std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
     std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
+    bool verify = true;                  ///< false: sizes and structure are checked, but not the hashes, which costs one read of all files
 };
 
 namespace detail {
@@ -15541,12 +15554,13 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
     return found;
 }
 
-/// A checkpoint whose files are as they were written: every rank reads some of them. Collective; errors are those of all.
+/// A checkpoint whose files are as they were written, if that is to be verified: every rank reads some of them. Collective; errors are those
+/// of all.
 template <class Comm>
-std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
+std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir, bool verify) {
     std::unique_ptr<state::CheckpointReader> reader;
     state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
-    state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    if (verify) state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
     return reader;
 }
 
@@ -15906,7 +15920,7 @@ public:
         for (auto const& [name, t] : tensors) {
             auto const of = at::from_blob(at, t.sizes(), [kept = memory_](void*) {}, t.options().device(at::kCPU).requires_grad(false));
             if (t.is_cpu() && t.is_contiguous() && !t.is_conj() && !t.is_neg()) {
-                if (t.nbytes() > 0) std::memcpy(at, t.const_data_ptr(), t.nbytes());
+                kernel::streaming_copy(reinterpret_cast<std::byte*>(at), static_cast<std::byte const*>(t.const_data_ptr()), t.nbytes());
             } else {
                 of.copy_(t.detach());
             }
@@ -16170,11 +16184,11 @@ public:
         if (pending_) state::wait_together(own().training_->settled().comm, std::move(pending_));
     }
 
-    /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
+    /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
     /// nothing has been changed where the folder cannot be read, or is of another run.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
-        load(*detail::open_checkpoint(own().training_->settled().comm, dir), options);
+        load(*detail::open_checkpoint(own().training_->settled().comm, dir, options.verify), options);
     }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
@@ -16201,7 +16215,7 @@ public:
             auto const dir = folder / concat("checkpoint_", number);
             std::unique_ptr<state::CheckpointReader> reader;
             try {
-                reader = detail::open_checkpoint(comm, dir);
+                reader = detail::open_checkpoint(comm, dir, options.verify);
             } catch (Error const& e) {
                 if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
                 log::warning("resume: ", dir, " is passed over: ", e.what());

@@ -17,6 +17,7 @@ namespace accelerate {
 struct load_state_options {
     std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
     std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
+    bool verify = true;                  ///< false: sizes and structure are checked, but not the hashes, which costs one read of all files
 };
 
 namespace detail {
@@ -184,12 +185,13 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
     return found;
 }
 
-/// A checkpoint whose files are as they were written: every rank reads some of them. Collective; errors are those of all.
+/// A checkpoint whose files are as they were written, if that is to be verified: every rank reads some of them. Collective; errors are those
+/// of all.
 template <class Comm>
-std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
+std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir, bool verify) {
     std::unique_ptr<state::CheckpointReader> reader;
     state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
-    state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    if (verify) state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
     return reader;
 }
 

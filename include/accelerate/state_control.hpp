@@ -69,11 +69,11 @@ public:
         if (pending_) state::wait_together(own().training_->settled().comm, std::move(pending_));
     }
 
-    /// Restores what `save_state` wrote. Every file's hash is checked first. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
+    /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
     /// nothing has been changed where the folder cannot be read, or is of another run.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
-        load(*detail::open_checkpoint(own().training_->settled().comm, dir), options);
+        load(*detail::open_checkpoint(own().training_->settled().comm, dir, options.verify), options);
     }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
@@ -100,7 +100,7 @@ public:
             auto const dir = folder / concat("checkpoint_", number);
             std::unique_ptr<state::CheckpointReader> reader;
             try {
-                reader = detail::open_checkpoint(comm, dir);
+                reader = detail::open_checkpoint(comm, dir, options.verify);
             } catch (Error const& e) {
                 if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
                 log::warning("resume: ", dir, " is passed over: ", e.what());

@@ -10,26 +10,6 @@
 
 namespace accelerate::comm::kernel {
 
-/// Copies to memory that peers read next, with stores that pass the caches by where that is worth it: to write a cache line that
-/// another core has read costs up to 50 ns, one line after the other, where the two cores share no cache.
-inline void copy_for_peers(std::byte* to, std::byte const* from, size_t n) {
-#if defined(__x86_64__)
-    constexpr size_t worth = 16 << 10;
-    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        size_t i = 0;
-        for (; i + 64 <= n; i += 64) {
-            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
-            auto* const out = reinterpret_cast<__m128i*>(to + i);
-            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
-            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
-        }
-        _mm_sfence();
-        to += i, from += i, n -= i;
-    }
-#endif
-    if (n > 0) std::memcpy(to, from, n);
-}
-
 // Sums of several arrays, times a factor, written to several arrays (which may be among the summed ones). Terms are added in the
 // order given, so every rank gets the same bits. Hand-vectorised, because a consumer compiles with -O2, where g++ 12 does not do
 // it; not templates, because `target` attributes and lambdas or templates do not mix well. 16-bit floats are added in fp32 and

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <accelerate/comm/group.hpp>
-#include <accelerate/comm/kernels.hpp>
+#include <accelerate/core/streaming_copy.hpp>
 
 /// Movement of bytes inside one operation of a group. Ranks of a node pass pieces through their stages, one arrival for each piece;
 /// between nodes the bridge does it. Each function returns when this rank may write its own memory again.
@@ -30,7 +30,7 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
         auto const n = std::clamp<int64_t>(mine.bytes - offset, 0, room);
         auto* const stage = g.stage(g.who.me, g.control.phase() + 1);
         for (int64_t i = 0; n > 0 && i < mine.runs; ++i)
-            kernel::copy_for_peers(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
+            accelerate::kernel::streaming_copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
         if (offset == 0) {
             arrive();
             for (int64_t p = 0; p < g.members(); ++p) longest = std::max<int64_t>(longest, length(p));

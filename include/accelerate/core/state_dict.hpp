@@ -20,7 +20,7 @@ struct StateDict {
     T value(std::string const& key, std::string_view who) const {
         auto it = values.find(key);
         check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" cannot be ", it->is_primitive() ? it->dump() : it->type_name()); };
+        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" has the wrong type or range: ", it->is_primitive() ? it->dump() : it->type_name()); };
         if constexpr (std::same_as<T, bool>) range(it->is_boolean());
         else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
         else if constexpr (std::floating_point<T>) range(it->is_number());

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/ArrayRef.h>
+
 #include <accelerate/state/codes.hpp>
 #include <accelerate/state/dtype.hpp>
 #include <accelerate/state/file_hash.hpp>
@@ -170,7 +172,7 @@ inline ManifestTensor parse_tensor(nlohmann::json const& j, std::string const& w
     entries.require(entries.at("whole").is_boolean(), "\"whole\" is no boolean");
     t.whole = entries.at("whole").get<bool>();
     if (!t.whole) t.strides = entries.numbers("strides");
-    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", at::IntArrayRef(t.strides), " do not fit shape ", at::IntArrayRef(t.shape));
+    check(t.whole || dense(t.shape, t.strides), code::ck_slices, where, ": strides ", c10::IntArrayRef(t.strides), " do not fit shape ", c10::IntArrayRef(t.shape));
     entries.require(entries.at("parts").is_array(), "\"parts\" is no list");
     for (auto const& p : entries.at("parts")) {
         entries.require(p.is_array() && p.size() == 3, "has a part that is no list of three");

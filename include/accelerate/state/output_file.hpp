@@ -103,7 +103,7 @@ private:
 
     void write_now(char const* from, size_t size) {
         while (size > 0) {
-            auto const n = ::write(file_.get(), from, std::min(size, size_t{1} << 30));
+            auto const n = ::write(file_.get(), from, std::min(size, size_t{16} << 20));  // much larger ones are slower
             if (n < 0 && errno == EINTR) continue;
             if (n < 0) fail_with("cannot write", errno);
             from += n, size -= static_cast<size_t>(n);

@@ -4,9 +4,11 @@
 #include <ATen/ops/from_blob.h>
 #include <sys/mman.h>
 
+#include <accelerate/core/streaming_copy.hpp>
 #include <accelerate/core/tensor_map.hpp>
 #include <accelerate/state/codes.hpp>
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -41,7 +43,7 @@ public:
         for (auto const& [name, t] : tensors) {
             auto const of = at::from_blob(at, t.sizes(), [kept = memory_](void*) {}, t.options().device(at::kCPU).requires_grad(false));
             if (t.is_cpu() && t.is_contiguous() && !t.is_conj() && !t.is_neg()) {
-                if (t.nbytes() > 0) std::memcpy(at, t.const_data_ptr(), t.nbytes());
+                kernel::streaming_copy(reinterpret_cast<std::byte*>(at), static_cast<std::byte const*>(t.const_data_ptr()), t.nbytes());
             } else {
                 of.copy_(t.detach());
             }
