@@ -13084,6 +13084,13 @@ public:
         }
     }
 
+    /// All of it, as text.
+    std::string read_text() const {
+        std::string text(static_cast<size_t>(size()), '\0');
+        read_at(text.data(), size(), 0);
+        return text;
+    }
+
     /// Error E_ST_CHANGED when size or time of last writing are not what they were at opening.
     void check_unchanged() const {
         auto const now = status();
@@ -14035,9 +14042,7 @@ private:
         auto const in = folder.open(file);
         path_ = in.path();
         check(in.size() <= index_size_limit, code::ix_too_large, "index ", name(), " has ", in.size(), " bytes; at most ", index_size_limit);
-        std::string text(static_cast<size_t>(in.size()), '\0');
-        in.read_at(text.data(), in.size(), 0);
-        index_ = parse_safetensors_index(text, path_.string());
+        index_ = parse_safetensors_index(in.read_text(), path_.string());
         for (auto const& shard : index_.files) files_.push_back(open_shard(folder, shard));
         compare();
     }
@@ -14462,6 +14467,13 @@ private:
     std::vector<char> buffer_;
 };
 
+/// A small file, whole or not at all, durable when this returns.
+inline void write_text(std::filesystem::path const& path, std::string_view text) {
+    OutputFile file(path, static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+}
+
 }  // namespace accelerate::state
 
 // ---- accelerate/state/save_file.hpp
@@ -14814,9 +14826,7 @@ inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& 
     for (auto const& writer : writers) writer->publish();
     if (split.is_sharded()) {
         auto const text = index.dump(2, ' ', true) + "\n";
-        OutputFile file(dir / index_name, static_cast<int64_t>(text.size()));
-        file.write(text);
-        file.commit();
+        write_text(dir / index_name, text);
         bytes += static_cast<int64_t>(text.size());
     }
     for (auto const& name : Folder(dir).names()) {
@@ -15204,9 +15214,7 @@ public:
         check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
         InputFile const file(path);
         check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
-        std::string text(static_cast<size_t>(file.size()), '\0');
-        file.read_at(text.data(), file.size(), 0);
-        manifest_ = Manifest::parse(text, path.string());
+        manifest_ = Manifest::parse(file.read_text(), path.string());
         for (auto const& f : manifest_.files) {
             check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
             auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));
@@ -15810,9 +15818,7 @@ inline int64_t publish_checkpoint(std::filesystem::path const& hidden, std::file
     auto const text = manifest.text();
     static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
     auto const path = hidden / Manifest::file_name;
-    OutputFile file(path, static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
+    write_text(path, text);
     only_for_owner(path);
     rename_to_new(hidden, dir);
     sync_folder(open_folder(folder_for(dir), dir), dir);
@@ -15946,23 +15952,6 @@ namespace detail {
 
 inline std::filesystem::path told_file(std::filesystem::path const& hidden, int64_t rank, char const* what) { return hidden / concat("rank-", rank, what); }
 
-inline void put_text(std::filesystem::path const& path, std::string const& text) {
-    OutputFile file(path, static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
-}
-
-inline std::string take_text(std::filesystem::path const& path) {
-    std::string text;
-    {
-        InputFile const file(path);
-        text.resize(static_cast<size_t>(file.size()));
-        file.read_at(text.data(), file.size(), 0);
-    }
-    std::filesystem::remove(path);
-    return text;
-}
-
 /// What all ranks' writers tell, when they have told it. Errors: that of a rank that failed; E_DEADLINE for one that is not heard of.
 inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden, int64_t world, std::chrono::milliseconds deadline) {
     using namespace std::chrono;
@@ -15976,7 +15965,8 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
             check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
             std::this_thread::sleep_for(pause);
         }
-        told.push_back(take_text(done));
+        told.push_back(InputFile(done).read_text());
+        std::filesystem::remove(done);
     }
     return told;
 }
@@ -16002,14 +15992,14 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
     }
     return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
         try {
-            detail::put_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
         } catch (...) {
             if (rank == 0) detail::discard_checkpoint(hidden);
             else {
                 try {
-                    detail::put_text(detail::told_file(hidden, rank, ".failed"), "");
+                    write_text(detail::told_file(hidden, rank, ".failed"), "");
                 } catch (std::exception const& e) {
                     log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
                 }
@@ -16105,10 +16095,7 @@ namespace accelerate::state {
 
 /// The file `latest` in a folder of checkpoints: the name of the one that was saved last, for people and scripts.
 inline void write_latest(std::filesystem::path const& folder, std::string const& name) {
-    auto const text = name + "\n";
-    OutputFile file(folder / "latest", static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
+    write_text(folder / "latest", name + "\n");
 }
 
 /// Error E_CK_LATEST when `latest` is there and is not a file that names a folder beside it.

@@ -18,23 +18,6 @@ namespace detail {
 
 inline std::filesystem::path told_file(std::filesystem::path const& hidden, int64_t rank, char const* what) { return hidden / concat("rank-", rank, what); }
 
-inline void put_text(std::filesystem::path const& path, std::string const& text) {
-    OutputFile file(path, static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
-}
-
-inline std::string take_text(std::filesystem::path const& path) {
-    std::string text;
-    {
-        InputFile const file(path);
-        text.resize(static_cast<size_t>(file.size()));
-        file.read_at(text.data(), file.size(), 0);
-    }
-    std::filesystem::remove(path);
-    return text;
-}
-
 /// What all ranks' writers tell, when they have told it. Errors: that of a rank that failed; E_DEADLINE for one that is not heard of.
 inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden, int64_t world, std::chrono::milliseconds deadline) {
     using namespace std::chrono;
@@ -48,7 +31,8 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
             check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
             std::this_thread::sleep_for(pause);
         }
-        told.push_back(take_text(done));
+        told.push_back(InputFile(done).read_text());
+        std::filesystem::remove(done);
     }
     return told;
 }
@@ -74,14 +58,14 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
     }
     return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
         try {
-            detail::put_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
         } catch (...) {
             if (rank == 0) detail::discard_checkpoint(hidden);
             else {
                 try {
-                    detail::put_text(detail::told_file(hidden, rank, ".failed"), "");
+                    write_text(detail::told_file(hidden, rank, ".failed"), "");
                 } catch (std::exception const& e) {
                     log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
                 }

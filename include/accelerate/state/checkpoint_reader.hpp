@@ -29,9 +29,7 @@ public:
         check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
         InputFile const file(path);
         check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
-        std::string text(static_cast<size_t>(file.size()), '\0');
-        file.read_at(text.data(), file.size(), 0);
-        manifest_ = Manifest::parse(text, path.string());
+        manifest_ = Manifest::parse(file.read_text(), path.string());
         for (auto const& f : manifest_.files) {
             check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
             auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));

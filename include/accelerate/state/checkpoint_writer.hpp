@@ -120,9 +120,7 @@ inline int64_t publish_checkpoint(std::filesystem::path const& hidden, std::file
     auto const text = manifest.text();
     static_cast<void>(Manifest::parse(text, "save_state"));  // what could not be read back is an error now
     auto const path = hidden / Manifest::file_name;
-    OutputFile file(path, static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
+    write_text(path, text);
     only_for_owner(path);
     rename_to_new(hidden, dir);
     sync_folder(open_folder(folder_for(dir), dir), dir);

@@ -77,6 +77,13 @@ public:
         }
     }
 
+    /// All of it, as text.
+    std::string read_text() const {
+        std::string text(static_cast<size_t>(size()), '\0');
+        read_at(text.data(), size(), 0);
+        return text;
+    }
+
     /// Error E_ST_CHANGED when size or time of last writing are not what they were at opening.
     void check_unchanged() const {
         auto const now = status();

@@ -10,10 +10,7 @@ namespace accelerate::state {
 
 /// The file `latest` in a folder of checkpoints: the name of the one that was saved last, for people and scripts.
 inline void write_latest(std::filesystem::path const& folder, std::string const& name) {
-    auto const text = name + "\n";
-    OutputFile file(folder / "latest", static_cast<int64_t>(text.size()));
-    file.write(text);
-    file.commit();
+    write_text(folder / "latest", name + "\n");
 }
 
 /// Error E_CK_LATEST when `latest` is there and is not a file that names a folder beside it.

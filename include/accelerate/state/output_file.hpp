@@ -126,4 +126,11 @@ private:
     std::vector<char> buffer_;
 };
 
+/// A small file, whole or not at all, durable when this returns.
+inline void write_text(std::filesystem::path const& path, std::string_view text) {
+    OutputFile file(path, static_cast<int64_t>(text.size()));
+    file.write(text);
+    file.commit();
+}
+
 }  // namespace accelerate::state

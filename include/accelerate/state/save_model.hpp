@@ -50,9 +50,7 @@ inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& 
     for (auto const& writer : writers) writer->publish();
     if (split.is_sharded()) {
         auto const text = index.dump(2, ' ', true) + "\n";
-        OutputFile file(dir / index_name, static_cast<int64_t>(text.size()));
-        file.write(text);
-        file.commit();
+        write_text(dir / index_name, text);
         bytes += static_cast<int64_t>(text.size());
     }
     for (auto const& name : Folder(dir).names()) {

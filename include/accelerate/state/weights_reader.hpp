@@ -68,9 +68,7 @@ private:
         auto const in = folder.open(file);
         path_ = in.path();
         check(in.size() <= index_size_limit, code::ix_too_large, "index ", name(), " has ", in.size(), " bytes; at most ", index_size_limit);
-        std::string text(static_cast<size_t>(in.size()), '\0');
-        in.read_at(text.data(), in.size(), 0);
-        index_ = parse_safetensors_index(text, path_.string());
+        index_ = parse_safetensors_index(in.read_text(), path_.string());
         for (auto const& shard : index_.files) files_.push_back(open_shard(folder, shard));
         compare();
     }
