@@ -5830,7 +5830,7 @@ Holder construct_with(Fill const& fill, int64_t seed, Arguments&&... arguments) 
 }
 template <class Holder, class... Arguments>
 Holder construct(int64_t seed, Arguments&&... arguments) {
-    return construct_with<Holder>(&module::materialize, seed, std::forward<Arguments>(arguments)...);
+    return construct_with<Holder>([](auto const& root, module::Tape const& tape) { module::materialize(root, tape); }, seed, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace accelerate
@@ -6095,6 +6095,7 @@ struct Call {
     at::ScalarType dtype = at::ScalarType::Undefined;  ///< Undefined: bytes, or nothing
     bool flag = false;                                 ///< an on/off argument: `gather` of a buffer's all_reduce
     bool refused = false;                              ///< this rank's own arguments cannot work; it arrives only to tell its peers
+    bool elsewhere = false;                            ///< announced here, carried out elsewhere, such as on a device
     int32_t root = -1;                                 ///< root, peer or buffer number; -1: there is none
     int64_t count = 0;                                 ///< elements, or bytes where there is no dtype
     int64_t dims = 0;                                  ///< -1: no shape, only a count
@@ -6137,6 +6138,9 @@ inline std::string describe(Call const& c) {
     }
     return text + (c.refused ? " (which that rank refused: see its own message)" : "");
 }
+
+/// The same where ranks disagree, which they may do in this alone.
+inline std::string describe_apart(Call const& c) { return describe(c) + (c.elsewhere ? " on a device" : ""); }
 
 }  // namespace accelerate::comm
 
@@ -6963,21 +6967,29 @@ public:
     /// One operation from here to the end of the scope; left by an exception it stays open in the record.
     class Entry {
     public:
-        Entry(Recorder& recorder, Call const& c, uint64_t number, int64_t group) : slot_(recorder.slots_[recorder.next_.fetch_add(1, std::memory_order_relaxed) % capacity]) {
+        Entry(Recorder& recorder, Call const& c, uint64_t number, int64_t group)
+            : recorder_(recorder), index_(recorder.next_.fetch_add(1, std::memory_order_relaxed)), slot_(recorder.slots_[index_ % capacity]) {
             set(6, 0);
             set(0, number), set(1, static_cast<uint64_t>(group)), set(2, static_cast<uint64_t>(c.count));
             set(3, static_cast<uint64_t>(c.operation) | static_cast<uint64_t>(c.reduction) << 8 | static_cast<uint64_t>(static_cast<uint8_t>(c.dtype)) << 16 |
-                       static_cast<uint64_t>(c.flag) << 24 | static_cast<uint64_t>(c.refused) << 25 | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32);
+                       static_cast<uint64_t>(c.flag) << 24 | static_cast<uint64_t>(c.refused) << 25 | static_cast<uint64_t>(c.elsewhere) << 26 | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32);
             set(4, static_cast<uint64_t>(c.dims));
             for (int64_t d = 0; d < std::min(c.dims, Call::max_dims); ++d) set(7 + static_cast<size_t>(d), static_cast<uint64_t>(c.shape[static_cast<size_t>(d)]));
             set(5, ticks());
         }
         void finished() { set(6, ticks()); }
+        /// Gives its place to the operation that follows, of which it was a part; stays, finished, where another thread's came between.
+        void withdraw() {
+            auto next = index_ + 1;
+            if (!recorder_.next_.compare_exchange_strong(next, index_, std::memory_order_relaxed)) finished();
+        }
         Entry(Entry const&) = delete;
         Entry& operator=(Entry const&) = delete;
 
     private:
         void set(size_t word, uint64_t value) { slot_[word].store(value, std::memory_order_relaxed); }
+        Recorder& recorder_;
+        uint64_t index_;
         std::array<std::atomic<uint64_t>, 13>& slot_;
     };
 
@@ -7040,7 +7052,7 @@ private:
             c.count = static_cast<int64_t>(get(2));
             c.operation = static_cast<Operation>(get(3) & 0xFF), c.reduction = static_cast<Reduction>(get(3) >> 8 & 0xFF);
             c.dtype = static_cast<at::ScalarType>(static_cast<int8_t>(get(3) >> 16 & 0xFF));
-            c.flag = get(3) >> 24 & 1, c.refused = get(3) >> 25 & 1, c.root = static_cast<int32_t>(get(3) >> 32);
+            c.flag = get(3) >> 24 & 1, c.refused = get(3) >> 25 & 1, c.elsewhere = get(3) >> 26 & 1, c.root = static_cast<int32_t>(get(3) >> 32);
             c.dims = static_cast<int64_t>(get(4));
             out << (i == first ? "\n" : ",\n") << "{\"group\": " << get(1) << ", \"number\": " << get(0) << ", \"operation\": \"" << name(c.operation) << "\", \"dtype\": \""
                 << (c.dtype == at::ScalarType::Undefined ? "" : c10::toString(c.dtype)) << "\", \"count\": " << c.count << ", \"shape\": [";
@@ -7261,7 +7273,7 @@ struct Fingerprint {
         auto const byte = [](auto v, int at) { return static_cast<uint64_t>(static_cast<uint8_t>(v)) << at; };
         Fingerprint f;
         f.what = byte(c.operation, 0) | byte(reduces(c.operation) ? c.reduction : Reduction::Sum, 8) | byte(from_root(c.operation) ? at::ScalarType::Undefined : c.dtype, 16) |
-                 byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
+                 byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0) | (c.elsewhere ? 4 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
         f.count = c.count;
         if (!from_root(c.operation) && c.dims >= 0) {
             f.shape = mixed(static_cast<uint64_t>(c.dims));
@@ -7272,6 +7284,7 @@ struct Fingerprint {
 
     Operation operation() const { return static_cast<Operation>(what & 0xFF); }
     bool refused() const { return (what >> 24 & 2) != 0; }
+    bool elsewhere() const { return (what >> 24 & 4) != 0; }
     bool own_count() const { return ragged(operation()) || from_root(operation()) || operation() == Operation::Split; }
 
     bool agrees(Fingerprint const& o) const { return what == o.what && shape == o.shape && (count == o.count || own_count()); }
@@ -7389,20 +7402,20 @@ public:
     /// Who called what, when not `agreed()`.
     std::string disagreement() const {
         std::string text;
-        std::vector<bool> told(ranks_.size());
+        std::vector<bool> done(ranks_.size());
+        auto const told = [&](int64_t p) { return describe_apart(call(p, number_)); };
         for (size_t p = 0; p < ranks_.size(); ++p) {
-            if (told[p]) continue;
-            auto const theirs = call(static_cast<int64_t>(p), number_);
+            if (done[p]) continue;
+            auto const theirs = told(static_cast<int64_t>(p));
             auto who = concat(ranks_[p]);
             int64_t several = 0;
             for (size_t q = p + 1; q < ranks_.size(); ++q) {
-                auto const a = describe(theirs), b = describe(call(static_cast<int64_t>(q), number_));
-                if (a != b) continue;
-                told[q] = true;
+                if (told(static_cast<int64_t>(q)) != theirs) continue;
+                done[q] = true;
                 if (++several < 8) who += concat(", ", ranks_[q]);
             }
             if (several >= 8) who += concat(" and ", several - 7, " more");
-            text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", describe(theirs));
+            text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", theirs);
         }
         return text;
     }
@@ -7455,7 +7468,7 @@ private:
         c.operation = f.operation();
         c.reduction = static_cast<Reduction>(f.what >> 8 & 0xFF);
         c.dtype = static_cast<at::ScalarType>(static_cast<int8_t>(f.what >> 16 & 0xFF));
-        c.flag = (f.what >> 24 & 1) != 0, c.refused = f.refused();
+        c.flag = (f.what >> 24 & 1) != 0, c.refused = f.refused(), c.elsewhere = f.elsewhere();
         c.root = static_cast<int32_t>(static_cast<uint32_t>(f.what >> 32));
         c.count = f.count;
         auto const& shape = details_[p].shape[number & 1];
@@ -7726,10 +7739,13 @@ public:
     bool leader() const { return who.me == 0; }
     std::chrono::milliseconds deadline() const { return control.deadline.load(); }
 
+    enum class Part { Whole, Beginning };
+
     /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers. `refusal`: why this
-    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it.
+    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it. `part`: of an operation that follows at
+    /// once and is recorded instead, unless this one fails.
     template <class Body>
-    auto operation(Call call, std::string_view refusal, Body&& body) {
+    auto operation(Call call, std::string_view refusal, Body&& body, Part part = Part::Whole) {
         std::lock_guard lock(mutex_);
         if (bridge && refusal.empty()) refusal = bridge->barred();
         call.refused = !refusal.empty();
@@ -7738,12 +7754,14 @@ public:
         struct Finish {
             Control& control;
             Recorder::Entry& entry;
+            Part part;
             int exceptions = std::uncaught_exceptions();
             ~Finish() {
                 control.finished();
-                if (std::uncaught_exceptions() == exceptions) entry.finished();
+                if (std::uncaught_exceptions() > exceptions) return;
+                part == Part::Whole ? entry.finished() : entry.withdraw();
             }
-        } finish{control, entry};
+        } finish{control, entry, part};
         try {
             if (!refusal.empty()) refuse(refusal);
             return body();
@@ -7864,7 +7882,7 @@ private:
         int64_t rank = 0, members = 1;
         char disagreement[480] = "";  // empty: all of them called that
 
-        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe(call)); }
+        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe_apart(call)); }
     };
 
     void meet_nodes(bool agreed) {
@@ -8159,6 +8177,17 @@ void gather(Group& g, void const* data, int64_t count, int64_t unit, int64_t roo
         [&](int64_t p, int64_t, int64_t offset, std::byte const* piece, size_t n) {
             if (wanted) std::memcpy(to[static_cast<size_t>(p)] + offset, piece, n);
         });
+}
+
+/// `bytes` of every rank, as many on each whatever the call says, to all, side by side in `out`.
+inline void all_gather(Group& g, void const* in, std::byte* out, int64_t bytes) {
+    if (g.bridge) {
+        g.meet();
+        return g.bridge->all_gather(in, out, std::vector(static_cast<size_t>(g.who.size), bytes), g.deadline());
+    }
+    expose(
+        g, {in, 1, bytes, 1}, [&] { g.meet(); }, [&](int64_t) { return bytes; },
+        [&](int64_t p, int64_t, int64_t offset, std::byte const* piece, size_t n) { std::memcpy(out + p * bytes + offset, piece, n); });
 }
 
 /// Run r of the root's `in` to rank r. The ranks have met.
@@ -8606,8 +8635,34 @@ public:
 
     /// Agrees with the other ranks on a call that is carried out elsewhere, such as on a device: it is checked, recorded and waited
     /// for like any other. `refusal`: why this rank's own arguments cannot work.
-    void announce(Call const& call, std::string_view refusal = {}) const {
+    void announce(Call call, std::string_view refusal = {}) const {
+        call.elsewhere = true;
         group_->operation(call, refusal, [&] { group_->meet(); });
+    }
+
+    /// The same of a call to which every rank may bring another count; gives the counts, in rank order.
+    std::vector<int64_t> announce_ragged(Call call, std::string_view refusal = {}) const {
+        call.elsewhere = true;
+        std::vector<int64_t> counts;
+        group_->operation(call, refusal, [&] {
+            transfer::gather(*group_, nullptr, call.count, 0, -1, [&](std::vector<int64_t> const& all) {
+                counts = all;
+                return static_cast<void*>(nullptr);
+            });
+        });
+        return counts;
+    }
+
+    /// What ranks must tell each other before a call: `mine` of every rank (a plain value), in rank order. To them it is that call;
+    /// it is recorded only when it fails. The call itself must follow at once.
+    template <class T>
+    std::vector<T> agree_before(Call call, T const& mine) const {
+        static_assert(std::is_trivially_copyable_v<T>);
+        call.elsewhere = true;
+        std::vector<T> all(static_cast<size_t>(size()));
+        group_->operation(
+            call, {}, [&] { transfer::all_gather(*group_, &mine, reinterpret_cast<std::byte*>(all.data()), sizeof(T)); }, Group::Part::Beginning);
+        return all;
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.
@@ -19169,9 +19224,9 @@ public:
 
     void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
-        if (!how || !direct(t)) return ByHost::all_reduce(t, reduction);
         auto call = described(Operation::AllReduce, t);
         call.reduction = reduction;
+        if (!how || !direct(t, call)) return ByHost::all_reduce(t, reduction);
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .written = true}));
         on_stream(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
@@ -19180,8 +19235,9 @@ public:
     }
 
     void broadcast(at::Tensor const& t, int64_t root) const {
-        if (!direct(t)) return ByHost::broadcast(t, root);
-        base().announce(described(Operation::Broadcast, t, root), refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
+        auto const call = described(Operation::Broadcast, t, root);
+        if (!direct(t, call)) return ByHost::broadcast(t, root);
+        base().announce(call, refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
         on_stream(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
             nccl::call(ncclBroadcast(data, data, flat.nbytes(), ncclUint8, static_cast<int>(root), handle(), stream), "ncclBroadcast", handle());
@@ -19189,19 +19245,21 @@ public:
     }
 
     at::Tensor all_gather(at::Tensor const& t) const {
-        if (!direct(t)) return ByHost::all_gather(t);
-        return gathered(Operation::AllGather, t, -1, {});
+        auto const rows = in_rows(t);
+        auto const call = described(Operation::AllGather, rows);
+        return direct(t, call) ? gathered(call, rows, -1, {}) : ByHost::all_gather(t);
     }
     at::Tensor gather(at::Tensor const& t, int64_t root) const {
-        if (!direct(t)) return ByHost::gather(t, root);
-        return gathered(Operation::Gather, t, root, refusal_of_rank(root, size()));
+        auto const rows = in_rows(t);
+        auto const call = described(Operation::Gather, rows, root);
+        return direct(t, call) ? gathered(call, rows, root, refusal_of_rank(root, size())) : ByHost::gather(t, root);
     }
 
     at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
-        if (!how || !direct(t)) return ByHost::reduce_scatter(t, reduction);
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
+        if (!how || !direct(t, call)) return ByHost::reduce_scatter(t, reduction);
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
         auto const out = at::empty(share_of(t, size()), t.options().requires_grad(false));
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
@@ -19211,8 +19269,9 @@ public:
     }
 
     at::Tensor all_to_all(at::Tensor const& t) const {
-        if (!direct(t)) return ByHost::all_to_all(t);
-        base().announce(described(Operation::AllToAll, t), refused(t, {.divides = true}));
+        auto const call = described(Operation::AllToAll, t);
+        if (!direct(t, call)) return ByHost::all_to_all(t);
+        base().announce(call, refused(t, {.divides = true}));
         auto const out = at::empty(t.sizes(), t.options().requires_grad(false));
         auto const share = t.nbytes() / static_cast<size_t>(size());
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
@@ -19223,23 +19282,23 @@ public:
 
     /// On the device of the calling thread. Elements are reduced where they are.
     buffer allocate(int64_t numel, at::ScalarType dtype) const {
-        if (!connected()) return ByHost::allocate(numel, dtype);
         auto call = named(Operation::Allocate);
         call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
+        if (!connected(call)) return ByHost::allocate(numel, dtype);
         base().announce(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype));
         return {at::zeros({numel}, at::TensorOptions(dtype).device(here())), {}};
     }
     /// Always gathered: NCCL leaves the whole sum on every rank.
     void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
-        if (!connected()) return ByHost::all_reduce(b, begin, end, reduction, gather);
+        auto const call = described(Operation::AllReduce, b.tensor());
+        if (!connected(call)) return ByHost::all_reduce(b, begin, end, reduction, gather);
         auto const inside = b.tensor().defined() && begin >= 0 && begin <= end && end <= b.numel();
         if (inside) return all_reduce(b.tensor().narrow(0, begin, end - begin), reduction);
-        auto call = described(Operation::AllReduce, b.tensor());
         base().announce(call, b.tensor().defined() ? "the range does not lie in the buffer" : "the buffer was not allocated");
     }
     /// Nobody reads a peer's memory, so there is nothing to wait for.
     void release(buffer const& b) const {
-        if (!connected()) ByHost::release(b);
+        if (!connected(named(Operation::Release, b.host().number()))) ByHost::release(b);
     }
 
     Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
@@ -19249,6 +19308,19 @@ private:
     struct Part {
         std::byte* data;
         size_t bytes;
+    };
+    /// Which GPU of which machine, told apart as NCCL does.
+    struct Gpu {
+        std::array<char, 64> boot{};
+        std::array<char, 32> bus{};
+        auto operator<=>(Gpu const&) const = default;
+
+        static Gpu here(at::Device device) {
+            Gpu gpu;
+            nccl::call(cudaDeviceGetPCIBusId(gpu.bus.data(), static_cast<int>(gpu.bus.size()), device.index()), "cudaDeviceGetPCIBusId");
+            std::ifstream("/proc/sys/kernel/random/boot_id").getline(gpu.boot.data(), static_cast<std::streamsize>(gpu.boot.size()));
+            return gpu;
+        }
     };
     /// What the copies of a handle share. Empty after the first look: ranks share a GPU.
     struct Link {
@@ -19261,31 +19333,24 @@ private:
     static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
     std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
 
-    bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
+    bool direct(at::Tensor const& t, Call const& call) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(call); }
 
-    /// Whether NCCL serves these ranks; the first call, collective, finds out and brings it up.
-    bool connected() const {
-        if (std::exchange(link_->looked, true)) return link_->handle != nullptr;
-        std::array<char, 32> bus{};
-        nccl::call(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), here().index()), "cudaDeviceGetPCIBusId");
-        std::string boot;
-        std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);  // tells machines apart, as NCCL does
-        auto const gpus = base().all_gather_bytes(boot + " " + bus.data());
-        if (std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size()) {
-            log::warning_once("comm::Nccl: ", gpus.size(), " ranks share ", std::set<std::string>(gpus.begin(), gpus.end()).size(),
-                              " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
+    /// Whether NCCL serves these ranks. The first `call` of a communicator finds out and brings it up; what ranks say to each other for
+    /// that is part of it.
+    bool connected(Call const& call) const {
+        if (link_->looked) return link_->handle != nullptr;
+        auto const all = base().agree_before(call, Gpu::here(here()));
+        std::set<Gpu> const gpus(all.begin(), all.end());
+        link_->looked = true;
+        if (gpus.size() < all.size()) {
+            log::warning_once("comm::Nccl: ", all.size(), " ranks share ", gpus.size(), " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
             return false;
         }
-        std::string id(sizeof(ncclUniqueId), '\0');
-        ncclUniqueId unique;
-        if (rank() == 0) {
-            nccl::call(ncclGetUniqueId(&unique), "ncclGetUniqueId");
-            std::memcpy(id.data(), &unique, sizeof unique);
-        }
-        base().broadcast_bytes(id, 0);
-        std::memcpy(&unique, id.data(), sizeof unique);
+        ncclUniqueId mine{};
+        if (rank() == 0) nccl::call(ncclGetUniqueId(&mine), "ncclGetUniqueId");
+        auto const root = base().agree_before(call, mine).front();
         c10::DeviceGuard const guard(here());
-        link_->handle = nccl::connect(unique, size(), rank());
+        link_->handle = nccl::connect(root, size(), rank());
         return true;
     }
 
@@ -19314,17 +19379,17 @@ private:
         nccl::call(ncclGroupEnd(), "ncclGroupEnd");
     }
 
+    /// A scalar counts as one element.
+    static at::Tensor in_rows(at::Tensor const& t) { return t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t; }
+
     /// Of every rank (root -1: to every rank), side by side along dimension 0, which may differ between ranks.
-    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
-        auto const rows = t.dim() == 0 ? t.detach().reshape({1}) : t;
-        auto call = described(o, rows, root);
+    at::Tensor gathered(Call call, at::Tensor const& rows, int64_t root, std::string const& no_root) const {
         call.count = rows.size(0);
-        base().announce(call, refused(rows, {.reason = no_root}));
+        auto const counts = base().announce_ragged(call, refused(rows, {.reason = no_root}));
         std::vector<size_t> lengths, starts;
         int64_t total = 0;
         auto const row = static_cast<size_t>(std::accumulate(rows.sizes().begin() + 1, rows.sizes().end(), rows.element_size(), std::multiplies<>()));
-        for (auto const& text : base().all_gather_bytes(detail::bytes_of(rows.size(0)))) {
-            auto const n = detail::from_bytes<int64_t>(text);
+        for (auto const n : counts) {
             starts.push_back(static_cast<size_t>(total) * row), lengths.push_back(static_cast<size_t>(n) * row);
             total += n;
         }

@@ -656,6 +656,39 @@ TEST_CASE("an operation that is cut short in its middle ends the communicator fo
     });
 }
 
+TEST_CASE("a call that is carried out elsewhere is agreed upon here", "[operations][recorder][transfer]") {
+    conformance::run(OnThreads{3}, "elsewhere", [](comm::Threads const& c, conformance::Findings& found) {
+        auto const before = c.recorder().count();
+        auto const call = comm::described(comm::Operation::AllGather, at::ones({c.rank(), 2}));
+        std::array<int64_t, 100> mine{};
+        mine.fill(c.rank() + 7);
+        auto const all = c.agree_before(call, mine);
+        found.expect(c.recorder().count() == before, "what goes before a call is not recorded");
+        for (int64_t r = 0; r < c.size(); ++r) found.expect(all[static_cast<size_t>(r)].front() == r + 7 && all[static_cast<size_t>(r)].back() == r + 7, "every rank's, in order");
+
+        auto ragged = call;
+        ragged.count = c.rank();
+        found.expect(c.announce_ragged(ragged) == std::vector<int64_t>{0, 1, 2}, "every rank's count");
+        c.announce(comm::described(comm::Operation::Broadcast, at::ones({4}), 1));
+        found.expect(c.recorder().count() == before + 2, "calls are recorded");
+
+        // One rank's tensor is on a device, the others' are not.
+        found.fails(acc::code::collective_mismatch, {"rank 1 called all_reduce(sum) of Float [4] on a device", "ranks 0, 2 called all_reduce(sum) of Float [4]"}, [&] {
+            c.rank() == 1 ? c.announce(comm::described(comm::Operation::AllReduce, at::ones({4}))) : c.all_reduce(at::ones({4}));
+        });
+        found.fails(acc::code::collective_mismatch, {"rank 2 called barrier"}, [&] {
+            if (c.rank() == 2) c.barrier();
+            else c.agree_before(call, mine);
+        });
+        found.fails(acc::code::config, {"it does not fit"}, [&] { c.announce_ragged(ragged, "it does not fit"); });
+        auto const late = c.duplicate();
+        late.set_deadline(std::chrono::milliseconds(200));
+        if (c.rank() != 0) found.fails(acc::code::deadline, {"all_gather of Float", "rank 0 has not arrived"}, [&] { late.agree_before(call, mine); });
+        c.barrier();
+        std::filesystem::remove(c.recorder().path());
+    });
+}
+
 TEST_CASE("places in a part of a communicator", "[split]") {
     // Six ranks: two machines, of which each pretends to be nodes of two and one.
     comm::Membership whole;

@@ -48,6 +48,7 @@ struct Call {
     at::ScalarType dtype = at::ScalarType::Undefined;  ///< Undefined: bytes, or nothing
     bool flag = false;                                 ///< an on/off argument: `gather` of a buffer's all_reduce
     bool refused = false;                              ///< this rank's own arguments cannot work; it arrives only to tell its peers
+    bool elsewhere = false;                            ///< announced here, carried out elsewhere, such as on a device
     int32_t root = -1;                                 ///< root, peer or buffer number; -1: there is none
     int64_t count = 0;                                 ///< elements, or bytes where there is no dtype
     int64_t dims = 0;                                  ///< -1: no shape, only a count
@@ -90,5 +91,8 @@ inline std::string describe(Call const& c) {
     }
     return text + (c.refused ? " (which that rank refused: see its own message)" : "");
 }
+
+/// The same where ranks disagree, which they may do in this alone.
+inline std::string describe_apart(Call const& c) { return describe(c) + (c.elsewhere ? " on a device" : ""); }
 
 }  // namespace accelerate::comm

@@ -102,20 +102,20 @@ public:
     /// Who called what, when not `agreed()`.
     std::string disagreement() const {
         std::string text;
-        std::vector<bool> told(ranks_.size());
+        std::vector<bool> done(ranks_.size());
+        auto const told = [&](int64_t p) { return describe_apart(call(p, number_)); };
         for (size_t p = 0; p < ranks_.size(); ++p) {
-            if (told[p]) continue;
-            auto const theirs = call(static_cast<int64_t>(p), number_);
+            if (done[p]) continue;
+            auto const theirs = told(static_cast<int64_t>(p));
             auto who = concat(ranks_[p]);
             int64_t several = 0;
             for (size_t q = p + 1; q < ranks_.size(); ++q) {
-                auto const a = describe(theirs), b = describe(call(static_cast<int64_t>(q), number_));
-                if (a != b) continue;
-                told[q] = true;
+                if (told(static_cast<int64_t>(q)) != theirs) continue;
+                done[q] = true;
                 if (++several < 8) who += concat(", ", ranks_[q]);
             }
             if (several >= 8) who += concat(" and ", several - 7, " more");
-            text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", describe(theirs));
+            text += concat(text.empty() ? "" : "; ", several ? "ranks " : "rank ", who, " called ", theirs);
         }
         return text;
     }
@@ -168,7 +168,7 @@ private:
         c.operation = f.operation();
         c.reduction = static_cast<Reduction>(f.what >> 8 & 0xFF);
         c.dtype = static_cast<at::ScalarType>(static_cast<int8_t>(f.what >> 16 & 0xFF));
-        c.flag = (f.what >> 24 & 1) != 0, c.refused = f.refused();
+        c.flag = (f.what >> 24 & 1) != 0, c.refused = f.refused(), c.elsewhere = f.elsewhere();
         c.root = static_cast<int32_t>(static_cast<uint32_t>(f.what >> 32));
         c.count = f.count;
         auto const& shape = details_[p].shape[number & 1];

@@ -16,7 +16,7 @@ struct Fingerprint {
         auto const byte = [](auto v, int at) { return static_cast<uint64_t>(static_cast<uint8_t>(v)) << at; };
         Fingerprint f;
         f.what = byte(c.operation, 0) | byte(reduces(c.operation) ? c.reduction : Reduction::Sum, 8) | byte(from_root(c.operation) ? at::ScalarType::Undefined : c.dtype, 16) |
-                 byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
+                 byte((c.flag ? 1 : 0) | (c.refused ? 2 : 0) | (c.elsewhere ? 4 : 0), 24) | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32;
         f.count = c.count;
         if (!from_root(c.operation) && c.dims >= 0) {
             f.shape = mixed(static_cast<uint64_t>(c.dims));
@@ -27,6 +27,7 @@ struct Fingerprint {
 
     Operation operation() const { return static_cast<Operation>(what & 0xFF); }
     bool refused() const { return (what >> 24 & 2) != 0; }
+    bool elsewhere() const { return (what >> 24 & 4) != 0; }
     bool own_count() const { return ragged(operation()) || from_root(operation()) || operation() == Operation::Split; }
 
     bool agrees(Fingerprint const& o) const { return what == o.what && shape == o.shape && (count == o.count || own_count()); }

@@ -63,10 +63,13 @@ public:
     bool leader() const { return who.me == 0; }
     std::chrono::milliseconds deadline() const { return control.deadline.load(); }
 
+    enum class Part { Whole, Beginning };
+
     /// Does one collective operation: serialised with others of this rank, recorded, announced to the peers. `refusal`: why this
-    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it.
+    /// rank's own arguments cannot work; it comes all the same, so that its peers hear of it. `part`: of an operation that follows at
+    /// once and is recorded instead, unless this one fails.
     template <class Body>
-    auto operation(Call call, std::string_view refusal, Body&& body) {
+    auto operation(Call call, std::string_view refusal, Body&& body, Part part = Part::Whole) {
         std::lock_guard lock(mutex_);
         if (bridge && refusal.empty()) refusal = bridge->barred();
         call.refused = !refusal.empty();
@@ -75,12 +78,14 @@ public:
         struct Finish {
             Control& control;
             Recorder::Entry& entry;
+            Part part;
             int exceptions = std::uncaught_exceptions();
             ~Finish() {
                 control.finished();
-                if (std::uncaught_exceptions() == exceptions) entry.finished();
+                if (std::uncaught_exceptions() > exceptions) return;
+                part == Part::Whole ? entry.finished() : entry.withdraw();
             }
-        } finish{control, entry};
+        } finish{control, entry, part};
         try {
             if (!refusal.empty()) refuse(refusal);
             return body();
@@ -201,7 +206,7 @@ private:
         int64_t rank = 0, members = 1;
         char disagreement[480] = "";  // empty: all of them called that
 
-        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe(call)); }
+        std::string text() const { return disagreement[0] ? disagreement : concat(members > 1 ? "the node of rank " : "rank ", rank, " called ", describe_apart(call)); }
     };
 
     void meet_nodes(bool agreed) {

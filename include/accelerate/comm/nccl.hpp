@@ -10,6 +10,7 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <vector>
 
 #if ACCELERATE_WITH_NCCL
 
@@ -33,9 +34,9 @@ public:
 
     void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
-        if (!how || !direct(t)) return ByHost::all_reduce(t, reduction);
         auto call = described(Operation::AllReduce, t);
         call.reduction = reduction;
+        if (!how || !direct(t, call)) return ByHost::all_reduce(t, reduction);
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .written = true}));
         on_stream(t, true, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
@@ -44,8 +45,9 @@ public:
     }
 
     void broadcast(at::Tensor const& t, int64_t root) const {
-        if (!direct(t)) return ByHost::broadcast(t, root);
-        base().announce(described(Operation::Broadcast, t, root), refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
+        auto const call = described(Operation::Broadcast, t, root);
+        if (!direct(t, call)) return ByHost::broadcast(t, root);
+        base().announce(call, refused(t, {.reason = refusal_of_rank(root, size()), .written = true}));
         on_stream(t, rank() != root, [&](at::Tensor const& flat, cudaStream_t stream) {
             auto* const data = flat.mutable_data_ptr();
             nccl::call(ncclBroadcast(data, data, flat.nbytes(), ncclUint8, static_cast<int>(root), handle(), stream), "ncclBroadcast", handle());
@@ -53,19 +55,21 @@ public:
     }
 
     at::Tensor all_gather(at::Tensor const& t) const {
-        if (!direct(t)) return ByHost::all_gather(t);
-        return gathered(Operation::AllGather, t, -1, {});
+        auto const rows = in_rows(t);
+        auto const call = described(Operation::AllGather, rows);
+        return direct(t, call) ? gathered(call, rows, -1, {}) : ByHost::all_gather(t);
     }
     at::Tensor gather(at::Tensor const& t, int64_t root) const {
-        if (!direct(t)) return ByHost::gather(t, root);
-        return gathered(Operation::Gather, t, root, refusal_of_rank(root, size()));
+        auto const rows = in_rows(t);
+        auto const call = described(Operation::Gather, rows, root);
+        return direct(t, call) ? gathered(call, rows, root, refusal_of_rank(root, size())) : ByHost::gather(t, root);
     }
 
     at::Tensor reduce_scatter(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
         auto const how = nccl::arithmetic(t.defined() ? t.scalar_type() : at::kFloat, reduction);
-        if (!how || !direct(t)) return ByHost::reduce_scatter(t, reduction);
         auto call = described(Operation::ReduceScatter, t);
         call.reduction = reduction;
+        if (!how || !direct(t, call)) return ByHost::reduce_scatter(t, reduction);
         base().announce(call, refused(t, {.reason = why_not(reduction, call.dtype), .divides = true}));
         auto const out = at::empty(share_of(t, size()), t.options().requires_grad(false));
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
@@ -75,8 +79,9 @@ public:
     }
 
     at::Tensor all_to_all(at::Tensor const& t) const {
-        if (!direct(t)) return ByHost::all_to_all(t);
-        base().announce(described(Operation::AllToAll, t), refused(t, {.divides = true}));
+        auto const call = described(Operation::AllToAll, t);
+        if (!direct(t, call)) return ByHost::all_to_all(t);
+        base().announce(call, refused(t, {.divides = true}));
         auto const out = at::empty(t.sizes(), t.options().requires_grad(false));
         auto const share = t.nbytes() / static_cast<size_t>(size());
         on_stream(t, false, [&](at::Tensor const& flat, cudaStream_t stream) {
@@ -87,23 +92,23 @@ public:
 
     /// On the device of the calling thread. Elements are reduced where they are.
     buffer allocate(int64_t numel, at::ScalarType dtype) const {
-        if (!connected()) return ByHost::allocate(numel, dtype);
         auto call = named(Operation::Allocate);
         call.dtype = dtype, call.count = numel, call.dims = 1, call.shape[0] = numel;
+        if (!connected(call)) return ByHost::allocate(numel, dtype);
         base().announce(call, numel < 0 ? "the number of elements is negative" : why_not(Reduction::Sum, dtype));
         return {at::zeros({numel}, at::TensorOptions(dtype).device(here())), {}};
     }
     /// Always gathered: NCCL leaves the whole sum on every rank.
     void all_reduce(buffer const& b, int64_t begin, int64_t end, Reduction reduction, bool gather = true) const {
-        if (!connected()) return ByHost::all_reduce(b, begin, end, reduction, gather);
+        auto const call = described(Operation::AllReduce, b.tensor());
+        if (!connected(call)) return ByHost::all_reduce(b, begin, end, reduction, gather);
         auto const inside = b.tensor().defined() && begin >= 0 && begin <= end && end <= b.numel();
         if (inside) return all_reduce(b.tensor().narrow(0, begin, end - begin), reduction);
-        auto call = described(Operation::AllReduce, b.tensor());
         base().announce(call, b.tensor().defined() ? "the range does not lie in the buffer" : "the buffer was not allocated");
     }
     /// Nobody reads a peer's memory, so there is nothing to wait for.
     void release(buffer const& b) const {
-        if (!connected()) ByHost::release(b);
+        if (!connected(named(Operation::Release, b.host().number()))) ByHost::release(b);
     }
 
     Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
@@ -113,6 +118,19 @@ private:
     struct Part {
         std::byte* data;
         size_t bytes;
+    };
+    /// Which GPU of which machine, told apart as NCCL does.
+    struct Gpu {
+        std::array<char, 64> boot{};
+        std::array<char, 32> bus{};
+        auto operator<=>(Gpu const&) const = default;
+
+        static Gpu here(at::Device device) {
+            Gpu gpu;
+            nccl::call(cudaDeviceGetPCIBusId(gpu.bus.data(), static_cast<int>(gpu.bus.size()), device.index()), "cudaDeviceGetPCIBusId");
+            std::ifstream("/proc/sys/kernel/random/boot_id").getline(gpu.boot.data(), static_cast<std::streamsize>(gpu.boot.size()));
+            return gpu;
+        }
     };
     /// What the copies of a handle share. Empty after the first look: ranks share a GPU.
     struct Link {
@@ -125,31 +143,24 @@ private:
     static size_t elements(at::Tensor const& t, nccl::Arithmetic const& how) { return static_cast<size_t>(t.numel() * how.width); }
     std::string refused(at::Tensor const& t, Wanted const& wanted) const { return refusal(t, at::kCUDA, size(), wanted); }
 
-    bool direct(at::Tensor const& t) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(); }
+    bool direct(at::Tensor const& t, Call const& call) const { return t.defined() && t.is_cuda() && t.layout() == at::kStrided && connected(call); }
 
-    /// Whether NCCL serves these ranks; the first call, collective, finds out and brings it up.
-    bool connected() const {
-        if (std::exchange(link_->looked, true)) return link_->handle != nullptr;
-        std::array<char, 32> bus{};
-        nccl::call(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), here().index()), "cudaDeviceGetPCIBusId");
-        std::string boot;
-        std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);  // tells machines apart, as NCCL does
-        auto const gpus = base().all_gather_bytes(boot + " " + bus.data());
-        if (std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size()) {
-            log::warning_once("comm::Nccl: ", gpus.size(), " ranks share ", std::set<std::string>(gpus.begin(), gpus.end()).size(),
-                              " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
+    /// Whether NCCL serves these ranks. The first `call` of a communicator finds out and brings it up; what ranks say to each other for
+    /// that is part of it.
+    bool connected(Call const& call) const {
+        if (link_->looked) return link_->handle != nullptr;
+        auto const all = base().agree_before(call, Gpu::here(here()));
+        std::set<Gpu> const gpus(all.begin(), all.end());
+        link_->looked = true;
+        if (gpus.size() < all.size()) {
+            log::warning_once("comm::Nccl: ", all.size(), " ranks share ", gpus.size(), " GPUs, which NCCL refuses; tensors travel through pinned memory and MPI");
             return false;
         }
-        std::string id(sizeof(ncclUniqueId), '\0');
-        ncclUniqueId unique;
-        if (rank() == 0) {
-            nccl::call(ncclGetUniqueId(&unique), "ncclGetUniqueId");
-            std::memcpy(id.data(), &unique, sizeof unique);
-        }
-        base().broadcast_bytes(id, 0);
-        std::memcpy(&unique, id.data(), sizeof unique);
+        ncclUniqueId mine{};
+        if (rank() == 0) nccl::call(ncclGetUniqueId(&mine), "ncclGetUniqueId");
+        auto const root = base().agree_before(call, mine).front();
         c10::DeviceGuard const guard(here());
-        link_->handle = nccl::connect(unique, size(), rank());
+        link_->handle = nccl::connect(root, size(), rank());
         return true;
     }
 
@@ -178,17 +189,17 @@ private:
         nccl::call(ncclGroupEnd(), "ncclGroupEnd");
     }
 
+    /// A scalar counts as one element.
+    static at::Tensor in_rows(at::Tensor const& t) { return t.defined() && t.dim() == 0 ? t.detach().reshape({1}) : t; }
+
     /// Of every rank (root -1: to every rank), side by side along dimension 0, which may differ between ranks.
-    at::Tensor gathered(Operation o, at::Tensor const& t, int64_t root, std::string const& no_root) const {
-        auto const rows = t.dim() == 0 ? t.detach().reshape({1}) : t;
-        auto call = described(o, rows, root);
+    at::Tensor gathered(Call call, at::Tensor const& rows, int64_t root, std::string const& no_root) const {
         call.count = rows.size(0);
-        base().announce(call, refused(rows, {.reason = no_root}));
+        auto const counts = base().announce_ragged(call, refused(rows, {.reason = no_root}));
         std::vector<size_t> lengths, starts;
         int64_t total = 0;
         auto const row = static_cast<size_t>(std::accumulate(rows.sizes().begin() + 1, rows.sizes().end(), rows.element_size(), std::multiplies<>()));
-        for (auto const& text : base().all_gather_bytes(detail::bytes_of(rows.size(0)))) {
-            auto const n = detail::from_bytes<int64_t>(text);
+        for (auto const n : counts) {
             starts.push_back(static_cast<size_t>(total) * row), lengths.push_back(static_cast<size_t>(n) * row);
             total += n;
         }

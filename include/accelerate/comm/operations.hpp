@@ -33,8 +33,34 @@ public:
 
     /// Agrees with the other ranks on a call that is carried out elsewhere, such as on a device: it is checked, recorded and waited
     /// for like any other. `refusal`: why this rank's own arguments cannot work.
-    void announce(Call const& call, std::string_view refusal = {}) const {
+    void announce(Call call, std::string_view refusal = {}) const {
+        call.elsewhere = true;
         group_->operation(call, refusal, [&] { group_->meet(); });
+    }
+
+    /// The same of a call to which every rank may bring another count; gives the counts, in rank order.
+    std::vector<int64_t> announce_ragged(Call call, std::string_view refusal = {}) const {
+        call.elsewhere = true;
+        std::vector<int64_t> counts;
+        group_->operation(call, refusal, [&] {
+            transfer::gather(*group_, nullptr, call.count, 0, -1, [&](std::vector<int64_t> const& all) {
+                counts = all;
+                return static_cast<void*>(nullptr);
+            });
+        });
+        return counts;
+    }
+
+    /// What ranks must tell each other before a call: `mine` of every rank (a plain value), in rank order. To them it is that call;
+    /// it is recorded only when it fails. The call itself must follow at once.
+    template <class T>
+    std::vector<T> agree_before(Call call, T const& mine) const {
+        static_assert(std::is_trivially_copyable_v<T>);
+        call.elsewhere = true;
+        std::vector<T> all(static_cast<size_t>(size()));
+        group_->operation(
+            call, {}, [&] { transfer::all_gather(*group_, &mine, reinterpret_cast<std::byte*>(all.data()), sizeof(T)); }, Group::Part::Beginning);
+        return all;
     }
 
     /// In place, any layout, any dtype for which the reduction is defined.

@@ -90,6 +90,17 @@ void gather(Group& g, void const* data, int64_t count, int64_t unit, int64_t roo
         });
 }
 
+/// `bytes` of every rank, as many on each whatever the call says, to all, side by side in `out`.
+inline void all_gather(Group& g, void const* in, std::byte* out, int64_t bytes) {
+    if (g.bridge) {
+        g.meet();
+        return g.bridge->all_gather(in, out, std::vector(static_cast<size_t>(g.who.size), bytes), g.deadline());
+    }
+    expose(
+        g, {in, 1, bytes, 1}, [&] { g.meet(); }, [&](int64_t) { return bytes; },
+        [&](int64_t p, int64_t, int64_t offset, std::byte const* piece, size_t n) { std::memcpy(out + p * bytes + offset, piece, n); });
+}
+
 /// Run r of the root's `in` to rank r. The ranks have met.
 inline void scatter(Group& g, void const* in, void* out, int64_t bytes, int64_t root) {
     if (g.bridge) return g.bridge->scatter(in, out, bytes, root, g.deadline());

@@ -53,7 +53,7 @@ Holder construct_with(Fill const& fill, int64_t seed, Arguments&&... arguments) 
 }
 template <class Holder, class... Arguments>
 Holder construct(int64_t seed, Arguments&&... arguments) {
-    return construct_with<Holder>(&module::materialize, seed, std::forward<Arguments>(arguments)...);
+    return construct_with<Holder>([](auto const& root, module::Tape const& tape) { module::materialize(root, tape); }, seed, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace accelerate
