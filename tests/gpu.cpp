@@ -95,6 +95,26 @@ void multiplies_as_on_the_cpu() {
 
 }  // namespace
 
+TEST_CASE("fp8 matrices are rounded and transposed on the GPU as on the CPU", "[fp8_gemm][magnitude]") {
+    Cuda::select(0);
+    namespace precision = acc::precision;
+    auto const bytes = [](torch::Tensor const& t) { return t.cpu().contiguous().view(at::kByte); };
+    for (int64_t const rows : {1, 7, 16, 250, 1024}) {
+        INFO(rows << " rows");
+        auto const a = torch::randn({rows, 48}).to(at::kBFloat16);
+        for (auto const view : {a, a.t().contiguous().t()})
+            for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
+                auto const scale = precision::fp8_scale(precision::row_magnitudes(view), format);
+                auto const on_gpu = view.to(Cuda::current());
+                CHECK(torch::equal(precision::row_magnitudes(on_gpu).cpu(), precision::row_magnitudes(view)));
+                CHECK(precision::magnitude(on_gpu).item<double>() == precision::magnitude(view).item<double>());
+                auto const expected = precision::to_fp8(view, scale, format, false), found = precision::to_fp8(on_gpu, scale.to(Cuda::current()), format, false);
+                CHECK(torch::equal(bytes(found), bytes(expected)));
+                CHECK(torch::equal(bytes(precision::transposed(found)), bytes(precision::transposed(expected))));
+            }
+    }
+}
+
 TEST_CASE("fp8 products on the GPU are those that the CPU emulates", "[fp8_gemm][fp8_linear]") {
     Cuda::select(0);
     WARN("fp8 units: " << (acc::precision::gpu_has_fp8_units(Cuda::current()) ? "yes" : "no, emulated"));

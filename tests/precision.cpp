@@ -264,7 +264,7 @@ void keeps_its_weight() {
         found.clear();
         for (int64_t i = 0; i < 3; ++i) {
             torch::Tensor y;
-            found.push_back(calls(std::is_same_v<Policy, acc::precision::Fp8<>> ? "aten::amax" : "aten::_to_copy", std::is_same_v<Policy, acc::precision::Fp8<>> ? at::IntArrayRef() : at::IntArrayRef({16, 32}), [&] { y = forward(layer, i); }));
+            found.push_back(calls(std::is_same_v<Policy, acc::precision::Fp8<>> ? "aten::aminmax" : "aten::_to_copy", std::is_same_v<Policy, acc::precision::Fp8<>> ? at::IntArrayRef() : at::IntArrayRef({16, 32}), [&] { y = forward(layer, i); }));
             y.sum().backward();
             forward(fresh, i).sum().backward();
         }
@@ -695,6 +695,40 @@ TEST_CASE("fp8 rounds every bf16 number to the nearest, and stops at the largest
         }
         CHECK(wrong == 0);
     }
+}
+
+TEST_CASE("magnitudes of matrices and of rows", "[magnitude]") {
+    for (auto const dtype : {at::kFloat, at::kBFloat16}) {
+        INFO(dtype);
+        auto const a = torch::randn({7, 33}).to(dtype);
+        auto const expected = std::get<0>(a.to(at::kDouble).abs().max(1, true));
+        auto const rows = acc::precision::row_magnitudes(a), all = acc::precision::magnitude(a);
+        CHECK((rows.scalar_type() == at::kFloat && rows.sizes() == at::IntArrayRef({7, 1}) && all.scalar_type() == at::kFloat && all.dim() == 0));
+        CHECK(torch::equal(rows.to(at::kDouble), expected));
+        CHECK(all.item<double>() == expected.max().item<double>());
+        CHECK(torch::equal(acc::precision::row_magnitudes(a.t()).to(at::kDouble), std::get<0>(a.t().to(at::kDouble).abs().max(1, true))));
+        auto const spoiled = a.clone();
+        spoiled[2][5] = std::numeric_limits<double>::quiet_NaN();
+        CHECK(std::isnan(acc::precision::magnitude(spoiled).item<double>()));
+        CHECK(acc::precision::row_magnitudes(spoiled).isnan().sum().item<int64_t>() == 1);
+        spoiled[2][5] = -std::numeric_limits<double>::infinity();
+        CHECK(acc::precision::magnitude(spoiled).item<double>() == std::numeric_limits<double>::infinity());
+    }
+}
+
+TEST_CASE("numbers go to fp8 in one pass as in three, and fp8 matrices are transposed and padded", "[fp8_gemm]") {
+    auto const a = torch::randn({19, 40}).to(at::kBFloat16);
+    auto const bytes = [](torch::Tensor const& t) { return t.contiguous().view(at::kByte); };
+    for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2})
+        for (auto const& amax : {acc::precision::magnitude(a), acc::precision::row_magnitudes(a)}) {
+            auto const scale = acc::precision::fp8_scale(amax, format);
+            auto const expected = acc::precision::saturated(a.to(at::kFloat) * scale, format);
+            CHECK(torch::equal(bytes(acc::precision::to_fp8(a, scale, format, false)), bytes(expected)));
+            CHECK(torch::equal(bytes(acc::precision::to_fp8(a, scale * 3, format, true)), bytes(acc::precision::saturated(a.to(at::kFloat) * (scale * 3), format))));
+            auto const turned = acc::precision::transposed(expected);
+            CHECK((turned.sizes() == at::IntArrayRef({40, 32}) && turned.is_contiguous()));
+            CHECK(torch::equal(bytes(turned), bytes(torch::constant_pad_nd(expected.to(at::kFloat).t(), {0, 13}).to(format))));
+        }
 }
 
 TEST_CASE("an fp8 layer differs from fp32 as its recipe says", "[fp8_gemm][fp8_linear][fp8_recipe][fp8]") {

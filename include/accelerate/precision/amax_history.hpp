@@ -9,6 +9,7 @@
 
 #include <accelerate/core/error.hpp>
 #include <accelerate/core/state_dict.hpp>
+#include <accelerate/precision/magnitude.hpp>
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
@@ -52,7 +53,7 @@ public:
     /// an infinity does not become a large number. Notes the magnitude of `a`.
     at::Tensor amax(at::Tensor const& a, Stream stream) {
         place_on(a.device());
-        auto const own = a.abs().amax();
+        auto const own = magnitude(a);
         auto noted = now_[stream];
         auto const finite = own.isfinite();
         noted.copy_(at::maximum(noted, at::where(finite, own, at::zeros_like(own))));

@@ -37,15 +37,20 @@ template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
     static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
                               c10::intrusive_ptr<Fp8State> const& state) {
-        context->save_for_backward({x, weight});
         context->saved_data["bias"] = bias.has_value();
         context->saved_data["state"] = at::IValue::make_capsule(state);
+        context->saved_data["sizes"] = x.sizes();
+        context->saved_data["dtype"] = x.scalar_type();
         auto const rows = rows_of(x);
-        auto const result = [&]<bool InBf16>(std::bool_constant<InBf16>) {
-            return fp8_product(rounded<InBf16>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation), weight_as<InBf16>(*state, weight, WeightCache::Rows), at::kBFloat16, bias.value_or(at::Tensor()));
+        auto const product = [&]<bool InBf16>(std::bool_constant<InBf16>, Rounded const& a) {
+            return fp8_product(a, weight_as<InBf16>(*state, weight, WeightCache::Rows), at::kBFloat16, bias.value_or(at::Tensor()), Accumulation::Fast);
         };
-        auto const y = result(std::bool_constant<O.override_fprop>());
-        if constexpr (O.shadow) state->watch.compare(y, result(std::true_type()));
+        auto const a = rounded<O.override_fprop>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation);
+        auto const y = product(std::bool_constant<O.override_fprop>(), a);
+        if constexpr (O.shadow) state->watch.compare(y, product(std::true_type(), rounded<true>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation)));
+        // With one scale a matrix the rounded input serves the weight's gradient too, and is half as large.
+        bool const once = !O.override_fprop && !O.override_wgrad && rounds_once(x.device());
+        context->save_for_backward({once ? a.numbers : x, weight, once ? a.scale : at::Tensor()});
         auto shape = x.sizes().vec();
         shape.back() = weight.size(0);
         return y.view(shape);
@@ -55,51 +60,74 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         auto const saved = context->get_saved_variables();
         auto const& x = saved[0];
         auto const& weight = saved[1];
+        auto const& scale_of_x = saved[2];
         auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
         AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
         auto const g = rows_of(gradients[0]);
+        Rounded g_in_rows;
         at::Tensor to_x, to_weight, to_bias;
-        if (context->needs_input_grad(0))
-            to_x = fp8_product(rounded<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient), weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
-                       .view(x.sizes()).to(x.scalar_type());
+        if (context->needs_input_grad(0)) {
+            g_in_rows = rounded<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient);
+            to_x = fp8_product(g_in_rows, weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
+                       .view(context->saved_data["sizes"].toIntVector())
+                       .to(context->saved_data["dtype"].toScalarType());
+        }
         if (context->needs_input_grad(1)) {
-            to_weight = fp8_product(rounded<O.override_wgrad>(state, g.t(), at::kFloat8_e5m2, Operand::Gradient),
-                                    rounded<O.override_wgrad>(state, rows_of(x).t(), at::kFloat8_e4m3fn, Operand::Activation), at::kFloat);
+            bool const once = !O.override_dgrad && !O.override_wgrad && g_in_rows.numbers.defined() && rounds_once(g.device());
+            auto const g_in_columns = once ? turned(g_in_rows) : rounded<O.override_wgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, Along::Columns);
+            auto const x_in_columns = scale_of_x.defined() ? turned({x, scale_of_x}) : rounded<O.override_wgrad>(state, rows_of(x), at::kFloat8_e4m3fn, Operand::Activation, Along::Columns);
+            to_weight = fp8_product(g_in_columns, x_in_columns, at::kFloat);
             if constexpr (requires { Recipe::weight_gradient(to_weight); }) to_weight = Recipe::weight_gradient(to_weight);
             to_weight = to_weight.to(weight.scalar_type());
         }
-        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.sum(0).to(weight.scalar_type());
+        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.to(at::kFloat).sum(0).to(weight.scalar_type());
         return {to_x, to_weight, to_bias, at::Tensor()};
     }
 
 private:
-    static at::Tensor rows_of(at::Tensor const& t) { return t.reshape({-1, t.size(-1)}).to(at::kFloat); }
+    /// The dimension of a matrix that a product sums over.
+    enum class Along { Rows, Columns };
 
-    /// The weight as the forward (`Rows`) or the input's gradient (`Columns`) takes it; products sum over the last dimension.
+    static at::Tensor rows_of(at::Tensor const& t) { return t.reshape({-1, t.size(-1)}); }
+
+    /// Whether a matrix is rounded to the same numbers whichever dimension is summed over.
+    static bool rounds_once(at::Device device) { return scales_of<Recipe> == Fp8Scales::Matrix && has_fp8_product<Recipe, O.gemm>(device); }
+    static Rounded turned(Rounded const& in_rows) { return {transposed(in_rows.numbers), in_rows.scale}; }
+
+    /// The weight as the forward (`Rows`) or the input's gradient (`Columns`) takes it.
     template <bool InBf16>
     static Rounded weight_as(Fp8State& state, at::Tensor const& weight, WeightCache::Form form) {
-        auto const make = [&] {
-            auto const wide = weight.to(at::kFloat);
-            return rounded<InBf16>(state, form == WeightCache::Rows ? wide : wide.t(), at::kFloat8_e4m3fn, Operand::Weight);
-        };
+        auto const make = [&] { return rounded<InBf16>(state, weight, at::kFloat8_e4m3fn, Operand::Weight, form == WeightCache::Rows ? Along::Rows : Along::Columns); };
         if constexpr (InBf16) return make();
         else return state.kept->get(weight, form, make);
     }
 
-    /// An fp32 matrix as the product takes it; scales go along its last dimension.
+    /// A matrix as the product takes it: as it is or, to be summed over its columns' dimension 0, transposed.
     template <bool InBf16>
-    static Rounded rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is) {
-        if constexpr (InBf16) return {t.to(at::kBFloat16).to(at::kFloat), {}};
-        if (t.numel() == 0) return {t, {}};
+    static Rounded rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is, Along along = Along::Rows) {
+        bool const native = has_fp8_product<Recipe, O.gemm>(t.device());
+        auto const as_summed = along == Along::Rows ? t : t.t();
+        if constexpr (InBf16) {
+            auto const numbers = as_summed.to(at::kBFloat16);
+            return {native ? numbers : numbers.to(at::kFloat), {}};
+        }
+        if (t.numel() == 0) return {as_summed, {}};
+        auto const matrix = native ? as_summed : as_summed.to(at::kFloat);
+        constexpr bool by_history = has_history<Recipe>;
         auto const amax = [&] {
-            if constexpr (has_history<Recipe>)
-                if (is != Operand::Weight) return state.history.amax(t, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
-            return Recipe::amax(t, is);
+            if constexpr (by_history)
+                if (is != Operand::Weight) return state.history.amax(matrix, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
+            return Recipe::amax(matrix, is);
         };
-        auto const scale = fp8_scale(amax(), format, O.margin), scaled = t * scale, in_fp8 = saturated(scaled, format);
-        if constexpr (O.counters) state.watch.count(is, scaled, in_fp8, format);
-        if (has_fp8_product<Recipe, O.gemm>(t.device())) return {in_fp8.contiguous(), scale};
-        return {in_fp8.to(at::kFloat) / scale, {}};
+        auto const scale = fp8_scale(amax(), format, O.margin);
+        if constexpr (O.counters) {
+            auto const scaled = matrix.to(at::kFloat) * scale;
+            state.watch.count(is, scaled, saturated(scaled, format), format);
+        }
+        if (!native) return {saturated(matrix * scale, format).to(at::kFloat) / scale, {}};
+        bool const saturates = O.margin < 0 || (by_history && is != Operand::Weight);
+        if (along == Along::Rows) return {to_fp8(t, scale, format, saturates).contiguous(), scale};
+        return {transposed(to_fp8(t, scale.dim() == 2 ? scale.t() : scale, format, saturates)), scale};
     }
 };
 

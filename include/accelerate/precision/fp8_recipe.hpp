@@ -7,6 +7,7 @@
 #include <ATen/ops/where.h>
 
 #include <accelerate/precision/amax_history.hpp>
+#include <accelerate/precision/magnitude.hpp>
 #include <cmath>
 #include <cstdint>
 
@@ -28,7 +29,7 @@ inline at::Tensor saturated(at::Tensor const& x, at::ScalarType fp8) { return x.
 }  // namespace precision
 
 /// How many scales an fp8 matrix has, and from what. A recipe gives `amax(a, operand)`: the largest magnitude that each element of the
-/// fp32 matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
+/// matrix `a` (rows, columns) shares its scale with, in a shape that broadcasts with it. One with a `history()` scales
 /// activations and gradients by that instead. `scales` says what they belong to, where fp8 units are to multiply by them; without it
 /// products are emulated.
 namespace recipe {
@@ -37,14 +38,14 @@ namespace recipe {
 struct Tensorwise {
     static constexpr char const* name = "Tensorwise";
     static constexpr auto scales = precision::Fp8Scales::Matrix;
-    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax(); }
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return precision::magnitude(a); }
 };
 
 /// One scale a row, so that a large number spoils its own row alone (torchao's `rowwise`).
 struct Rowwise {
     static constexpr char const* name = "Rowwise";
     static constexpr auto scales = precision::Fp8Scales::Row;
-    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return a.abs().amax({1}, true); }
+    static at::Tensor amax(at::Tensor const& a, precision::Operand) { return precision::row_magnitudes(a); }
 };
 
 /// One scale for each 128 columns of a row, for weights for each 128 x 128 block (DeepSeek-V3, arXiv 2412.19437).
