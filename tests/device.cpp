@@ -6,6 +6,7 @@
 #include "support/plug_in_device.hpp"
 
 #include <accelerate/comm/stream_worker.hpp>
+#include <accelerate/device/cuda_kernel.hpp>
 
 namespace acc = accelerate;
 namespace comm = accelerate::comm;
@@ -113,6 +114,23 @@ TEST_CASE("a model moves to a device in place", "[place_on]") {
     CHECK(model->weight.is_same(weight));
     CHECK(weight.requires_grad());
     CHECK(at::equal(weight.detach().to(at::kCPU), before));
+}
+
+TEST_CASE("a library that is not there, and a kernel without a GPU, say why", "[cuda_library][cuda_kernel]") {
+    auto const none = acc::device::CudaLibrary::load("libno_such_library.so");
+    CHECK((none.handle == nullptr && none.why.find("libno_such_library.so") != none.why.npos));
+    int (*function)() = nullptr;
+    CHECK_FALSE(none.find("anything", function));
+    auto const math = acc::device::CudaLibrary::load("libm.so.6");
+    double (*cosine)(double) = nullptr;
+    REQUIRE(math.find("cos", cosine));
+    CHECK(cosine(0) == 1);
+    CHECK_FALSE(math.find("no_such_function", function));
+    if (acc::device::Cuda::available()) return;  // then in gpu.cpp
+    acc::device::CudaKernel const kernel("nothing", "extern \"C\" __global__ void nothing() {}");
+    at::Device const gpu(at::kCUDA, 0);
+    CHECK(kernel.why_not(gpu) != "");
+    CHECK_THROWS_WITH(kernel.launch(gpu, 1, 1), contains("E_INTERNAL: nothing: "));
 }
 
 TEST_CASE("devices say whether they are there, and why not", "[availability][cpu][cuda][processes]") {

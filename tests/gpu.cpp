@@ -95,24 +95,41 @@ void multiplies_as_on_the_cpu() {
 
 }  // namespace
 
-TEST_CASE("fp8 matrices are rounded and transposed on the GPU as on the CPU", "[fp8_gemm][magnitude]") {
+TEST_CASE("fp8 matrices are rounded on the GPU as on the CPU, both ways, in one pass", "[fp8_cast][fp8_cast_source][cuda_kernel][cuda_library][magnitude]") {
     Cuda::select(0);
     namespace precision = acc::precision;
+    REQUIRE(precision::detail::fp8_cast_kernel(at::kBFloat16, at::kFloat8_e4m3fn)->why_not(Cuda::current()) == "");
     auto const bytes = [](torch::Tensor const& t) { return t.cpu().contiguous().view(at::kByte); };
-    for (int64_t const rows : {1, 7, 16, 250, 1024}) {
-        INFO(rows << " rows");
-        auto const a = torch::randn({rows, 48}).to(at::kBFloat16);
-        for (auto const view : {a, a.t().contiguous().t()})
-            for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
-                auto const scale = precision::fp8_scale(precision::row_magnitudes(view), format);
-                auto const on_gpu = view.to(Cuda::current());
-                CHECK(torch::equal(precision::row_magnitudes(on_gpu).cpu(), precision::row_magnitudes(view)));
-                CHECK(precision::magnitude(on_gpu).item<double>() == precision::magnitude(view).item<double>());
-                auto const expected = precision::to_fp8(view, scale, format, false), found = precision::to_fp8(on_gpu, scale.to(Cuda::current()), format, false);
-                CHECK(torch::equal(bytes(found), bytes(expected)));
-                CHECK(torch::equal(bytes(precision::transposed(found)), bytes(precision::transposed(expected))));
-            }
+    torch::manual_seed(3);
+    for (auto const& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {7, 48}, {16, 16}, {250, 100}, {129, 65}, {300, 1000}, {1024, 256}})
+        for (auto const dtype : {at::kFloat, at::kBFloat16, at::kHalf})
+            for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2})
+                for (int const layout : {0, 1, 2}) {
+                    INFO(rows << " x " << columns << ", " << dtype << " to " << format << ", layout " << layout);
+                    auto a = torch::randn({rows, columns}).to(dtype);
+                    if (layout == 1) a = a.t().contiguous().t();
+                    if (layout == 2) a = torch::randn({rows * columns + 1}).to(dtype).narrow(0, 1, rows * columns).view({rows, columns});  // does not begin at 16 bytes
+                    auto const on_gpu = layout == 2 ? torch::cat({a.reshape(-1).narrow(0, 0, 1), a.reshape(-1)}).to(Cuda::current()).narrow(0, 1, rows * columns).view({rows, columns}) : a.to(Cuda::current());
+                    CHECK(torch::equal(precision::row_magnitudes(on_gpu).cpu(), precision::row_magnitudes(a)));
+                    CHECK(precision::magnitude(on_gpu).item<double>() == precision::magnitude(a).item<double>());
+                    auto const row_scales = precision::fp8_scale(precision::row_magnitudes(a), format), column_scales = 3 * precision::fp8_scale(precision::row_magnitudes(a.t()), format);
+                    auto const expected = precision::to_fp8(a, format, row_scales, column_scales);
+                    auto const found = precision::to_fp8(on_gpu, format, row_scales.to(Cuda::current()), column_scales.to(Cuda::current()));
+                    CHECK(torch::equal(bytes(found.in_rows.numbers), bytes(expected.in_rows.numbers)));
+                    CHECK(torch::equal(bytes(found.in_columns.numbers), bytes(expected.in_columns.numbers)));
+                    auto const whole = precision::fp8_scale(precision::magnitude(a), format);
+                    CHECK(torch::equal(bytes(precision::to_fp8(on_gpu, format, {}, whole.to(Cuda::current())).in_columns.numbers), bytes(precision::to_fp8(a, format, {}, whole).in_columns.numbers)));
+                }
+    // Every bf16 number, what is not finite included.
+    auto const all = torch::arange(65536, at::kInt).to(at::kShort).view(at::kBFloat16).view({256, 256});
+    for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
+        auto const one = torch::ones({});
+        auto const found = precision::to_fp8(all.to(Cuda::current()), format, one.to(Cuda::current()), {}).in_rows.numbers.cpu().to(at::kFloat);
+        CHECK(torch::allclose(found, precision::to_fp8(all, format, one, {}).in_rows.numbers.to(at::kFloat), 0, 0, true));
     }
+    acc::device::CudaKernel const broken("broken", "extern \"C\" __global__ void broken() { no such thing; }");
+    CHECK(broken.why_not(Cuda::current()).find("NVRTC: ") == 0);
+    CHECK_THROWS_AS(broken.launch(Cuda::current(), 1, 1), acc::Error);
 }
 
 TEST_CASE("fp8 products on the GPU are those that the CPU emulates", "[fp8_gemm][fp8_linear]") {

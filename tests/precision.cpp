@@ -716,19 +716,25 @@ TEST_CASE("magnitudes of matrices and of rows", "[magnitude]") {
     }
 }
 
-TEST_CASE("numbers go to fp8 in one pass as in three, and fp8 matrices are transposed and padded", "[fp8_gemm]") {
-    auto const a = torch::randn({19, 40}).to(at::kBFloat16);
+TEST_CASE("a matrix becomes fp8 both ways, padded", "[fp8_cast]") {
     auto const bytes = [](torch::Tensor const& t) { return t.contiguous().view(at::kByte); };
-    for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2})
-        for (auto const& amax : {acc::precision::magnitude(a), acc::precision::row_magnitudes(a)}) {
-            auto const scale = acc::precision::fp8_scale(amax, format);
-            auto const expected = acc::precision::saturated(a.to(at::kFloat) * scale, format);
-            CHECK(torch::equal(bytes(acc::precision::to_fp8(a, scale, format, false)), bytes(expected)));
-            CHECK(torch::equal(bytes(acc::precision::to_fp8(a, scale * 3, format, true)), bytes(acc::precision::saturated(a.to(at::kFloat) * (scale * 3), format))));
-            auto const turned = acc::precision::transposed(expected);
-            CHECK((turned.sizes() == at::IntArrayRef({40, 32}) && turned.is_contiguous()));
-            CHECK(torch::equal(bytes(turned), bytes(torch::constant_pad_nd(expected.to(at::kFloat).t(), {0, 13}).to(format))));
-        }
+    for (auto const dtype : {at::kFloat, at::kBFloat16})
+        for (auto const format : {at::kFloat8_e4m3fn, at::kFloat8_e5m2})
+            for (bool const by_rows : {false, true}) {
+                auto const a = torch::randn({19, 40}).to(dtype);
+                auto const amax = [&](torch::Tensor const& m) { return by_rows ? acc::precision::row_magnitudes(m) : acc::precision::magnitude(m); };
+                auto const rows = acc::precision::fp8_scale(amax(a), format), columns = 3 * acc::precision::fp8_scale(amax(a.t()), format);  // what is beyond the range saturates
+                auto const found = acc::precision::to_fp8(a, format, rows, columns);
+                auto const expected = [&](torch::Tensor const& m, torch::Tensor const& scale, int64_t pad) {
+                    auto const most = acc::precision::largest(format);
+                    return torch::constant_pad_nd((m.to(at::kFloat) * scale).clamp(-most, most), {0, pad}).to(format);
+                };
+                CHECK((found.in_rows.numbers.sizes() == at::IntArrayRef({19, 48}) && found.in_columns.numbers.sizes() == at::IntArrayRef({40, 32})));
+                CHECK(torch::equal(bytes(found.in_rows.numbers), bytes(expected(a, rows, 8))));
+                CHECK(torch::equal(bytes(found.in_columns.numbers), bytes(expected(a.t(), columns, 13))));
+                CHECK_FALSE(acc::precision::to_fp8(a, format, rows, {}).in_columns.numbers.defined());
+                CHECK_FALSE(acc::precision::to_fp8(a, format, {}, columns).in_rows.numbers.defined());
+            }
 }
 
 TEST_CASE("an fp8 layer differs from fp32 as its recipe says", "[fp8_gemm][fp8_linear][fp8_recipe][fp8]") {

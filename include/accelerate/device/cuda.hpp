@@ -2,13 +2,12 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <dlfcn.h>
 
 #include <accelerate/comm/nccl.hpp>
 #include <accelerate/device/availability.hpp>
 #include <accelerate/device/cpu.hpp>
+#include <accelerate/device/cuda_library.hpp>
 #include <accelerate/device/policy.hpp>
-#include <filesystem>
 #include <type_traits>
 
 #if ACCELERATE_WITH_CUDA
@@ -51,15 +50,8 @@ private:
     static std::string const& not_loaded() {
         static std::string const why = [] {
             if (c10::impl::hasDeviceGuardImpl(type)) return std::string();
-            if (::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
-            std::string reason = ::dlerror();
-            // Beside the LibTorch that this program runs with, in which that object lies.
-            if (Dl_info here; ::dladdr(c10::GetAllocator(at::kCPU), &here) != 0 && here.dli_fname != nullptr) {
-                auto const beside = std::filesystem::path(here.dli_fname).parent_path() / "libtorch_cuda.so";
-                if (::dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
-                reason = ::dlerror();
-            }
-            return "LibTorch's CUDA library cannot be loaded (" + reason + ")";
+            auto const library = CudaLibrary::load("libtorch_cuda.so");
+            return library.handle != nullptr ? std::string() : "LibTorch's CUDA library cannot be loaded (" + library.why + ")";
         }();
         return why;
     }

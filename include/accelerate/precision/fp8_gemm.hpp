@@ -2,9 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_scaled_mm.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
@@ -41,44 +39,10 @@ bool has_fp8_product(at::Device device) {
     else return G == Gemm::Native && scales_of<Recipe> == Fp8Scales::Matrix && device.is_cpu();
 }
 
-/// Numbers in fp8 with as many zero columns as make them a multiple of 16: what units demand of the dimension that is summed over.
-inline at::Tensor padded_columns(at::Tensor const& numbers) {
-    auto const columns = numbers.size(1), wanted = (columns + 15) / 16 * 16;
-    if (columns == wanted) return numbers;
-    auto padded = at::zeros({numbers.size(0), wanted}, numbers.options());
-    padded.narrow(1, 0, columns).copy_(numbers);
-    return padded;
-}
-
-/// The transpose of an fp8 matrix, side by side, its columns (the rows of `numbers`) padded as `padded_columns` does.
-inline at::Tensor transposed(at::Tensor const& numbers) {
-    if (!numbers.is_cuda() || numbers.numel() == 0) return padded_columns(numbers.t()).contiguous();
-    // LibTorch's copy moves single numbers, a byte each, at a tenth of the memory's speed. Eight rows interlaced make words of eight
-    // bytes, which it transposes at half of it: together 2.3 times as fast.
-    auto rows = numbers.contiguous();
-    if (auto const missing = -numbers.size(0) & 15; missing != 0) {
-        rows = at::zeros({numbers.size(0) + missing, numbers.size(1)}, numbers.options());
-        rows.narrow(0, 0, numbers.size(0)).copy_(numbers);
-    }
-    auto const words = rows.size(0) / 8, columns = rows.size(1);
-    auto const interlaced = rows.view(at::kByte).view({words, 8, columns}).transpose(1, 2).contiguous();
-    return interlaced.view(at::kLong).view({words, columns}).t().contiguous().view(numbers.scalar_type());
-}
-
-/// `a * scale`, rounded to fp8 (`scale` broadcasts with it, fp32, [] or two-dimensional). `saturates`: what is beyond the range becomes the
-/// largest number; only without, where nothing is beyond it, it is one pass.
-inline at::Tensor to_fp8(at::Tensor const& a, at::Tensor const& scale, at::ScalarType format, bool saturates) {
-    auto const wide = scale.dim() == 0 ? scale.view({1, 1}) : scale;  // one without dimensions would be rounded to the dtype of `a`
-    if (saturates) return saturated(a * wide, format);
-    auto result = at::empty(a.sizes(), a.options().dtype(format));
-    at::mul_out(result, a, wide);
-    return result;
-}
-
 /// How a product adds up: fp8 units can keep fewer bits of sums, which is faster by a tenth (what TransformerEngine does in forwards).
 enum class Accumulation { Full, Fast };
 
-/// `a b^T + bias` in `dtype`. Where the operands carry scales `_scaled_mm` makes it (rows of `b` are multiples of 16), else it is a
+/// `a b^T + bias` in `dtype`. Where the operands carry scales `_scaled_mm` makes it (its columns and the rows of `b` are multiples of 16), else it is a
 /// product in the dtype of the numbers (fp32: those that fp8 stands for).
 inline at::Tensor fp8_product(Rounded const& a, Rounded const& b, at::ScalarType dtype, at::Tensor const& bias = {}, Accumulation how = Accumulation::Full) {
     if (a.numbers.numel() == 0 || b.numbers.numel() == 0) return at::zeros({a.numbers.size(0), b.numbers.size(0)}, a.numbers.options().dtype(dtype));
@@ -88,7 +52,7 @@ inline at::Tensor fp8_product(Rounded const& a, Rounded const& b, at::ScalarType
     }
     auto const result = a.scale.numel() > 1 ? at::kBFloat16 : dtype;  // all that the kernels with a scale a row can
     auto const added = bias.defined() ? std::optional(bias.to(result)) : std::nullopt;
-    return at::_scaled_mm(padded_columns(a.numbers), padded_columns(b.numbers).t(), a.scale.reciprocal(), b.scale.reciprocal().t(), added, {}, result, how == Accumulation::Fast).to(dtype);
+    return at::_scaled_mm(a.numbers, b.numbers.t(), a.scale.reciprocal(), b.scale.reciprocal().t(), added, {}, result, how == Accumulation::Fast).to(dtype);
 }
 
 }  // namespace accelerate::precision

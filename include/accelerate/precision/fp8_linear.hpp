@@ -1,7 +1,9 @@
 #pragma once
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <accelerate/precision/fp8_cast.hpp>
 #include <accelerate/precision/fp8_gemm.hpp>
 #include <accelerate/precision/fp8_watch.hpp>
 #include <accelerate/precision/low_precision_linear.hpp>
@@ -35,22 +37,24 @@ struct Fp8State : torch::CustomClassHolder {
 /// where it is kept; results have the dtypes that a bf16 layer's would.
 template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
+    /// `learns`: the weight will get a gradient. On fp8 units `x` is then kept for it in fp8, half as large as in bf16.
     static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
-                              c10::intrusive_ptr<Fp8State> const& state) {
+                              c10::intrusive_ptr<Fp8State> const& state, bool learns) {
         context->saved_data["bias"] = bias.has_value();
         context->saved_data["state"] = at::IValue::make_capsule(state);
         context->saved_data["sizes"] = x.sizes();
         context->saved_data["dtype"] = x.scalar_type();
         auto const rows = rows_of(x);
         auto const product = [&]<bool InBf16>(std::bool_constant<InBf16>, Rounded const& a) {
-            return fp8_product(a, weight_as<InBf16>(*state, weight, WeightCache::Rows), at::kBFloat16, bias.value_or(at::Tensor()), Accumulation::Fast);
+            auto const w = weight_as<InBf16>(*state, weight, WeightCache::Rows);
+            return fp8_product(a, w, at::kBFloat16, bias.value_or(at::Tensor()), Accumulation::Fast);
         };
-        auto const a = rounded<O.override_fprop>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation);
-        auto const y = product(std::bool_constant<O.override_fprop>(), a);
-        if constexpr (O.shadow) state->watch.compare(y, product(std::true_type(), rounded<true>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation)));
-        // With one scale a matrix the rounded input serves the weight's gradient too, and is half as large.
-        bool const once = !O.override_fprop && !O.override_wgrad && rounds_once(x.device());
-        context->save_for_backward({once ? a.numbers : x, weight, once ? a.scale : at::Tensor()});
+        bool const reused = learns && !O.override_fprop && !O.override_wgrad;
+        auto const a = operand<O.override_fprop>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, {.in_rows = true, .in_columns = reused && on_units(x)});
+        auto const y = product(std::bool_constant<O.override_fprop>(), a.in_rows);
+        if constexpr (O.shadow) state->watch.compare(y, product(std::true_type(), operand<true>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, {.in_rows = true}).in_rows));
+        auto const& kept = a.in_columns;
+        context->save_for_backward({kept.scale.defined() ? kept.numbers : x, weight, kept.scale});
         auto shape = x.sizes().vec();
         shape.back() = weight.size(0);
         return y.view(shape);
@@ -60,62 +64,82 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         auto const saved = context->get_saved_variables();
         auto const& x = saved[0];
         auto const& weight = saved[1];
-        auto const& scale_of_x = saved[2];
+        Rounded const kept{x, saved[2]};
         auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
-        AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
-        auto const g = rows_of(gradients[0]);
-        Rounded g_in_rows;
+        AutocastPause const pause(weight.device().type());  // a backward inside a scope must not round the products
+        auto const rows = rows_of(gradients[0]);
+        bool const to_input = context->needs_input_grad(0), to_weights = context->needs_input_grad(1);
+        bool const both = to_input && to_weights && !O.override_dgrad && !O.override_wgrad && on_units(rows);
+        Fp8Matrix g;
         at::Tensor to_x, to_weight, to_bias;
-        if (context->needs_input_grad(0)) {
-            g_in_rows = rounded<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient);
-            to_x = fp8_product(g_in_rows, weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
+        if (to_input) {
+            g = operand<O.override_dgrad>(state, rows, at::kFloat8_e5m2, Operand::Gradient, {.in_rows = true, .in_columns = both});
+            to_x = fp8_product(g.in_rows, weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
                        .view(context->saved_data["sizes"].toIntVector())
                        .to(context->saved_data["dtype"].toScalarType());
         }
-        if (context->needs_input_grad(1)) {
-            bool const once = !O.override_dgrad && !O.override_wgrad && g_in_rows.numbers.defined() && rounds_once(g.device());
-            auto const g_in_columns = once ? turned(g_in_rows) : rounded<O.override_wgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, Along::Columns);
-            auto const x_in_columns = scale_of_x.defined() ? turned({x, scale_of_x}) : rounded<O.override_wgrad>(state, rows_of(x), at::kFloat8_e4m3fn, Operand::Activation, Along::Columns);
-            to_weight = fp8_product(g_in_columns, x_in_columns, at::kFloat);
+        if (to_weights) {
+            if (!both) g = operand<O.override_wgrad>(state, rows, at::kFloat8_e5m2, Operand::Gradient, {.in_columns = true});
+            auto const a = kept.scale.defined() ? kept : operand<O.override_wgrad>(state, rows_of(x), at::kFloat8_e4m3fn, Operand::Activation, {.in_columns = true}).in_columns;
+            to_weight = fp8_product(g.in_columns, a, at::kFloat);
             if constexpr (requires { Recipe::weight_gradient(to_weight); }) to_weight = Recipe::weight_gradient(to_weight);
             to_weight = to_weight.to(weight.scalar_type());
         }
-        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.to(at::kFloat).sum(0).to(weight.scalar_type());
-        return {to_x, to_weight, to_bias, at::Tensor()};
+        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = rows.to(at::kFloat).sum(0).to(weight.scalar_type());
+        return {to_x, to_weight, to_bias, at::Tensor(), at::Tensor()};
     }
 
 private:
-    /// The dimension of a matrix that a product sums over.
-    enum class Along { Rows, Columns };
+    /// How products take a matrix: summing over its columns, or over its rows.
+    struct Ways {
+        bool in_rows = false, in_columns = false;
+    };
 
     static at::Tensor rows_of(at::Tensor const& t) { return t.reshape({-1, t.size(-1)}); }
-
-    /// Whether a matrix is rounded to the same numbers whichever dimension is summed over.
-    static bool rounds_once(at::Device device) { return scales_of<Recipe> == Fp8Scales::Matrix && has_fp8_product<Recipe, O.gemm>(device); }
-    static Rounded turned(Rounded const& in_rows) { return {transposed(in_rows.numbers), in_rows.scale}; }
+    static bool on_units(at::Tensor const& t) { return has_fp8_product<Recipe, O.gemm>(t.device()); }
 
     /// The weight as the forward (`Rows`) or the input's gradient (`Columns`) takes it.
     template <bool InBf16>
     static Rounded weight_as(Fp8State& state, at::Tensor const& weight, WeightCache::Form form) {
-        auto const make = [&] { return rounded<InBf16>(state, weight, at::kFloat8_e4m3fn, Operand::Weight, form == WeightCache::Rows ? Along::Rows : Along::Columns); };
+        bool const rows = form == WeightCache::Rows;
+        auto const make = [&] {
+            auto const w = operand<InBf16>(state, weight, at::kFloat8_e4m3fn, Operand::Weight, {.in_rows = rows, .in_columns = !rows});
+            return rows ? w.in_rows : w.in_columns;
+        };
         if constexpr (InBf16) return make();
         else return state.kept->get(weight, form, make);
     }
 
-    /// A matrix as the product takes it: as it is or, to be summed over its columns' dimension 0, transposed.
+    /// A matrix as products take it.
     template <bool InBf16>
-    static Rounded rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is, Along along = Along::Rows) {
-        bool const native = has_fp8_product<Recipe, O.gemm>(t.device());
-        auto const as_summed = along == Along::Rows ? t : t.t();
+    static Fp8Matrix operand(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is, Ways ways) {
+        auto const each = [&](auto&& made) { return Fp8Matrix{ways.in_rows ? made(t) : Rounded(), ways.in_columns ? made(t.t()) : Rounded()}; };
+        bool const units = on_units(t);
         if constexpr (InBf16) {
-            auto const numbers = as_summed.to(at::kBFloat16);
-            return {native ? numbers : numbers.to(at::kFloat), {}};
+            return each([&](at::Tensor const& m) {
+                auto const numbers = m.to(at::kBFloat16);
+                return Rounded{units ? numbers : numbers.to(at::kFloat), {}};
+            });
+        } else {
+            if (t.numel() == 0) return each([](at::Tensor const& m) { return Rounded{m, {}}; });
+            if (!units) return each([&](at::Tensor const& m) { return emulated(state, m.to(at::kFloat), format, is); });
+            at::Tensor row_scales, column_scales;
+            if (ways.in_rows) row_scales = scales(state, t, format, is);
+            if (ways.in_columns) column_scales = scales_of<Recipe> == Fp8Scales::Row ? scales(state, t.t(), format, is) : ways.in_rows ? row_scales : scales(state, t, format, is);
+            return to_fp8(t, format, row_scales, column_scales);
         }
-        if (t.numel() == 0) return {as_summed, {}};
-        auto const matrix = native ? as_summed : as_summed.to(at::kFloat);
-        constexpr bool by_history = has_history<Recipe>;
+    }
+
+    /// The numbers that fp8 stands for, in fp32.
+    static Rounded emulated(Fp8State& state, at::Tensor const& matrix, at::ScalarType format, Operand is) {
+        auto const scale = scales(state, matrix, format, is);
+        return {saturated(matrix * scale, format).to(at::kFloat) / scale, {}};
+    }
+
+    /// What a matrix is multiplied by before it is rounded for a sum over its columns; by the way it is counted.
+    static at::Tensor scales(Fp8State& state, at::Tensor const& matrix, at::ScalarType format, Operand is) {
         auto const amax = [&] {
-            if constexpr (by_history)
+            if constexpr (has_history<Recipe>)
                 if (is != Operand::Weight) return state.history.amax(matrix, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
             return Recipe::amax(matrix, is);
         };
@@ -124,10 +148,7 @@ private:
             auto const scaled = matrix.to(at::kFloat) * scale;
             state.watch.count(is, scaled, saturated(scaled, format), format);
         }
-        if (!native) return {saturated(matrix * scale, format).to(at::kFloat) / scale, {}};
-        bool const saturates = O.margin < 0 || (by_history && is != Operand::Weight);
-        if (along == Along::Rows) return {to_fp8(t, scale, format, saturates).contiguous(), scale};
-        return {transposed(to_fp8(t, scale.dim() == 2 ? scale.t() : scale, format, saturates)), scale};
+        return scale;
     }
 };
 
@@ -163,7 +184,7 @@ public:
         if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias, *this->kept);
         AutocastPause const pause(device);
-        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state, at::GradMode::is_enabled() && this->weight.requires_grad());
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
