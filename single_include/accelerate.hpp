@@ -130,18 +130,19 @@
 #include <ATen/ops/index_select.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <dlfcn.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
+#include <c10/core/Allocator.h>
+#include <dlfcn.h>
 #include <ATen/ops/linear.h>
 #include <torch/nn/modules/linear.h>
-#include <ATen/ops/_scaled_mm.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/mul.h>
+#include <c10/core/DeviceGuard.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/_scaled_mm.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
@@ -19443,6 +19444,37 @@ using Nccl = AbsentNccl<>;
 
 #endif
 
+// ---- accelerate/device/cuda_library.hpp
+
+namespace accelerate::device {
+
+/// A library of LibTorch's CUDA build, loaded, and why it could not be (then the handle is null).
+struct CudaLibrary {
+    void* handle = nullptr;
+    std::string why;
+
+    /// By its name, else from the folder of the LibTorch that this program runs with.
+    static CudaLibrary load(char const* name) {
+        if (auto* const handle = ::dlopen(name, RTLD_NOW | RTLD_GLOBAL)) return {handle, {}};
+        std::string why = ::dlerror();
+        if (Dl_info here; ::dladdr(c10::GetAllocator(at::kCPU), &here) != 0 && here.dli_fname != nullptr) {  // an object that lies in LibTorch
+            auto const beside = std::filesystem::path(here.dli_fname).parent_path() / name;
+            if (auto* const handle = ::dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL)) return {handle, {}};
+            why = ::dlerror();
+        }
+        return {nullptr, why};
+    }
+
+    /// Sets `function` to what is called `name` there, or in a library that it needs; false where there is none.
+    template <class Function>
+    bool find(char const* name, Function*& function) const {
+        function = handle == nullptr ? nullptr : reinterpret_cast<Function*>(::dlsym(handle, name));
+        return function != nullptr;
+    }
+};
+
+}  // namespace accelerate::device
+
 // ---- accelerate/device/cuda.hpp
 
 #if ACCELERATE_WITH_CUDA
@@ -19485,15 +19517,8 @@ private:
     static std::string const& not_loaded() {
         static std::string const why = [] {
             if (c10::impl::hasDeviceGuardImpl(type)) return std::string();
-            if (::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
-            std::string reason = ::dlerror();
-            // Beside the LibTorch that this program runs with, in which that object lies.
-            if (Dl_info here; ::dladdr(c10::GetAllocator(at::kCPU), &here) != 0 && here.dli_fname != nullptr) {
-                auto const beside = std::filesystem::path(here.dli_fname).parent_path() / "libtorch_cuda.so";
-                if (::dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
-                reason = ::dlerror();
-            }
-            return "LibTorch's CUDA library cannot be loaded (" + reason + ")";
+            auto const library = CudaLibrary::load("libtorch_cuda.so");
+            return library.handle != nullptr ? std::string() : "LibTorch's CUDA library cannot be loaded (" + library.why + ")";
         }();
         return why;
     }
@@ -19777,6 +19802,242 @@ struct Fp16 : AutocastPolicy<at::kHalf, O.cache_enabled, O.gemm> {
 }  // namespace precision
 }  // namespace accelerate
 
+// ---- accelerate/device/cuda_kernel.hpp
+
+namespace accelerate::device {
+
+namespace detail {
+
+/// The functions of NVRTC and of the CUDA driver that a kernel needs, found in the libraries that LibTorch's CUDA build loads for itself.
+/// Written out here because no CUDA header is needed to build; they are part of CUDA's stable C interface.
+struct KernelCompiler {
+    int (*create)(void** program, char const* source, char const* name, int headers, char const* const* texts, char const* const* names) = nullptr;
+    int (*compile)(void* program, int options, char const* const* texts) = nullptr;
+    int (*log_size)(void* program, size_t* bytes) = nullptr;
+    int (*log)(void* program, char* text) = nullptr;
+    int (*binary_size)(void* program, size_t* bytes) = nullptr;
+    int (*binary)(void* program, char* bytes) = nullptr;
+    int (*destroy)(void** program) = nullptr;
+    int (*init)(unsigned flags) = nullptr;
+    int (*attribute)(int* value, int attribute, int device) = nullptr;
+    int (*current_context)(void** context) = nullptr;
+    int (*set_context)(void* context) = nullptr;
+    int (*primary_context)(void** context, int device) = nullptr;
+    int (*load_module)(void** module, void const* binary) = nullptr;
+    int (*function)(void** function, void* module, char const* name) = nullptr;
+    int (*launch)(void* function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared, void* stream, void** parameters, void** extra) = nullptr;
+    std::string why;  ///< why there is none; empty: all were found
+
+    static KernelCompiler const& instance() {
+        static KernelCompiler const compiler;
+        return compiler;
+    }
+
+    /// The device's primary context, which LibTorch uses as well, for the calling thread where it has none yet.
+    void enter(int device) const {
+        void* context = nullptr;
+        if (current_context(&context) == 0 && context != nullptr) return;
+        if (primary_context(&context, device) == 0) set_context(context);
+    }
+
+private:
+    KernelCompiler() {
+        auto const library = CudaLibrary::load("libcaffe2_nvrtc.so");  // needs both NVRTC and the driver, and knows where they are
+        why = library.why;
+        auto const find = [&](char const* name, auto*& f) {
+            if (why.empty() && !library.find(name, f)) why = concat(name, " is not in LibTorch's libraries");
+        };
+        find("nvrtcCreateProgram", create), find("nvrtcCompileProgram", compile), find("nvrtcGetProgramLogSize", log_size), find("nvrtcGetProgramLog", log);
+        find("nvrtcGetCUBINSize", binary_size), find("nvrtcGetCUBIN", binary), find("nvrtcDestroyProgram", destroy);
+        find("cuInit", init), find("cuDeviceGetAttribute", attribute), find("cuCtxGetCurrent", current_context), find("cuCtxSetCurrent", set_context);
+        find("cuDevicePrimaryCtxRetain", primary_context), find("cuModuleLoadData", load_module), find("cuModuleGetFunction", function), find("cuLaunchKernel", launch);
+    }
+};
+
+}  // namespace detail
+
+/// A kernel for NVIDIA GPUs, compiled for the one at hand when it is first asked for there (some 0.1 s), by the run-time compiler that comes with
+/// LibTorch's CUDA build (NVRTC): a program is built without a CUDA compiler.
+class CudaKernel {
+public:
+    /// `source`, CUDA C++, defines `extern "C" __global__ void name(...)`; `options` are NVRTC's, without the architecture.
+    CudaKernel(std::string name, std::string source, std::vector<std::string> options = {}) : name_(std::move(name)), source_(std::move(source)), options_(std::move(options)) {}
+    CudaKernel(CudaKernel const&) = delete;
+    CudaKernel& operator=(CudaKernel const&) = delete;
+
+    /// Why it cannot run on that GPU; empty where it can.
+    std::string const& why_not(at::Device device) const { return compiled(device).why; }
+
+    /// Enqueues it on the calling thread's current stream of `device`, where `why_not` is empty. Arguments must have the types of the kernel's
+    /// parameters, pointers those of the GPU's memory.
+    template <class... Arguments>
+    void launch(at::Device device, int64_t blocks, unsigned threads, Arguments... arguments) const {
+        auto const& kernel = compiled(device);
+        check(kernel.why.empty(), code::internal, name_, ": ", kernel.why);
+        c10::DeviceGuard const guard(device);
+        auto const& cuda = detail::KernelCompiler::instance();
+        cuda.enter(device.index());
+        auto const stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device);
+        void* parameters[] = {&arguments..., nullptr};  // none of size zero
+        auto const result = cuda.launch(kernel.function, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, 0, stream.native_handle(), parameters, nullptr);
+        check(result == 0, code::internal, name_, ": cuLaunchKernel failed with CUDA error ", result);
+    }
+
+private:
+    struct Compiled {
+        void* function = nullptr;
+        std::string why;
+    };
+
+    Compiled const& compiled(at::Device device) const {
+        std::lock_guard const lock(mutex_);
+        auto const [place, fresh] = by_device_.try_emplace(device.index());
+        if (fresh) place->second = compile(device);
+        return place->second;
+    }
+
+    Compiled compile(at::Device device) const {
+        auto const& cuda = detail::KernelCompiler::instance();
+        if (!cuda.why.empty()) return {nullptr, cuda.why};
+        c10::DeviceGuard const guard(device);
+        int major = 0, minor = 0;
+        constexpr int capability_major = 75, capability_minor = 76;
+        cuda.init(0);
+        cuda.attribute(&major, capability_major, device.index()), cuda.attribute(&minor, capability_minor, device.index());
+        auto options = options_;
+        options.push_back(concat("--gpu-architecture=sm_", major, minor));
+        options.emplace_back("--std=c++17");
+        std::vector<char const*> texts;
+        for (auto const& o : options) texts.push_back(o.c_str());
+        void* program = nullptr;
+        if (auto const e = cuda.create(&program, source_.c_str(), name_.c_str(), 0, nullptr, nullptr); e != 0) return {nullptr, concat("nvrtcCreateProgram failed with error ", e)};
+        auto const binary = [&]() -> std::pair<std::string, std::string> {  // and why there is none
+            size_t size = 0;
+            if (cuda.compile(program, static_cast<int>(texts.size()), texts.data()) != 0) {
+                cuda.log_size(program, &size);
+                std::string log(size, '\0');
+                cuda.log(program, log.data());
+                return {{}, "NVRTC: " + log};
+            }
+            cuda.binary_size(program, &size);
+            std::string bytes(size, '\0');
+            cuda.binary(program, bytes.data());
+            return {bytes, {}};
+        }();
+        cuda.destroy(&program);
+        if (!binary.second.empty()) return {nullptr, binary.second};
+        cuda.enter(device.index());
+        void *module = nullptr, *function = nullptr;  // the module stays as long as the process
+        if (auto const e = cuda.load_module(&module, binary.first.data()); e != 0) return {nullptr, concat("cuModuleLoadData failed with CUDA error ", e)};
+        if (auto const e = cuda.function(&function, module, name_.c_str()); e != 0) return {nullptr, concat("cuModuleGetFunction failed with CUDA error ", e)};
+        return {function, {}};
+    }
+
+    std::string const name_, source_;
+    std::vector<std::string> const options_;
+    mutable std::mutex mutex_;
+    mutable std::map<int, Compiled> by_device_;
+};
+
+}  // namespace accelerate::device
+
+// ---- accelerate/precision/fp8_cast_source.hpp
+
+namespace accelerate::precision {
+
+/// CUDA C++ of the kernel of `fp8_cast.hpp`. Defined before: SOURCE (0 float, 1 bfloat16, 2 half) and E5M2 (1, or 0 for e4m3).
+/// A block takes 128 rows and 64 columns, a thread four rows of eight numbers: it reads 16 bytes at a time, writes rows as they are, and
+/// columns by way of shared memory, in which a word holds four rows of one column.
+inline constexpr char const* fp8_cast_source = R"cuda(
+#if SOURCE == 0
+typedef float number;
+__device__ __forceinline__ float wide(number x) { return x; }
+#elif SOURCE == 1
+typedef unsigned short number;
+__device__ __forceinline__ float wide(number x) { return __uint_as_float(static_cast<unsigned>(x) << 16); }
+#else
+typedef unsigned short number;
+__device__ __forceinline__ float wide(number x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+#endif
+
+struct alignas(16) Eight {
+    number at[8];
+};
+
+__device__ __forceinline__ unsigned two(float low, float high) {
+    unsigned short bytes;
+#if E5M2
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(bytes) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(bytes) : "f"(high), "f"(low));
+#endif
+    return bytes;
+}
+__device__ __forceinline__ unsigned four(float a, float b, float c, float d) { return two(a, b) | two(c, d) << 16; }
+
+extern "C" __global__ void __launch_bounds__(256)
+fp8_cast(number const* x, long long rows, long long columns, int aligned, long long across,
+         float const* row_scales, int row_step, unsigned char* in_rows, long long row_bytes,
+         float const* column_scales, int column_step, unsigned char* in_columns, long long column_bytes) {
+    __shared__ unsigned tile[64][33];  // 33: columns begin at different banks
+    long long const row0 = blockIdx.x / across * 128, column0 = blockIdx.x % across * 64;
+    int const group = threadIdx.x & 7, quad = threadIdx.x >> 3;
+    long long const r0 = row0 + quad * 4, c0 = column0 + group * 8;
+
+    float v[4][8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        long long const r = r0 + i;
+        if (aligned && r < rows && c0 + 8 <= columns) {
+            Eight const loaded = *reinterpret_cast<Eight const*>(x + r * columns + c0);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[i][j] = wide(loaded.at[j]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[i][j] = r < rows && c0 + j < columns ? wide(x[r * columns + c0 + j]) : 0.0f;
+        }
+    }
+
+    if (in_rows) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            long long const r = r0 + i;
+            if (r >= rows || c0 >= row_bytes) continue;
+            float const s = row_scales[r * row_step];
+            float y[8];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) y[j] = c0 + j < columns ? v[i][j] * s : 0.0f;  // what pads stays zero whatever the scale
+            *reinterpret_cast<uint2*>(in_rows + r * row_bytes + c0) = make_uint2(four(y[0], y[1], y[2], y[3]), four(y[4], y[5], y[6], y[7]));
+        }
+    }
+    if (!in_columns) return;
+
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        float const s = c0 + j < columns ? column_scales[(c0 + j) * column_step] : 0.0f;
+        float y[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) y[i] = r0 + i < rows ? v[i][j] * s : 0.0f;
+        tile[group * 8 + j][quad] = four(y[0], y[1], y[2], y[3]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        int const chunk = threadIdx.x + 256 * k, column = chunk >> 3, part = chunk & 7;
+        long long const c = column0 + column, r = row0 + part * 16;
+        if (c >= columns || r >= column_bytes) continue;
+        unsigned const* const words = &tile[column][part * 4];
+        *reinterpret_cast<uint4*>(in_columns + c * column_bytes + r) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+)cuda";
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/magnitude.hpp
 
 namespace accelerate::precision {
@@ -20009,6 +20270,91 @@ at::Tensor recipe::LowBitOptimizer<Level, Base>::weight_gradient(at::Tensor cons
 
 }  // namespace accelerate
 
+// ---- accelerate/precision/fp8_cast.hpp
+
+namespace accelerate::precision {
+
+/// A matrix in fp8 as products that sum over its columns take it, and transposed, as those that sum over its rows do. The dimension that is
+/// summed over is padded with zeros to a multiple of 16: what fp8 units demand. Either may be left out.
+struct Fp8Matrix {
+    Rounded in_rows, in_columns;
+};
+
+/// A size, rounded up to a multiple of 16.
+constexpr int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+
+namespace detail {
+
+/// The numbers in fp8 with columns of zeros behind them.
+inline at::Tensor padded_columns(at::Tensor const& numbers) {
+    auto const columns = numbers.size(1);
+    if (columns == padded(columns)) return numbers.contiguous();
+    auto wide = at::zeros({numbers.size(0), padded(columns)}, numbers.options());
+    wide.narrow(1, 0, columns).copy_(numbers);
+    return wide;
+}
+
+#if ACCELERATE_WITH_CUDA
+
+template <int Source, bool E5m2>
+device::CudaKernel const& fp8_cast_kernel() {
+    static device::CudaKernel const kernel("fp8_cast", fp8_cast_source, {"-DSOURCE=" + std::to_string(Source), "-DE5M2=" + std::to_string(E5m2 ? 1 : 0)});
+    return kernel;
+}
+
+/// Null for dtypes that it does not read.
+inline device::CudaKernel const* fp8_cast_kernel(at::ScalarType from, at::ScalarType format) {
+    bool const e5m2 = format == at::kFloat8_e5m2;
+    if (from == at::kFloat) return e5m2 ? &fp8_cast_kernel<0, true>() : &fp8_cast_kernel<0, false>();
+    if (from == at::kBFloat16) return e5m2 ? &fp8_cast_kernel<1, true>() : &fp8_cast_kernel<1, false>();
+    if (from == at::kHalf) return e5m2 ? &fp8_cast_kernel<2, true>() : &fp8_cast_kernel<2, false>();
+    return nullptr;
+}
+
+/// In one pass over `a`, both ways. False where the kernel cannot be had.
+inline bool cast_by_kernel(at::Tensor const& a, at::ScalarType format, Fp8Matrix& to) {
+    auto const* const kernel = fp8_cast_kernel(a.scalar_type(), format);
+    if (kernel == nullptr) return false;
+    if (auto const& why = kernel->why_not(a.device()); !why.empty()) {
+        log::warning_once("fp8: operands are rounded by LibTorch's operations, which takes several times as long: ", why);
+        return false;
+    }
+    auto const x = a.contiguous();
+    auto const rows = x.size(0), columns = x.size(1), across = (columns + 63) / 64;
+    auto const room = [&](Rounded& r, int64_t n, int64_t summed) {
+        if (r.scale.defined()) r.numbers = at::empty({n, padded(summed)}, x.options().dtype(format)), r.scale = r.scale.contiguous();
+    };
+    room(to.in_rows, rows, columns), room(to.in_columns, columns, rows);
+    auto const scales = [](Rounded const& r) { return r.scale.defined() ? r.scale.const_data_ptr<float>() : nullptr; };
+    auto const step = [](Rounded const& r) { return r.scale.defined() && r.scale.numel() > 1 ? 1 : 0; };
+    auto const bytes = [](Rounded const& r) { return r.scale.defined() ? static_cast<unsigned char*>(r.numbers.mutable_data_ptr()) : nullptr; };
+    auto const* const data = x.const_data_ptr();
+    int const aligned = columns % 8 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 ? 1 : 0;
+    using Int = long long;  // the kernel's parameters are these very types
+    kernel->launch(x.device(), (rows + 127) / 128 * across, 256, data, Int{rows}, Int{columns}, aligned, Int{across}, scales(to.in_rows), step(to.in_rows), bytes(to.in_rows), Int{padded(columns)},
+                   scales(to.in_columns), step(to.in_columns), bytes(to.in_columns), Int{padded(rows)});
+    return true;
+}
+
+#endif
+
+}  // namespace detail
+
+/// `a` (rows, columns), multiplied by scales (fp32: [], or [rows, 1] and [columns, 1]) and rounded to `format`; what is beyond the range becomes
+/// the largest number. An undefined scale: that way is not wanted. On GPUs one pass over `a` for both, elsewhere some five.
+inline Fp8Matrix to_fp8(at::Tensor const& a, at::ScalarType format, at::Tensor const& row_scales, at::Tensor const& column_scales) {
+    Fp8Matrix result{{{}, row_scales}, {{}, column_scales}};
+#if ACCELERATE_WITH_CUDA
+    if (a.is_cuda() && a.numel() > 0 && detail::cast_by_kernel(a, format, result)) return result;
+#endif
+    auto const round = [&](at::Tensor const& matrix, at::Tensor const& scale) { return detail::padded_columns(saturated(matrix.to(at::kFloat) * scale, format)); };
+    if (row_scales.defined()) result.in_rows.numbers = round(a, row_scales);
+    if (column_scales.defined()) result.in_columns.numbers = round(a.t(), column_scales);
+    return result;
+}
+
+}  // namespace accelerate::precision
+
 // ---- accelerate/precision/fp8_gemm.hpp
 
 namespace accelerate::precision {
@@ -20041,44 +20387,10 @@ bool has_fp8_product(at::Device device) {
     else return G == Gemm::Native && scales_of<Recipe> == Fp8Scales::Matrix && device.is_cpu();
 }
 
-/// Numbers in fp8 with as many zero columns as make them a multiple of 16: what units demand of the dimension that is summed over.
-inline at::Tensor padded_columns(at::Tensor const& numbers) {
-    auto const columns = numbers.size(1), wanted = (columns + 15) / 16 * 16;
-    if (columns == wanted) return numbers;
-    auto padded = at::zeros({numbers.size(0), wanted}, numbers.options());
-    padded.narrow(1, 0, columns).copy_(numbers);
-    return padded;
-}
-
-/// The transpose of an fp8 matrix, side by side, its columns (the rows of `numbers`) padded as `padded_columns` does.
-inline at::Tensor transposed(at::Tensor const& numbers) {
-    if (!numbers.is_cuda() || numbers.numel() == 0) return padded_columns(numbers.t()).contiguous();
-    // LibTorch's copy moves single numbers, a byte each, at a tenth of the memory's speed. Eight rows interlaced make words of eight
-    // bytes, which it transposes at half of it: together 2.3 times as fast.
-    auto rows = numbers.contiguous();
-    if (auto const missing = -numbers.size(0) & 15; missing != 0) {
-        rows = at::zeros({numbers.size(0) + missing, numbers.size(1)}, numbers.options());
-        rows.narrow(0, 0, numbers.size(0)).copy_(numbers);
-    }
-    auto const words = rows.size(0) / 8, columns = rows.size(1);
-    auto const interlaced = rows.view(at::kByte).view({words, 8, columns}).transpose(1, 2).contiguous();
-    return interlaced.view(at::kLong).view({words, columns}).t().contiguous().view(numbers.scalar_type());
-}
-
-/// `a * scale`, rounded to fp8 (`scale` broadcasts with it, fp32, [] or two-dimensional). `saturates`: what is beyond the range becomes the
-/// largest number; only without, where nothing is beyond it, it is one pass.
-inline at::Tensor to_fp8(at::Tensor const& a, at::Tensor const& scale, at::ScalarType format, bool saturates) {
-    auto const wide = scale.dim() == 0 ? scale.view({1, 1}) : scale;  // one without dimensions would be rounded to the dtype of `a`
-    if (saturates) return saturated(a * wide, format);
-    auto result = at::empty(a.sizes(), a.options().dtype(format));
-    at::mul_out(result, a, wide);
-    return result;
-}
-
 /// How a product adds up: fp8 units can keep fewer bits of sums, which is faster by a tenth (what TransformerEngine does in forwards).
 enum class Accumulation { Full, Fast };
 
-/// `a b^T + bias` in `dtype`. Where the operands carry scales `_scaled_mm` makes it (rows of `b` are multiples of 16), else it is a
+/// `a b^T + bias` in `dtype`. Where the operands carry scales `_scaled_mm` makes it (its columns and the rows of `b` are multiples of 16), else it is a
 /// product in the dtype of the numbers (fp32: those that fp8 stands for).
 inline at::Tensor fp8_product(Rounded const& a, Rounded const& b, at::ScalarType dtype, at::Tensor const& bias = {}, Accumulation how = Accumulation::Full) {
     if (a.numbers.numel() == 0 || b.numbers.numel() == 0) return at::zeros({a.numbers.size(0), b.numbers.size(0)}, a.numbers.options().dtype(dtype));
@@ -20088,7 +20400,7 @@ inline at::Tensor fp8_product(Rounded const& a, Rounded const& b, at::ScalarType
     }
     auto const result = a.scale.numel() > 1 ? at::kBFloat16 : dtype;  // all that the kernels with a scale a row can
     auto const added = bias.defined() ? std::optional(bias.to(result)) : std::nullopt;
-    return at::_scaled_mm(padded_columns(a.numbers), padded_columns(b.numbers).t(), a.scale.reciprocal(), b.scale.reciprocal().t(), added, {}, result, how == Accumulation::Fast).to(dtype);
+    return at::_scaled_mm(a.numbers, b.numbers.t(), a.scale.reciprocal(), b.scale.reciprocal().t(), added, {}, result, how == Accumulation::Fast).to(dtype);
 }
 
 }  // namespace accelerate::precision
@@ -20185,22 +20497,24 @@ struct Fp8State : torch::CustomClassHolder {
 /// where it is kept; results have the dtypes that a bf16 layer's would.
 template <class Recipe, fp8 O>
 struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
+    /// `learns`: the weight will get a gradient. On fp8 units `x` is then kept for it in fp8, half as large as in bf16.
     static at::Tensor forward(torch::autograd::AutogradContext* context, at::Tensor const& x, at::Tensor const& weight, std::optional<at::Tensor> const& bias,
-                              c10::intrusive_ptr<Fp8State> const& state) {
+                              c10::intrusive_ptr<Fp8State> const& state, bool learns) {
         context->saved_data["bias"] = bias.has_value();
         context->saved_data["state"] = at::IValue::make_capsule(state);
         context->saved_data["sizes"] = x.sizes();
         context->saved_data["dtype"] = x.scalar_type();
         auto const rows = rows_of(x);
         auto const product = [&]<bool InBf16>(std::bool_constant<InBf16>, Rounded const& a) {
-            return fp8_product(a, weight_as<InBf16>(*state, weight, WeightCache::Rows), at::kBFloat16, bias.value_or(at::Tensor()), Accumulation::Fast);
+            auto const w = weight_as<InBf16>(*state, weight, WeightCache::Rows);
+            return fp8_product(a, w, at::kBFloat16, bias.value_or(at::Tensor()), Accumulation::Fast);
         };
-        auto const a = rounded<O.override_fprop>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation);
-        auto const y = product(std::bool_constant<O.override_fprop>(), a);
-        if constexpr (O.shadow) state->watch.compare(y, product(std::true_type(), rounded<true>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation)));
-        // With one scale a matrix the rounded input serves the weight's gradient too, and is half as large.
-        bool const once = !O.override_fprop && !O.override_wgrad && rounds_once(x.device());
-        context->save_for_backward({once ? a.numbers : x, weight, once ? a.scale : at::Tensor()});
+        bool const reused = learns && !O.override_fprop && !O.override_wgrad;
+        auto const a = operand<O.override_fprop>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, {.in_rows = true, .in_columns = reused && on_units(x)});
+        auto const y = product(std::bool_constant<O.override_fprop>(), a.in_rows);
+        if constexpr (O.shadow) state->watch.compare(y, product(std::true_type(), operand<true>(*state, rows, at::kFloat8_e4m3fn, Operand::Activation, {.in_rows = true}).in_rows));
+        auto const& kept = a.in_columns;
+        context->save_for_backward({kept.scale.defined() ? kept.numbers : x, weight, kept.scale});
         auto shape = x.sizes().vec();
         shape.back() = weight.size(0);
         return y.view(shape);
@@ -20210,62 +20524,82 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         auto const saved = context->get_saved_variables();
         auto const& x = saved[0];
         auto const& weight = saved[1];
-        auto const& scale_of_x = saved[2];
+        Rounded const kept{x, saved[2]};
         auto& state = static_cast<Fp8State&>(*context->saved_data["state"].toCapsule());
-        AutocastPause const pause(x.device().type());  // a backward inside a scope must not round the products
-        auto const g = rows_of(gradients[0]);
-        Rounded g_in_rows;
+        AutocastPause const pause(weight.device().type());  // a backward inside a scope must not round the products
+        auto const rows = rows_of(gradients[0]);
+        bool const to_input = context->needs_input_grad(0), to_weights = context->needs_input_grad(1);
+        bool const both = to_input && to_weights && !O.override_dgrad && !O.override_wgrad && on_units(rows);
+        Fp8Matrix g;
         at::Tensor to_x, to_weight, to_bias;
-        if (context->needs_input_grad(0)) {
-            g_in_rows = rounded<O.override_dgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient);
-            to_x = fp8_product(g_in_rows, weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
+        if (to_input) {
+            g = operand<O.override_dgrad>(state, rows, at::kFloat8_e5m2, Operand::Gradient, {.in_rows = true, .in_columns = both});
+            to_x = fp8_product(g.in_rows, weight_as<O.override_dgrad>(state, weight, WeightCache::Columns), at::kBFloat16)
                        .view(context->saved_data["sizes"].toIntVector())
                        .to(context->saved_data["dtype"].toScalarType());
         }
-        if (context->needs_input_grad(1)) {
-            bool const once = !O.override_dgrad && !O.override_wgrad && g_in_rows.numbers.defined() && rounds_once(g.device());
-            auto const g_in_columns = once ? turned(g_in_rows) : rounded<O.override_wgrad>(state, g, at::kFloat8_e5m2, Operand::Gradient, Along::Columns);
-            auto const x_in_columns = scale_of_x.defined() ? turned({x, scale_of_x}) : rounded<O.override_wgrad>(state, rows_of(x), at::kFloat8_e4m3fn, Operand::Activation, Along::Columns);
-            to_weight = fp8_product(g_in_columns, x_in_columns, at::kFloat);
+        if (to_weights) {
+            if (!both) g = operand<O.override_wgrad>(state, rows, at::kFloat8_e5m2, Operand::Gradient, {.in_columns = true});
+            auto const a = kept.scale.defined() ? kept : operand<O.override_wgrad>(state, rows_of(x), at::kFloat8_e4m3fn, Operand::Activation, {.in_columns = true}).in_columns;
+            to_weight = fp8_product(g.in_columns, a, at::kFloat);
             if constexpr (requires { Recipe::weight_gradient(to_weight); }) to_weight = Recipe::weight_gradient(to_weight);
             to_weight = to_weight.to(weight.scalar_type());
         }
-        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = g.to(at::kFloat).sum(0).to(weight.scalar_type());
-        return {to_x, to_weight, to_bias, at::Tensor()};
+        if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) to_bias = rows.to(at::kFloat).sum(0).to(weight.scalar_type());
+        return {to_x, to_weight, to_bias, at::Tensor(), at::Tensor()};
     }
 
 private:
-    /// The dimension of a matrix that a product sums over.
-    enum class Along { Rows, Columns };
+    /// How products take a matrix: summing over its columns, or over its rows.
+    struct Ways {
+        bool in_rows = false, in_columns = false;
+    };
 
     static at::Tensor rows_of(at::Tensor const& t) { return t.reshape({-1, t.size(-1)}); }
-
-    /// Whether a matrix is rounded to the same numbers whichever dimension is summed over.
-    static bool rounds_once(at::Device device) { return scales_of<Recipe> == Fp8Scales::Matrix && has_fp8_product<Recipe, O.gemm>(device); }
-    static Rounded turned(Rounded const& in_rows) { return {transposed(in_rows.numbers), in_rows.scale}; }
+    static bool on_units(at::Tensor const& t) { return has_fp8_product<Recipe, O.gemm>(t.device()); }
 
     /// The weight as the forward (`Rows`) or the input's gradient (`Columns`) takes it.
     template <bool InBf16>
     static Rounded weight_as(Fp8State& state, at::Tensor const& weight, WeightCache::Form form) {
-        auto const make = [&] { return rounded<InBf16>(state, weight, at::kFloat8_e4m3fn, Operand::Weight, form == WeightCache::Rows ? Along::Rows : Along::Columns); };
+        bool const rows = form == WeightCache::Rows;
+        auto const make = [&] {
+            auto const w = operand<InBf16>(state, weight, at::kFloat8_e4m3fn, Operand::Weight, {.in_rows = rows, .in_columns = !rows});
+            return rows ? w.in_rows : w.in_columns;
+        };
         if constexpr (InBf16) return make();
         else return state.kept->get(weight, form, make);
     }
 
-    /// A matrix as the product takes it: as it is or, to be summed over its columns' dimension 0, transposed.
+    /// A matrix as products take it.
     template <bool InBf16>
-    static Rounded rounded(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is, Along along = Along::Rows) {
-        bool const native = has_fp8_product<Recipe, O.gemm>(t.device());
-        auto const as_summed = along == Along::Rows ? t : t.t();
+    static Fp8Matrix operand(Fp8State& state, at::Tensor const& t, at::ScalarType format, Operand is, Ways ways) {
+        auto const each = [&](auto&& made) { return Fp8Matrix{ways.in_rows ? made(t) : Rounded(), ways.in_columns ? made(t.t()) : Rounded()}; };
+        bool const units = on_units(t);
         if constexpr (InBf16) {
-            auto const numbers = as_summed.to(at::kBFloat16);
-            return {native ? numbers : numbers.to(at::kFloat), {}};
+            return each([&](at::Tensor const& m) {
+                auto const numbers = m.to(at::kBFloat16);
+                return Rounded{units ? numbers : numbers.to(at::kFloat), {}};
+            });
+        } else {
+            if (t.numel() == 0) return each([](at::Tensor const& m) { return Rounded{m, {}}; });
+            if (!units) return each([&](at::Tensor const& m) { return emulated(state, m.to(at::kFloat), format, is); });
+            at::Tensor row_scales, column_scales;
+            if (ways.in_rows) row_scales = scales(state, t, format, is);
+            if (ways.in_columns) column_scales = scales_of<Recipe> == Fp8Scales::Row ? scales(state, t.t(), format, is) : ways.in_rows ? row_scales : scales(state, t, format, is);
+            return to_fp8(t, format, row_scales, column_scales);
         }
-        if (t.numel() == 0) return {as_summed, {}};
-        auto const matrix = native ? as_summed : as_summed.to(at::kFloat);
-        constexpr bool by_history = has_history<Recipe>;
+    }
+
+    /// The numbers that fp8 stands for, in fp32.
+    static Rounded emulated(Fp8State& state, at::Tensor const& matrix, at::ScalarType format, Operand is) {
+        auto const scale = scales(state, matrix, format, is);
+        return {saturated(matrix * scale, format).to(at::kFloat) / scale, {}};
+    }
+
+    /// What a matrix is multiplied by before it is rounded for a sum over its columns; by the way it is counted.
+    static at::Tensor scales(Fp8State& state, at::Tensor const& matrix, at::ScalarType format, Operand is) {
         auto const amax = [&] {
-            if constexpr (by_history)
+            if constexpr (has_history<Recipe>)
                 if (is != Operand::Weight) return state.history.amax(matrix, is == Operand::Activation ? AmaxHistory::Activations : AmaxHistory::Gradients);
             return Recipe::amax(matrix, is);
         };
@@ -20274,10 +20608,7 @@ private:
             auto const scaled = matrix.to(at::kFloat) * scale;
             state.watch.count(is, scaled, saturated(scaled, format), format);
         }
-        if (!native) return {saturated(matrix * scale, format).to(at::kFloat) / scale, {}};
-        bool const saturates = O.margin < 0 || (by_history && is != Operand::Weight);
-        if (along == Along::Rows) return {to_fp8(t, scale, format, saturates).contiguous(), scale};
-        return {transposed(to_fp8(t, scale.dim() == 2 ? scale.t() : scale, format, saturates)), scale};
+        return scale;
     }
 };
 
@@ -20313,7 +20644,7 @@ public:
         if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias, *this->kept);
         AutocastPause const pause(device);
-        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state);
+        return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state, at::GradMode::is_enabled() && this->weight.requires_grad());
     }
 
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {

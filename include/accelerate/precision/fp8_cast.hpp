@@ -4,14 +4,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <accelerate/precision/fp8_recipe.hpp>
-#include <accelerate/precision/weight_cache.hpp>
-
-#if ACCELERATE_WITH_CUDA
 #include <accelerate/core/log.hpp>
 #include <accelerate/device/cuda_kernel.hpp>
 #include <accelerate/precision/fp8_cast_source.hpp>
-#endif
+#include <accelerate/precision/fp8_recipe.hpp>
+#include <accelerate/precision/weight_cache.hpp>
 
 namespace accelerate::precision {
 
