@@ -158,9 +158,10 @@ TEST_CASE("slices that not all ranks see are gathered: N ranks equal one", "[ddp
 #endif
 
 TEST_CASE("an unused branch is found, or named", "[unused]") {
-    both_optimizers<Branch, acc::ddp{.find_unused_parameters = true}>();
+    both_optimizers<Branch, acc::ddp{.find_unused_parameters = true, .overlap = acc::Overlap::Off}>();
     both_optimizers<Branch, acc::ddp{.first_bucket_kb = 1, .find_unused_parameters = true, .overlap = acc::Overlap::On}>();
-    both_optimizers<Branch, acc::ddp{.static_graph = true}>();
+    both_optimizers<Branch, acc::ddp{.static_graph = true, .overlap = acc::Overlap::Off}>();
+    both_optimizers<Branch, acc::ddp{.static_graph = true, .overlap = acc::Overlap::On}>();
     if (Replicated<>().num_processes() == 1) return;
     try {
         train<Replicated<>, Branch>(acc::optim::Sgd{.lr = 0.1});

@@ -114,9 +114,7 @@ public:
 
     /// Called by the hook of each parameter when its gradient of this backward is complete.
     void ready(size_t flat, size_t slot) {
-        if (!armed_) return;
-        if (!aliased(flat, slot)) repair(flat, slot);
-        mark_ready(flat, slot);
+        if (armed_) mark_ready(flat, slot);
     }
 
     /// False where a rank may write only the slices that it reduced; norms must then be folded over the ranks.
@@ -194,6 +192,7 @@ private:
     }
 
     void mark_ready(size_t flat, size_t slot) {
+        if (!aliased(flat, slot)) repair(flat, slot);
         auto const bucket = slot_bucket_[flat][slot];
         ready_order_.push_back(flats_[flat].slots[slot].registration);
         if (--pending_[bucket] != 0) return;
@@ -207,7 +206,7 @@ private:
     void mark_absent(Absent&& absent) {
         for (size_t f = 0; f < flats_.size(); ++f)
             for (size_t s = 0; s < flats_[f].slots.size(); ++s)
-                if (absent(flats_[f].slots[s])) ready(f, s);
+                if (absent(flats_[f].slots[s])) mark_ready(f, s);
     }
 
     void reduce(size_t b) {
