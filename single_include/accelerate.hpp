@@ -14415,15 +14415,6 @@ inline void remove_leftovers(std::filesystem::path const& folder) {
 
 namespace accelerate::state {
 
-/// The folder in which `path` lies, made with its parents if it is not there.
-inline std::filesystem::path folder_for(std::filesystem::path const& path) {
-    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-    std::error_code failed;
-    std::filesystem::create_directories(folder, failed);
-    if (failed) fail_io("cannot make the folder of", path, failed.value());
-    return folder;
-}
-
 inline Descriptor open_folder(std::filesystem::path const& folder, std::filesystem::path const& of) {
     Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (fd.get() < 0) fail_io("cannot open the folder of", of, errno);
@@ -14433,6 +14424,22 @@ inline Descriptor open_folder(std::filesystem::path const& folder, std::filesyst
 /// Makes the names in a folder durable. Some network file systems cannot sync a folder and say EINVAL; nothing better can be done there.
 inline void sync_folder(Descriptor const& folder, std::filesystem::path const& of) {
     if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io("cannot sync the folder of", of, errno);
+}
+
+/// The folder in which `path` lies, made with its parents if it is not there, and then durable.
+inline std::filesystem::path folder_for(std::filesystem::path const& path) {
+    auto const folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+    std::error_code failed;
+    std::vector<std::filesystem::path> made;
+    for (auto at = std::filesystem::absolute(folder, failed); !failed && at.has_relative_path() && !std::filesystem::exists(at, failed); at = at.parent_path()) made.push_back(at);
+    std::filesystem::create_directories(folder, failed);
+    if (failed) fail_io("cannot make the folder of", path, failed.value());
+    for (auto const& there : made) {
+        // Its name is in the folder around it, which somebody else may own and not let us read; then its name is not ours to keep either.
+        Descriptor const around(::open(there.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (around.get() >= 0) sync_folder(around, path);
+    }
+    return folder;
 }
 
 /// Writes a file that appears under its name whole or not at all: everything goes to a temporary file in the same folder, which
@@ -21092,9 +21099,7 @@ public:
 
     /// Called by the hook of each parameter when its gradient of this backward is complete.
     void ready(size_t flat, size_t slot) {
-        if (!armed_) return;
-        if (!aliased(flat, slot)) repair(flat, slot);
-        mark_ready(flat, slot);
+        if (armed_) mark_ready(flat, slot);
     }
 
     /// False where a rank may write only the slices that it reduced; norms must then be folded over the ranks.
@@ -21172,6 +21177,7 @@ private:
     }
 
     void mark_ready(size_t flat, size_t slot) {
+        if (!aliased(flat, slot)) repair(flat, slot);
         auto const bucket = slot_bucket_[flat][slot];
         ready_order_.push_back(flats_[flat].slots[slot].registration);
         if (--pending_[bucket] != 0) return;
@@ -21185,7 +21191,7 @@ private:
     void mark_absent(Absent&& absent) {
         for (size_t f = 0; f < flats_.size(); ++f)
             for (size_t s = 0; s < flats_[f].slots.size(); ++s)
-                if (absent(flats_[f].slots[s])) ready(f, s);
+                if (absent(flats_[f].slots[s])) mark_ready(f, s);
     }
 
     void reduce(size_t b) {
