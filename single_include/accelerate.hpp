@@ -119,11 +119,12 @@
 #include <charconv>
 #include <c10/core/GradMode.h>
 #include <random>
-#include <torch/version.h>
 #include <c10/util/strides.h>
 #include <xxhash.h>
 #include <variant>
 #include <c10/util/ArrayRef.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
@@ -8834,6 +8835,9 @@ public:
     /// family, those of other nodes in this communicator.
     void leave(std::string_view reason) const noexcept { group_->leave(reason); }
 
+    /// In which order `all_reduce` adds: it decides the last bits of sums.
+    std::string_view summation() const { return group_->bridge ? "rank order on each node, MPI's between nodes" : "rank order"; }
+
     /// The flight recorder of this rank.
     Recorder& recorder() const { return group_->control.family().recorder; }
 
@@ -15273,27 +15277,25 @@ namespace accelerate::state {
 class CheckpointReader {
 public:
     /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
-    explicit CheckpointReader(std::filesystem::path dir) : dir_(std::move(dir)) {
-        auto const path = dir_ / Manifest::file_name;
-        check(std::filesystem::exists(std::filesystem::symlink_status(dir_)), code::io, "load_state: there is no folder ", dir_);
-        check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
-        InputFile const file(path);
-        check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
-        manifest_ = Manifest::parse(file.read_text(), path.string());
+    explicit CheckpointReader(std::filesystem::path const& dir) : folder_(dir) {
+        auto const there = folder_.names();
+        auto const has = [&](std::string const& name) { return std::ranges::binary_search(there, name); };
+        check(has(Manifest::file_name), code::ck_incomplete, "load_state: ", dir, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
+        auto const file = folder_.open(Manifest::file_name);
+        check(file.size() <= Manifest::largest, code::ck_bad_manifest, file.path(), " has ", file.size(), " bytes; at most ", Manifest::largest);
+        manifest_ = Manifest::parse(file.read_text(), file.path().string());
         for (auto const& f : manifest_.files) {
-            check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
-            auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));
-            check(size == f.size, code::ck_file_set, "load_state: ", dir_ / f.name, " has ", size, " bytes; the manifest says ", f.size);
+            check(has(f.name), code::ck_file_set, "load_state: ", dir, " lacks ", f.name);
+            auto const size = open(f).size();
+            check(size == f.size, code::ck_file_set, "load_state: ", dir / f.name, " has ", size, " bytes; the manifest says ", f.size);
         }
-        for (auto const& entry : std::filesystem::directory_iterator(dir_)) {
-            auto const name = entry.path().filename().string();
-            check(name == Manifest::file_name || std::any_of(manifest_.files.begin(), manifest_.files.end(), [&](auto const& f) { return f.name == name; }), code::ck_file_set, "load_state: ", dir_, " has ",
-                  quote(name), ", which is not in its manifest");
-        }
+        for (auto const& name : there)
+            check(name == Manifest::file_name || std::ranges::find(manifest_.files, name, &ManifestFile::name) != manifest_.files.end(), code::ck_file_set, "load_state: ", dir, " has ", quote(name),
+                  ", which is not in its manifest");
     }
 
     Manifest const& manifest() const { return manifest_; }
-    std::filesystem::path const& dir() const { return dir_; }
+    std::filesystem::path const& dir() const { return folder_.path(); }
 
     /// Names of what was saved: "model", "optimizer", ...
     std::vector<std::string> components() const {
@@ -15307,8 +15309,8 @@ public:
     void verify(int64_t first = 0, int64_t step = 1) const {
         for (auto i = first; i < manifest_.world; i += step) {
             auto const& f = manifest_.files[static_cast<size_t>(i)];
-            auto const found = hash_of(InputFile(dir_ / f.name), Hasher::kind_of(f.hash, "load_state"));
-            check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
+            auto const found = hash_of(open(f), Hasher::kind_of(f.hash, "load_state"));
+            check(found == f.hash, code::ck_hash, "load_state: ", dir() / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
         }
     }
 
@@ -15322,7 +15324,7 @@ public:
             rank = 0;
         }
         auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
-        check(values.contains(component.name), code::ck_keys, "load_state: ", dir_, " has no state of \"", component.name, "\"; it has ", names(values));
+        check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
         StateDict state{{}, values.at(component.name)};
         if (own) {
             auto& file = reader(rank);
@@ -15345,7 +15347,7 @@ public:
             }
             auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
-            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir(), "; here it is ",
                   shapes.at(name).at("shape").dump());
             auto const row_major = c10::contiguous_strides(saved.shape);
             at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
@@ -15378,9 +15380,17 @@ private:
         return all.empty() ? "none" : all;
     }
 
+    /// What is no regular file in the folder itself is not the file that the manifest names.
+    InputFile open(ManifestFile const& file) const try {
+        return folder_.open(file.name);
+    } catch (Error const& e) {
+        if (e.code() != code::symlink && e.code() != code::not_regular) throw;
+        throw Error(code::ck_file_set, concat("load_state: ", dir(), " lacks ", file.name, ": ", e.reason()));
+    }
+
     SafetensorsReader& reader(int64_t file) {
         auto& r = readers_[file];
-        if (!r) r = std::make_unique<SafetensorsReader>(dir_ / manifest_.files.at(static_cast<size_t>(file)).name);
+        if (!r) r = std::make_unique<SafetensorsReader>(open(manifest_.files.at(static_cast<size_t>(file))));
         return *r;
     }
 
@@ -15409,7 +15419,7 @@ private:
         return all;
     }
 
-    std::filesystem::path dir_;
+    Folder folder_;
     Manifest manifest_;
     std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
 };
@@ -16117,6 +16127,30 @@ private:
 }  // namespace state
 }  // namespace accelerate
 
+// ---- accelerate/state/environment.hpp
+
+namespace accelerate::state {
+
+/// What the bits of a run depend on beside its program and its data: ranks, threads of each, the vector instructions that LibTorch uses, its
+/// version, and in which order sums over ranks are added.
+template <class Comm>
+nlohmann::json environment(Comm const& comm) {
+    nlohmann::json e{{"ranks", comm.size()}, {"threads", at::get_num_threads()}, {"isa", at::get_cpu_capability()}, {"torch", TORCH_VERSION}};
+    if constexpr (requires { comm.summation(); }) e["summation"] = comm.summation();
+    return e;
+}
+
+/// Warns (W_ENV_CHANGED) of what is not as it was when a checkpoint was saved: the state is the same to the last bit, what it becomes need not be.
+inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& now, std::filesystem::path const& dir) {
+    if (!saved.is_object()) return;
+    std::string changes;
+    for (auto const& [name, value] : now.items())
+        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", quote(before->dump()), " and is ", value.dump());
+    if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
+}
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state/inspect.hpp
 
 namespace accelerate {
@@ -16309,7 +16343,7 @@ private:
         auto& t = own().training_->settled();
         auto components = all_components();
         save_hooks_.call(components, dir);
-        nlohmann::json const about{{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}};
+        nlohmann::json const about{{"policies", Derived::policies()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"environment", state::environment(t.comm)}};
         auto const published = [=](int64_t bytes) {
             behind();
             log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
@@ -16326,7 +16360,10 @@ private:
     void load(state::CheckpointReader& reader, load_state_options const& options) {
         auto components = all_components();
         load_hooks_.call(components, reader.dir());
-        detail::load_components(own().training_->comm, reader, components, options);
+        auto const& comm = own().training_->comm;
+        detail::load_components(comm, reader, components, options);
+        auto const& about = reader.manifest().about;
+        if (own().is_main_process() && about.is_object()) state::warn_if_changed(about.value("environment", nlohmann::json()), state::environment(comm), reader.dir());
     }
 
     /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.
@@ -19113,6 +19150,11 @@ public:
     Staged duplicate() const { return Staged(base_.duplicate()); }
     void set_deadline(std::chrono::milliseconds deadline) const { base_.set_deadline(deadline); }
     void leave(std::string_view reason) const noexcept { base_.leave(reason); }
+    std::string_view summation() const
+        requires requires(Base const& b) { b.summation(); }
+    {
+        return base_.summation();
+    }
     decltype(auto) recorder() const { return base_.recorder(); }
 
     Base const& base() const { return base_; }
@@ -19311,6 +19353,7 @@ public:
         if (!connected(named(Operation::Release, b.host().number()))) ByHost::release(b);
     }
 
+    std::string_view summation() const { return link_->handle != nullptr ? "NCCL" : base().summation(); }
     Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
     Nccl duplicate() const { return Nccl(base().duplicate()); }
 

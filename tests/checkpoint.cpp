@@ -1,6 +1,7 @@
 // Checkpoints as folders: under another sharding and number of ranks, what they may not be, asynchronous ones. Ranks are threads.
 #include <torch/torch.h>
 
+#include "support/stderr.hpp"
 #include "support/story.hpp"
 
 #include <fstream>
@@ -130,7 +131,17 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     CHECK(has(loading(), {"E_CK_FILE_SET", "rank-00000.safetensors"}));
     fs::remove(file);
     CHECK(has(loading(), {"E_CK_FILE_SET", "lacks"}));
+    // A link is not followed, whatever it leads to.
+    put(folder / "elsewhere", bytes);
+    fs::create_symlink(folder / "elsewhere", file);
+    CHECK(has(loading(), {"E_CK_FILE_SET", "lacks", "symbolic link"}));
+    fs::remove(file);
     put(file, bytes);
+    fs::rename(manifest, folder / "elsewhere");
+    fs::create_symlink(folder / "elsewhere", manifest);
+    CHECK(has(loading(), {"E_SYMLINK", "manifest.json"}));
+    fs::remove(manifest);
+    put(manifest, text);
     put(newest / "more", "");
     CHECK(has(loading(), {"E_CK_FILE_SET", "\"more\""}));
     fs::remove(newest / "more");
@@ -346,6 +357,41 @@ struct Renamed : torch::nn::Module {
 };
 
 }  // namespace
+
+TEST_CASE("what has changed around a run is named when it goes on", "[environment]") {
+    Folder folder;
+    auto const with = [&](int64_t ranks, auto&& f) {
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+            Run<Fp32, Ddp<>> accelerator({}, comm);
+            auto model = accelerator.prepare(accelerator.template make<Net>());
+            f(accelerator);
+        });
+    };
+    auto const dir = folder / "c", manifest = dir / "manifest.json";
+    with(2, [&](auto& accelerator) { accelerator.save_state(dir); });
+    auto const loaded = [&](int64_t ranks = 2) { return stderr_of([&] { with(ranks, [&](auto& accelerator) { accelerator.load_state(dir); }); }); };
+    auto const saved = nlohmann::json::parse(read_text(manifest));
+    auto const& environment = saved["about"]["environment"];
+    CHECK((environment["ranks"] == 2 && environment["threads"] == at::get_num_threads() && environment["isa"] == at::get_cpu_capability() && environment["torch"] == TORCH_VERSION &&
+           environment["summation"] == "rank order"));
+    auto const warned = [](std::string const& text) { return text.find("W_ENV_CHANGED") != text.npos; };
+    CHECK_FALSE(warned(loaded()));
+    CHECK(has(loaded(1), {"W_ENV_CHANGED", "ranks was \"2\" and is 1"}));
+    for (auto const& [field, value] : environment.items()) {
+        auto changed = saved;
+        changed["about"]["environment"][field] = value.is_string() ? nlohmann::json("other") : nlohmann::json(99);
+        std::ofstream(manifest) << changed.dump();
+        auto const text = loaded();
+        CHECK(has(text, {"W_ENV_CHANGED", field + " was "}));
+        CHECK((std::ranges::count(text, '\n') == 1 && text.find(", ") == text.rfind(", ")));  // of this one alone, once for all ranks
+    }
+    for (auto const& strange : {nlohmann::json(), nlohmann::json("x"), nlohmann::json::array({1}), nlohmann::json{{"isa", {{"a", "b"}}}}}) {
+        auto changed = saved;
+        changed["about"]["environment"] = strange;
+        std::ofstream(manifest) << changed.dump();
+        CHECK(warned(loaded()) == strange.is_object());
+    }
+}
 
 TEST_CASE("parameters that are called otherwise now are found, in models, optimizers and windows", "[checkpoint_reader][checkpointing]") {
     Folder folder;

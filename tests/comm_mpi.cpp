@@ -1,5 +1,6 @@
 // The communicator over MPI, in every way in which its ranks can see each other. Run under mpirun -n 1, 2, 4, or alone.
 #include "support/conformance.hpp"
+#include "support/stderr.hpp"
 
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -39,25 +40,6 @@ struct OnMpi {
         if (comm::mpi::running()) MPI_Barrier(MPI_COMM_WORLD);
     }
 };
-
-/// What this rank writes to stderr, whoever writes it.
-template <class Body>
-std::string stderr_of(Body&& body) {
-    std::fflush(stderr);
-    char path[] = "/tmp/accelerate_comm_XXXXXX";
-    int const file = ::mkstemp(path), before = ::dup(2);
-    ::unlink(path);
-    ::dup2(file, 2);
-    body();
-    std::fflush(stderr);
-    ::dup2(before, 2);
-    ::close(before);
-    std::string text(static_cast<size_t>(::lseek(file, 0, SEEK_END)), '\0');
-    auto const n = ::pread(file, text.data(), text.size(), 0);
-    ::close(file);
-    REQUIRE(n == static_cast<ssize_t>(text.size()));
-    return text;
-}
 
 int64_t count_of(std::string const& text, std::string const& word) {
     int64_t n = 0;

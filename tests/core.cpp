@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
+#include "support/stderr.hpp"
 
 #include <accelerate/core/aggregate.hpp>
 #include <accelerate/core/byte_size.hpp>
@@ -26,25 +27,6 @@
 namespace acc = accelerate;
 
 namespace {
-
-/// What `body` writes to stderr, whoever writes it.
-template <class Body>
-std::string stderr_of(Body&& body) {
-    std::fflush(stderr);
-    char path[] = "/tmp/accelerate_core_XXXXXX";
-    int const file = ::mkstemp(path), before = ::dup(2);
-    ::unlink(path);
-    ::dup2(file, 2);
-    body();
-    std::fflush(stderr);
-    ::dup2(before, 2);
-    ::close(before);
-    std::string text(static_cast<size_t>(::lseek(file, 0, SEEK_END)), '\0');
-    auto const n = ::pread(file, text.data(), text.size(), 0);
-    ::close(file);
-    REQUIRE(n == static_cast<ssize_t>(text.size()));
-    return text;
-}
 
 }  // namespace
 

@@ -1,13 +1,13 @@
 #pragma once
 
 #include <ATen/ops/scalar_tensor.h>
-#include <torch/version.h>
 
 #include <accelerate/checkpointing.hpp>
 #include <accelerate/core/stop_signals.hpp>
 #include <accelerate/core/version.hpp>
 #include <accelerate/state/async_checkpoint.hpp>
 #include <accelerate/state/checkpoint_hooks.hpp>
+#include <accelerate/state/environment.hpp>
 #include <accelerate/state/inspect.hpp>
 #include <accelerate/state/latest.hpp>
 #include <accelerate/state/leftovers.hpp>
@@ -142,7 +142,7 @@ private:
         auto& t = own().training_->settled();
         auto components = all_components();
         save_hooks_.call(components, dir);
-        nlohmann::json const about{{"policies", Derived::policies()}, {"ranks", own().num_processes()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"torch", TORCH_VERSION}};
+        nlohmann::json const about{{"policies", Derived::policies()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"environment", state::environment(t.comm)}};
         auto const published = [=](int64_t bytes) {
             behind();
             log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
@@ -159,7 +159,10 @@ private:
     void load(state::CheckpointReader& reader, load_state_options const& options) {
         auto components = all_components();
         load_hooks_.call(components, reader.dir());
-        detail::load_components(own().training_->comm, reader, components, options);
+        auto const& comm = own().training_->comm;
+        detail::load_components(comm, reader, components, options);
+        auto const& about = reader.manifest().about;
+        if (own().is_main_process() && about.is_object()) state::warn_if_changed(about.value("environment", nlohmann::json()), state::environment(comm), reader.dir());
     }
 
     /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.

@@ -111,6 +111,7 @@ public:
         if (!connected(named(Operation::Release, b.host().number()))) ByHost::release(b);
     }
 
+    std::string_view summation() const { return link_->handle != nullptr ? "NCCL" : base().summation(); }
     Nccl split(int64_t color, int64_t key) const { return Nccl(base().split(color, key)); }
     Nccl duplicate() const { return Nccl(base().duplicate()); }
 

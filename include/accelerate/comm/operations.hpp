@@ -229,6 +229,9 @@ public:
     /// family, those of other nodes in this communicator.
     void leave(std::string_view reason) const noexcept { group_->leave(reason); }
 
+    /// In which order `all_reduce` adds: it decides the last bits of sums.
+    std::string_view summation() const { return group_->bridge ? "rank order on each node, MPI's between nodes" : "rank order"; }
+
     /// The flight recorder of this rank.
     Recorder& recorder() const { return group_->control.family().recorder; }
 

@@ -98,6 +98,11 @@ public:
     Staged duplicate() const { return Staged(base_.duplicate()); }
     void set_deadline(std::chrono::milliseconds deadline) const { base_.set_deadline(deadline); }
     void leave(std::string_view reason) const noexcept { base_.leave(reason); }
+    std::string_view summation() const
+        requires requires(Base const& b) { b.summation(); }
+    {
+        return base_.summation();
+    }
     decltype(auto) recorder() const { return base_.recorder(); }
 
     Base const& base() const { return base_; }

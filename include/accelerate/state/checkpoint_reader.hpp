@@ -6,6 +6,7 @@
 
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
+#include <accelerate/state/folder.hpp>
 #include <accelerate/state/manifest.hpp>
 #include <accelerate/state/reader.hpp>
 #include <accelerate/state/rename.hpp>
@@ -23,27 +24,25 @@ namespace accelerate::state {
 class CheckpointReader {
 public:
     /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
-    explicit CheckpointReader(std::filesystem::path dir) : dir_(std::move(dir)) {
-        auto const path = dir_ / Manifest::file_name;
-        check(std::filesystem::exists(std::filesystem::symlink_status(dir_)), code::io, "load_state: there is no folder ", dir_);
-        check(std::filesystem::exists(std::filesystem::symlink_status(path)), code::ck_incomplete, "load_state: ", dir_, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
-        InputFile const file(path);
-        check(file.size() <= Manifest::largest, code::ck_bad_manifest, path, " has ", file.size(), " bytes; at most ", Manifest::largest);
-        manifest_ = Manifest::parse(file.read_text(), path.string());
+    explicit CheckpointReader(std::filesystem::path const& dir) : folder_(dir) {
+        auto const there = folder_.names();
+        auto const has = [&](std::string const& name) { return std::ranges::binary_search(there, name); };
+        check(has(Manifest::file_name), code::ck_incomplete, "load_state: ", dir, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
+        auto const file = folder_.open(Manifest::file_name);
+        check(file.size() <= Manifest::largest, code::ck_bad_manifest, file.path(), " has ", file.size(), " bytes; at most ", Manifest::largest);
+        manifest_ = Manifest::parse(file.read_text(), file.path().string());
         for (auto const& f : manifest_.files) {
-            check(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_ / f.name)), code::ck_file_set, "load_state: ", dir_, " lacks ", f.name);
-            auto const size = static_cast<int64_t>(std::filesystem::file_size(dir_ / f.name));
-            check(size == f.size, code::ck_file_set, "load_state: ", dir_ / f.name, " has ", size, " bytes; the manifest says ", f.size);
+            check(has(f.name), code::ck_file_set, "load_state: ", dir, " lacks ", f.name);
+            auto const size = open(f).size();
+            check(size == f.size, code::ck_file_set, "load_state: ", dir / f.name, " has ", size, " bytes; the manifest says ", f.size);
         }
-        for (auto const& entry : std::filesystem::directory_iterator(dir_)) {
-            auto const name = entry.path().filename().string();
-            check(name == Manifest::file_name || std::any_of(manifest_.files.begin(), manifest_.files.end(), [&](auto const& f) { return f.name == name; }), code::ck_file_set, "load_state: ", dir_, " has ",
-                  quote(name), ", which is not in its manifest");
-        }
+        for (auto const& name : there)
+            check(name == Manifest::file_name || std::ranges::find(manifest_.files, name, &ManifestFile::name) != manifest_.files.end(), code::ck_file_set, "load_state: ", dir, " has ", quote(name),
+                  ", which is not in its manifest");
     }
 
     Manifest const& manifest() const { return manifest_; }
-    std::filesystem::path const& dir() const { return dir_; }
+    std::filesystem::path const& dir() const { return folder_.path(); }
 
     /// Names of what was saved: "model", "optimizer", ...
     std::vector<std::string> components() const {
@@ -57,8 +56,8 @@ public:
     void verify(int64_t first = 0, int64_t step = 1) const {
         for (auto i = first; i < manifest_.world; i += step) {
             auto const& f = manifest_.files[static_cast<size_t>(i)];
-            auto const found = hash_of(InputFile(dir_ / f.name), Hasher::kind_of(f.hash, "load_state"));
-            check(found == f.hash, code::ck_hash, "load_state: ", dir_ / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
+            auto const found = hash_of(open(f), Hasher::kind_of(f.hash, "load_state"));
+            check(found == f.hash, code::ck_hash, "load_state: ", dir() / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
         }
     }
 
@@ -72,7 +71,7 @@ public:
             rank = 0;
         }
         auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
-        check(values.contains(component.name), code::ck_keys, "load_state: ", dir_, " has no state of \"", component.name, "\"; it has ", names(values));
+        check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
         StateDict state{{}, values.at(component.name)};
         if (own) {
             auto& file = reader(rank);
@@ -95,7 +94,7 @@ public:
             }
             auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
             auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
-            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir_, "; here it is ",
+            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir(), "; here it is ",
                   shapes.at(name).at("shape").dump());
             auto const row_major = c10::contiguous_strides(saved.shape);
             at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
@@ -128,9 +127,17 @@ private:
         return all.empty() ? "none" : all;
     }
 
+    /// What is no regular file in the folder itself is not the file that the manifest names.
+    InputFile open(ManifestFile const& file) const try {
+        return folder_.open(file.name);
+    } catch (Error const& e) {
+        if (e.code() != code::symlink && e.code() != code::not_regular) throw;
+        throw Error(code::ck_file_set, concat("load_state: ", dir(), " lacks ", file.name, ": ", e.reason()));
+    }
+
     SafetensorsReader& reader(int64_t file) {
         auto& r = readers_[file];
-        if (!r) r = std::make_unique<SafetensorsReader>(dir_ / manifest_.files.at(static_cast<size_t>(file)).name);
+        if (!r) r = std::make_unique<SafetensorsReader>(open(manifest_.files.at(static_cast<size_t>(file))));
         return *r;
     }
 
@@ -159,7 +166,7 @@ private:
         return all;
     }
 
-    std::filesystem::path dir_;
+    Folder folder_;
     Manifest manifest_;
     std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
 };
