@@ -376,7 +376,7 @@ TEST_CASE("what has changed around a run is named when it goes on", "[environmen
            environment["summation"] == "rank order"));
     auto const warned = [](std::string const& text) { return text.find("W_ENV_CHANGED") != text.npos; };
     CHECK_FALSE(warned(loaded()));
-    CHECK(has(loaded(1), {"W_ENV_CHANGED", "ranks was \"2\" and is 1"}));
+    CHECK(has(loaded(1), {"W_ENV_CHANGED", "ranks was 2 and is 1"}));
     for (auto const& [field, value] : environment.items()) {
         auto changed = saved;
         changed["about"]["environment"][field] = value.is_string() ? nlohmann::json("other") : nlohmann::json(99);
@@ -390,6 +390,46 @@ TEST_CASE("what has changed around a run is named when it goes on", "[environmen
         changed["about"]["environment"] = strange;
         std::ofstream(manifest) << changed.dump();
         CHECK(warned(loaded()) == strange.is_object());
+    }
+}
+
+TEST_CASE("one process that is asked to stop saves in the middle of an evaluation, or of an accumulation", "[state_control]") {
+    using Alone = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Fp32, None, acc::loader::Stateful<>>;
+    for (bool const evaluating : {true, false}) {
+        Folder folder;
+        auto const begin = [&] { return Alone({.gradient_accumulation_steps = 4, .project_dir = folder.path}); };
+        int64_t bodies = 0;
+        auto const body = [&](auto& accelerator, auto& model, auto& optimizer, auto const& batch) {
+            auto const loss = [&] { return (model(batch.first) - batch.second).square().mean(); };
+            if (evaluating) {
+                torch::NoGradGuard const no_grad;
+                loss();
+            } else {
+                auto const window = accelerator.accumulate(model);
+                accelerator.backward(loss());
+                optimizer.step(), optimizer.zero_grad();
+            }
+            if (++bodies == 2) ::raise(SIGUSR1);  // no step has been made; SIGTERM is the test framework's
+        };
+        auto const child = ::fork();  // who has been asked to stop stays asked
+        if (child == 0) {
+            auto accelerator = begin();
+            auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Net<>>(), acc::optim::Sgd{.lr = 0.1}, acc::data::Loader{Samples(), {.batch_size = 4}});
+            auto const text = error_of([&] {
+                for (auto const& batch : loader) body(accelerator, model, optimizer, batch);
+            });
+            bool const fine = text.find("E_REQUEUE") == 0 && text.find(acc::concat("signal ", SIGUSR1)) != text.npos && text.find("checkpoint_0") != text.npos;
+            ::_exit(fine && bodies == 2 ? 0 : 1);
+        }
+        int status = 0;
+        REQUIRE((::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0));
+        bodies = 2;
+        auto accelerator = begin();
+        auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Net<>>(), acc::optim::Sgd{.lr = 0.1}, acc::data::Loader{Samples(), {.batch_size = 4}});
+        REQUIRE(accelerator.resume());
+        CHECK(loader.consumed() == 8);
+        for (auto const& batch : loader) body(accelerator, model, optimizer, batch);
+        CHECK(bodies == 12);
     }
 }
 

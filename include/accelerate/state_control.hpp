@@ -116,14 +116,17 @@ public:
 
 protected:
     /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
-    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75.
+    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75. One process alone
+    /// does so between any two bodies, also in the middle of an accumulation or an evaluation.
     void watch_signals() {
         auto& t = *own().training_;
         if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
         signals_.emplace();
         t.loops->set_between([this] {
             auto& training = *own().training_;
-            if (!training.guard->take_stepped() || training.in_window()) return;
+            // Several ranks ask each other behind their steps, of which all make equally many; of bodies, as of an evaluation, they need not.
+            bool const stepped = training.guard->take_stepped();
+            if (training.in_window() || (!stepped && own().num_processes() > 1)) return;
             auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
             if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
             auto const number = any.template item<int>();

@@ -21,12 +21,17 @@ nlohmann::json environment(Comm const& comm) {
     return e;
 }
 
+namespace detail {
+/// A value that somebody else may have written, as one line of text.
+inline std::string shown(nlohmann::json const& value) { return value.is_string() ? quote(value.get<std::string>()) : value.is_primitive() ? value.dump() : value.type_name(); }
+}  // namespace detail
+
 /// Warns (W_ENV_CHANGED) of what is not as it was when a checkpoint was saved: the state is the same to the last bit, what it becomes need not be.
 inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& now, std::filesystem::path const& dir) {
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", quote(before->dump()), " and is ", value.dump());
+        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 
