@@ -393,6 +393,71 @@ TEST_CASE("what has changed around a run is named when it goes on", "[environmen
     }
 }
 
+namespace {
+
+/// A state comes back into the memory where it was, and nothing that was made of the values before is used again.
+template <class Precision>
+void comes_back_into_place() {
+    INFO(Precision::name);
+    Folder folder;
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, None, acc::loader::Stateful<>> accelerator;
+    auto [model, optimizer] = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.05});
+    auto const x = torch::randn({8, 3});
+    auto const step = [&] {
+        for (int i = 0; i < 3; ++i) {
+            auto const window = accelerator.accumulate(model);
+            accelerator.backward(model(x).square().mean());
+            optimizer.step(), optimizer.zero_grad();
+        }
+    };
+    auto const forward = [&] {
+        torch::NoGradGuard const no_grad;
+        model->eval();
+        auto const y = model(x);
+        model->train();
+        return y;
+    };
+    auto const copies = [&] {
+        acc::TensorMap all(optimizer.state_dict().tensors);
+        for (auto const& p : model->named_parameters()) all.insert(p.key(), p.value().detach().clone());
+        return all;
+    };
+    step();
+    accelerator.save_state(folder / "c");
+    auto const before = copies();
+    auto const y = forward();
+    auto const places = [&] {
+        std::vector<void const*> all;
+        for (auto const& p : model->parameters()) all.push_back(p.const_data_ptr());
+        for (auto const& [name, t] : optimizer.live_state().tensors) all.push_back(t.const_data_ptr());
+        return all;
+    };
+    auto const were = places();
+    step();
+    CHECK_FALSE(torch::equal(forward(), y));
+    accelerator.load_state(folder / "c");
+    CHECK(places() == were);
+    CHECK(torch::equal(forward(), y));
+    auto const after = copies();
+    CHECK(after.size() == before.size());
+    for (auto const& [name, t] : before) CHECK(torch::equal(after.at(name), t));
+
+    // Of another shape, one tensor alone: nothing is read into place.
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, None, acc::loader::Stateful<>> other;
+    auto [wider, other_optimizer] = other.prepare(other.template make<Net>(), acc::optim::AdamW{.lr = 0.05});
+    wider->c->bias.set_data(torch::zeros({3}));
+    auto const first = wider->a->weight.detach().clone();
+    CHECK(has(error_of([&] { other.load_state(folder / "c"); }), {"E_CK_KEYS", "c.bias"}));
+    CHECK(torch::equal(wider->a->weight, first));
+}
+
+}  // namespace
+
+TEST_CASE("a state is read into the memory that holds it", "[same_memory][checkpoint_reader][component]") {
+    comes_back_into_place<Fp32>();
+    comes_back_into_place<Bf16<>>();
+}
+
 TEST_CASE("one process that is asked to stop saves in the middle of an evaluation, or of an accumulation", "[state_control]") {
     using Alone = acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Fp32, None, acc::loader::Stateful<>>;
     for (bool const evaluating : {true, false}) {

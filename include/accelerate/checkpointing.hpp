@@ -1,6 +1,7 @@
 #pragma once
 
 #include <accelerate/core/random_state.hpp>
+#include <accelerate/core/same_memory.hpp>
 #include <accelerate/module/unique_parameters.hpp>
 #include <accelerate/state/checkpoint_reader.hpp>
 #include <accelerate/state/rename.hpp>
@@ -40,7 +41,8 @@ inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMa
         if (!here.contains(name)) add(state::quote(name), " is unexpected");
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
     at::NoGradGuard const no_grad;
-    for (auto const& [name, t] : here) t.copy_(loaded.at(name));
+    for (auto const& [name, t] : here)
+        if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
 }
 
 /// Whether every rank keeps only some of a model's parameters and of their optimizer state.
@@ -119,7 +121,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
     using state::Names;
-    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .names = Names::Parameter},
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
             {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
             {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
@@ -133,6 +135,11 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
                            else return kept->state_dict();
                        }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
+    if constexpr (requires { kept->make_state(), kept->live_state(); })
+        c.into = [kept] {
+            kept->make_state();
+            return kept->live_state().tensors;
+        };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
             kept->make_state();
@@ -222,7 +229,8 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed where something does not fit; where the
+/// disk fails in the middle, what was read into place stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());

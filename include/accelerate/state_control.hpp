@@ -70,7 +70,8 @@ public:
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder cannot be read, or is of another run.
+    /// nothing has been changed where the folder is not as it was written, or is of another run. Parameters and optimizer state are read
+    /// into place: a disk that fails after the hashes were checked leaves them half read.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
         load(*detail::open_checkpoint(own().training_->settled().comm, dir, options.verify), options);

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/full.h>
 
+#include <accelerate/core/same_memory.hpp>
 #include <accelerate/core/state_dict.hpp>
 #include <accelerate/optim/rounding.hpp>
 #include <accelerate/optim/storage.hpp>
@@ -139,7 +140,8 @@ public:
             }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
-        for (auto& [target, source] : copies) target.copy_(source);
+        for (auto& [target, source] : copies)
+            if (!same_memory(target, source)) target.copy_(source);
         put_back(stretches_, kept);
     }
 
@@ -210,8 +212,8 @@ private:
         }
         check(tensor.sizes() == at::IntArrayRef(part.sizes), code::data, "optimizer.load_state_dict: \"", name, "\" has shape ", tensor.sizes(), ", the parameter ",
               at::IntArrayRef(part.sizes));
-        auto in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options());
-        in_memory_order.copy_(tensor);
+        auto in_memory_order = tensor;
+        if (tensor.strides() != at::IntArrayRef(part.strides)) in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options()).copy_(tensor);
         return in_memory_order.as_strided({part.numel}, {1}).narrow(0, part.from, part.length());
     }
 

@@ -80,6 +80,7 @@ public:
                 if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
             return state;
         }
+        auto const into = places(component, renames);
         StateDict held;
         if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
         auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
@@ -88,6 +89,11 @@ public:
             auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
+            if (auto const place = into.find(name); place != into.end()) {
+                reader(saved.parts[0].file).read_into(described(it->first, saved, saved.parts[0]), place->second);
+                state.tensors.insert(name, place->second);
+                continue;
+            }
             if (!slices.contains(name)) {
                 state.tensors.insert(name, whole(it->first, saved));
                 continue;
@@ -121,6 +127,25 @@ private:
         return key;
     }
 
+    /// Where to read a component's tensors right into: nowhere unless there is exactly one of the same shape and dtype for each, so that what
+    /// does not fit is found before anything is written.
+    TensorMap places(Component const& component, std::vector<Rename> const& renames) const {
+        if (!component.into || component.whose != Whose::All) return {};
+        auto into = component.into();
+        StateDict seen;
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const& saved = it->second;
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, seen);
+            auto const place = into.find(name);
+            if (place == into.end() || !saved.whole || saved.parts.size() != 1) return {};
+            auto const& t = place->second;
+            if (!t.device().is_cpu() || !t.is_contiguous() || t.scalar_type() != saved.dtype || t.sizes() != at::IntArrayRef(saved.shape)) return {};
+            seen.tensors.insert(name, t);
+        }
+        return seen.tensors.size() == into.size() ? std::move(into) : TensorMap();
+    }
+
     static std::string names(nlohmann::json const& values) {
         std::string all;
         for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
@@ -143,11 +168,16 @@ private:
 
     /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
     at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
+        return reader(p.file).read_elements(described(name, t, p), from - p.from, to - p.from);
+    }
+
+    /// The entry of a part in its file, which must be as the manifest says.
+    TensorInfo const& described(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
         auto const* info = reader(p.file).find(name);
         check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
         auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
         check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
-        return reader(p.file).read_elements(*info, from - p.from, to - p.from);
+        return *info;
     }
 
     at::Tensor whole(std::string const& name, ManifestTensor const& t) {

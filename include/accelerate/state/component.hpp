@@ -32,6 +32,9 @@ struct Component {
     std::function<void(StateDict const&)> load;
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+    /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.
+    /// Empty: states are read into memory of their own.
+    std::function<TensorMap()> into = {};
     Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
     Names names = Names::Other;
 };

@@ -69,7 +69,7 @@ private:
 /// The hash of a file, which is read once, in pieces.
 inline std::string hash_of(InputFile const& file, Hash kind) {
     Hasher hasher(kind);
-    std::vector<char> piece(size_t{4} << 20);
+    std::vector<char> piece(size_t{256} << 10);  // stays in the cache between the read and the hash
     for (int64_t at = 0; at < file.size();) {
         auto const n = std::min<int64_t>(file.size() - at, static_cast<int64_t>(piece.size()));
         file.read_at(piece.data(), n, at);

@@ -77,6 +77,15 @@ public:
         return out;
     }
 
+    /// Reads one tensor into memory that is there: of the tensor's dtype and shape, row-major, on the CPU.
+    void read_into(TensorInfo const& info, at::Tensor const& out) const {
+        bool const fits = out.device().is_cpu() && out.is_contiguous() && out.scalar_type() == info.type() && out.sizes() == at::IntArrayRef(info.shape);
+        check(fits, code::data, "safetensors file ", name(), ": tensor ", quote(info.name), " does not fit into ", out.toString(), " ", out.sizes());
+        read_bytes(info, static_cast<char*>(out.mutable_data_ptr()), 0, numel(info));
+        out.unsafeGetTensorImpl()->bump_version();  // as an operation would have done: what was made of the old values is old
+        file_.check_unchanged();
+    }
+
     /// The stretch [from, to) of dimension `dim` (Python's `get_slice`); only its bytes are read. Error E_DATA for what lies outside.
     at::Tensor read_slice(TensorInfo const& info, int64_t dim, int64_t from, int64_t to) const {
         check(dim >= 0 && dim < static_cast<int64_t>(info.shape.size()), code::data, "safetensors file ", name(), ": tensor ", quote(info.name), " has ", info.shape.size(), " dimensions, no number ", dim);
