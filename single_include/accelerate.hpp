@@ -1588,6 +1588,9 @@ struct Component {
     std::function<void(StateDict const&)> load;
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+    /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.
+    /// Empty: states are read into memory of their own.
+    std::function<TensorMap()> into = {};
     Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
     Names names = Names::Other;
 };
@@ -9879,6 +9882,17 @@ private:
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/core/same_memory.hpp
+
+namespace accelerate {
+
+/// Whether two tensors are the same elements in the same order: there is nothing to copy from one to the other.
+inline bool same_memory(at::Tensor const& a, at::Tensor const& b) {
+    return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+}  // namespace accelerate
+
 // ---- accelerate/optim/narrow.hpp
 
 #if defined(__x86_64__)
@@ -10368,7 +10382,8 @@ public:
             }
         for (auto const& [name, tensor] : state.tensors)
             check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
-        for (auto& [target, source] : copies) target.copy_(source);
+        for (auto& [target, source] : copies)
+            if (!same_memory(target, source)) target.copy_(source);
         put_back(stretches_, kept);
     }
 
@@ -10439,8 +10454,8 @@ private:
         }
         check(tensor.sizes() == at::IntArrayRef(part.sizes), code::data, "optimizer.load_state_dict: \"", name, "\" has shape ", tensor.sizes(), ", the parameter ",
               at::IntArrayRef(part.sizes));
-        auto in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options());
-        in_memory_order.copy_(tensor);
+        auto in_memory_order = tensor;
+        if (tensor.strides() != at::IntArrayRef(part.strides)) in_memory_order = at::empty_strided(part.sizes, part.strides, tensor.options()).copy_(tensor);
         return in_memory_order.as_strided({part.numel}, {1}).narrow(0, part.from, part.length());
     }
 
@@ -13854,6 +13869,15 @@ public:
         return out;
     }
 
+    /// Reads one tensor into memory that is there: of the tensor's dtype and shape, row-major, on the CPU.
+    void read_into(TensorInfo const& info, at::Tensor const& out) const {
+        bool const fits = out.device().is_cpu() && out.is_contiguous() && out.scalar_type() == info.type() && out.sizes() == at::IntArrayRef(info.shape);
+        check(fits, code::data, "safetensors file ", name(), ": tensor ", quote(info.name), " does not fit into ", out.toString(), " ", out.sizes());
+        read_bytes(info, static_cast<char*>(out.mutable_data_ptr()), 0, numel(info));
+        out.unsafeGetTensorImpl()->bump_version();  // as an operation would have done: what was made of the old values is old
+        file_.check_unchanged();
+    }
+
     /// The stretch [from, to) of dimension `dim` (Python's `get_slice`); only its bytes are read. Error E_DATA for what lies outside.
     at::Tensor read_slice(TensorInfo const& info, int64_t dim, int64_t from, int64_t to) const {
         check(dim >= 0 && dim < static_cast<int64_t>(info.shape.size()), code::data, "safetensors file ", name(), ": tensor ", quote(info.name), " has ", info.shape.size(), " dimensions, no number ", dim);
@@ -15044,7 +15068,7 @@ private:
 /// The hash of a file, which is read once, in pieces.
 inline std::string hash_of(InputFile const& file, Hash kind) {
     Hasher hasher(kind);
-    std::vector<char> piece(size_t{4} << 20);
+    std::vector<char> piece(size_t{256} << 10);  // stays in the cache between the read and the hash
     for (int64_t at = 0; at < file.size();) {
         auto const n = std::min<int64_t>(file.size() - at, static_cast<int64_t>(piece.size()));
         file.read_at(piece.data(), n, at);
@@ -15333,6 +15357,7 @@ public:
                 if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
             return state;
         }
+        auto const into = places(component, renames);
         StateDict held;
         if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
         auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
@@ -15341,6 +15366,11 @@ public:
             auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
+            if (auto const place = into.find(name); place != into.end()) {
+                reader(saved.parts[0].file).read_into(described(it->first, saved, saved.parts[0]), place->second);
+                state.tensors.insert(name, place->second);
+                continue;
+            }
             if (!slices.contains(name)) {
                 state.tensors.insert(name, whole(it->first, saved));
                 continue;
@@ -15374,6 +15404,25 @@ private:
         return key;
     }
 
+    /// Where to read a component's tensors right into: nowhere unless there is exactly one of the same shape and dtype for each, so that what
+    /// does not fit is found before anything is written.
+    TensorMap places(Component const& component, std::vector<Rename> const& renames) const {
+        if (!component.into || component.whose != Whose::All) return {};
+        auto into = component.into();
+        StateDict seen;
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const& saved = it->second;
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, seen);
+            auto const place = into.find(name);
+            if (place == into.end() || !saved.whole || saved.parts.size() != 1) return {};
+            auto const& t = place->second;
+            if (!t.device().is_cpu() || !t.is_contiguous() || t.scalar_type() != saved.dtype || t.sizes() != at::IntArrayRef(saved.shape)) return {};
+            seen.tensors.insert(name, t);
+        }
+        return seen.tensors.size() == into.size() ? std::move(into) : TensorMap();
+    }
+
     static std::string names(nlohmann::json const& values) {
         std::string all;
         for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
@@ -15396,11 +15445,16 @@ private:
 
     /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
     at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
+        return reader(p.file).read_elements(described(name, t, p), from - p.from, to - p.from);
+    }
+
+    /// The entry of a part in its file, which must be as the manifest says.
+    TensorInfo const& described(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
         auto const* info = reader(p.file).find(name);
         check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
         auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
         check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
-        return reader(p.file).read_elements(*info, from - p.from, to - p.from);
+        return *info;
     }
 
     at::Tensor whole(std::string const& name, ManifestTensor const& t) {
@@ -15438,25 +15492,31 @@ inline Code code_named(std::string_view name) {
     return code::internal;
 }
 
+/// An error as text for another rank: its code, a line feed, its message.
+inline std::string told(Error const& e) { return concat(e.code().name, "\n", e.reason()); }
+/// The error that was told, with `behind` behind its message; `own` where its code is that one.
+inline Error error_told(std::string const& text, std::string const& behind, Code const& own = code::internal) {
+    auto const line = text.find('\n');
+    auto const name = text.substr(0, line);
+    return {own.name == name ? own : code_named(name), text.substr(line + 1) + behind};
+}
+
 /// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
 template <class Comm, class F>
 void together(Comm const& comm, F&& f) {
-    std::string failure;  // code, line feed, message
+    std::string failure;
     Code own = code::internal;
     try {
         f();
     } catch (Error const& e) {
         own = e.code();
-        failure = concat(own.name, "\n", e.reason());
+        failure = told(e);
     } catch (std::exception const& e) {
-        failure = concat(code::internal.name, "\n", e.what());
+        failure = told(Error(code::internal, e.what()));
     }
     auto const all = comm.all_gather_bytes(failure);
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first == all.end()) return;
-    auto const line = first->find('\n');
-    auto const name = first->substr(0, line);
-    throw Error(own.name == name ? own : code_named(name), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : "", own);
 }
 
 }  // namespace accelerate::state
@@ -15492,7 +15552,8 @@ inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMa
         if (!here.contains(name)) add(state::quote(name), " is unexpected");
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
     at::NoGradGuard const no_grad;
-    for (auto const& [name, t] : here) t.copy_(loaded.at(name));
+    for (auto const& [name, t] : here)
+        if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
 }
 
 /// Whether every rank keeps only some of a model's parameters and of their optimizer state.
@@ -15571,7 +15632,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
     using state::Names;
-    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .names = Names::Parameter},
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
             {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
             {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
@@ -15585,6 +15646,11 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
                            else return kept->state_dict();
                        }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
+    if constexpr (requires { kept->make_state(), kept->live_state(); })
+        c.into = [kept] {
+            kept->make_state();
+            return kept->live_state().tensors;
+        };
     if constexpr (requires { kept->make_state(); })
         c.holds = [kept] {
             kept->make_state();
@@ -15674,7 +15740,8 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed when reading fails. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed where something does not fit; where the
+/// disk fails in the middle, what was read into place stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());
@@ -16036,7 +16103,11 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
     for (int64_t rank = 0; rank < world; ++rank) {
         auto const done = told_file(hidden, rank, ".told"), failed = told_file(hidden, rank, ".failed");
         for (; !std::filesystem::exists(done); pause = std::min(2 * pause, milliseconds(50))) {
-            check(!std::filesystem::exists(failed), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+            if (std::filesystem::exists(failed)) {
+                auto const text = InputFile(failed).read_text();
+                check(!text.empty(), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+                throw error_told(text, concat(" (rank ", rank, ")"));
+            }
             check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
             std::this_thread::sleep_for(pause);
         }
@@ -16044,6 +16115,20 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
         std::filesystem::remove(done);
     }
     return told;
+}
+
+/// Tells rank 0 that this rank has failed, and why; where there is no room even for that, only that.
+inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Error const& why) noexcept {
+    auto const path = told_file(hidden, rank, ".failed");
+    try {
+        try {
+            write_text(path, told(why));
+        } catch (Error const&) {
+            write_text(path, "");
+        }
+    } catch (std::exception const& e) {
+        log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
+    }
 }
 
 }  // namespace detail
@@ -16070,15 +16155,10 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
             write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
-        } catch (...) {
+        } catch (std::exception const& e) {
+            auto const* const error = dynamic_cast<Error const*>(&e);
             if (rank == 0) detail::discard_checkpoint(hidden);
-            else {
-                try {
-                    write_text(detail::told_file(hidden, rank, ".failed"), "");
-                } catch (std::exception const& e) {
-                    log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
-                }
-            }
+            else detail::tell_failure(hidden, rank, error != nullptr ? *error : Error(code::internal, e.what()));
             throw;
         }
     });
@@ -16140,12 +16220,17 @@ nlohmann::json environment(Comm const& comm) {
     return e;
 }
 
+namespace detail {
+/// A value that somebody else may have written, as one line of text.
+inline std::string shown(nlohmann::json const& value) { return value.is_string() ? quote(value.get<std::string>()) : value.is_primitive() ? value.dump() : value.type_name(); }
+}  // namespace detail
+
 /// Warns (W_ENV_CHANGED) of what is not as it was when a checkpoint was saved: the state is the same to the last bit, what it becomes need not be.
 inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& now, std::filesystem::path const& dir) {
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", quote(before->dump()), " and is ", value.dump());
+        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 
@@ -16271,7 +16356,8 @@ public:
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder cannot be read, or is of another run.
+    /// nothing has been changed where the folder is not as it was written, or is of another run. Parameters and optimizer state are read
+    /// into place: a disk that fails after the hashes were checked leaves them half read.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
         load(*detail::open_checkpoint(own().training_->settled().comm, dir, options.verify), options);
@@ -16317,14 +16403,17 @@ public:
 
 protected:
     /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
-    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75.
+    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75. One process alone
+    /// does so between any two bodies, also in the middle of an accumulation or an evaluation.
     void watch_signals() {
         auto& t = *own().training_;
         if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
         signals_.emplace();
         t.loops->set_between([this] {
             auto& training = *own().training_;
-            if (!training.guard->take_stepped() || training.in_window()) return;
+            // Several ranks ask each other behind their steps, of which all make equally many; of bodies, as of an evaluation, they need not.
+            bool const stepped = training.guard->take_stepped();
+            if (training.in_window() || (!stepped && own().num_processes() > 1)) return;
             auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
             if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
             auto const number = any.template item<int>();

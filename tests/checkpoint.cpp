@@ -655,6 +655,21 @@ TEST_CASE("an asynchronous save is of the moment of the call, and training goes 
     CHECK(right == 12);
 }
 
+TEST_CASE("why a rank's writer has failed reaches rank 0", "[async_checkpoint][together]") {
+    Folder folder;
+    namespace detail = acc::state::detail;
+    using std::chrono::milliseconds;
+    acc::state::write_text(detail::told_file(folder.path, 0, ".told"), "zero");
+    auto const asked = [&] { return error_of([&] { detail::told_by_all(folder.path, 2, milliseconds(200)); }); };
+    CHECK(has(asked(), {"E_DEADLINE", "rank 1"}));
+    acc::state::write_text(detail::told_file(folder.path, 0, ".told"), "zero");
+    detail::tell_failure(folder.path, 1, acc::Error(acc::code::no_space, "the disk\nis full"));
+    CHECK(has(asked(), {"E_NO_SPACE: the disk\nis full (rank 1)"}));
+    acc::state::write_text(detail::told_file(folder.path, 0, ".told"), "zero");
+    acc::state::write_text(detail::told_file(folder.path, 1, ".failed"), "");
+    CHECK(has(asked(), {"E_IO", "rank 1 could not write"}));
+}
+
 TEST_CASE("SHA-256 is the standard's", "[sha256][file_hash]") {
     auto const digits = [](std::string const& text, size_t piece) {
         acc::state::Sha256 hash;

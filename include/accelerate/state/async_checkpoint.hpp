@@ -27,7 +27,11 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
     for (int64_t rank = 0; rank < world; ++rank) {
         auto const done = told_file(hidden, rank, ".told"), failed = told_file(hidden, rank, ".failed");
         for (; !std::filesystem::exists(done); pause = std::min(2 * pause, milliseconds(50))) {
-            check(!std::filesystem::exists(failed), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+            if (std::filesystem::exists(failed)) {
+                auto const text = InputFile(failed).read_text();
+                check(!text.empty(), code::io, "save_state: rank ", rank, " could not write its part of ", hidden, "; it says why");
+                throw error_told(text, concat(" (rank ", rank, ")"));
+            }
             check(steady_clock::now() < until, code::deadline, "save_state: nothing was heard of rank ", rank, "'s part of ", hidden, " for ", deadline.count(), " ms");
             std::this_thread::sleep_for(pause);
         }
@@ -35,6 +39,20 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
         std::filesystem::remove(done);
     }
     return told;
+}
+
+/// Tells rank 0 that this rank has failed, and why; where there is no room even for that, only that.
+inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Error const& why) noexcept {
+    auto const path = told_file(hidden, rank, ".failed");
+    try {
+        try {
+            write_text(path, told(why));
+        } catch (Error const&) {
+            write_text(path, "");
+        }
+    } catch (std::exception const& e) {
+        log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
+    }
 }
 
 }  // namespace detail
@@ -61,15 +79,10 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
             write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
-        } catch (...) {
+        } catch (std::exception const& e) {
+            auto const* const error = dynamic_cast<Error const*>(&e);
             if (rank == 0) detail::discard_checkpoint(hidden);
-            else {
-                try {
-                    write_text(detail::told_file(hidden, rank, ".failed"), "");
-                } catch (std::exception const& e) {
-                    log::warning(log::From::Everyone, "save_state: rank 0 cannot be told that rank ", rank, " has failed: ", e.what());
-                }
-            }
+            else detail::tell_failure(hidden, rank, error != nullptr ? *error : Error(code::internal, e.what()));
             throw;
         }
     });

@@ -17,25 +17,31 @@ inline Code code_named(std::string_view name) {
     return code::internal;
 }
 
+/// An error as text for another rank: its code, a line feed, its message.
+inline std::string told(Error const& e) { return concat(e.code().name, "\n", e.reason()); }
+/// The error that was told, with `behind` behind its message; `own` where its code is that one.
+inline Error error_told(std::string const& text, std::string const& behind, Code const& own = code::internal) {
+    auto const line = text.find('\n');
+    auto const name = text.substr(0, line);
+    return {own.name == name ? own : code_named(name), text.substr(line + 1) + behind};
+}
+
 /// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
 template <class Comm, class F>
 void together(Comm const& comm, F&& f) {
-    std::string failure;  // code, line feed, message
+    std::string failure;
     Code own = code::internal;
     try {
         f();
     } catch (Error const& e) {
         own = e.code();
-        failure = concat(own.name, "\n", e.reason());
+        failure = told(e);
     } catch (std::exception const& e) {
-        failure = concat(code::internal.name, "\n", e.what());
+        failure = told(Error(code::internal, e.what()));
     }
     auto const all = comm.all_gather_bytes(failure);
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first == all.end()) return;
-    auto const line = first->find('\n');
-    auto const name = first->substr(0, line);
-    throw Error(own.name == name ? own : code_named(name), concat(first->substr(line + 1), comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : ""));
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : "", own);
 }
 
 }  // namespace accelerate::state
