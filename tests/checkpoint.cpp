@@ -401,11 +401,13 @@ void comes_back_into_place() {
     INFO(Precision::name);
     Folder folder;
     acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, None, acc::loader::Stateful<>> accelerator;
-    auto [model, optimizer] = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.05});
+    auto prepared = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.05});
+    auto& model = std::get<0>(prepared);  // bindings cannot be captured by every compiler
+    auto& optimizer = std::get<1>(prepared);
     auto const x = torch::randn({8, 3});
     auto const step = [&] {
         for (int i = 0; i < 3; ++i) {
-            auto const window = accelerator.accumulate(model);
+            auto const scope = accelerator.accumulate(model);
             accelerator.backward(model(x).square().mean());
             optimizer.step(), optimizer.zero_grad();
         }
@@ -463,38 +465,38 @@ TEST_CASE("one process that is asked to stop saves in the middle of an evaluatio
     for (bool const evaluating : {true, false}) {
         Folder folder;
         auto const begin = [&] { return Alone({.gradient_accumulation_steps = 4, .project_dir = folder.path}); };
-        int64_t bodies = 0;
+        int64_t seen = 0;
         auto const body = [&](auto& accelerator, auto& model, auto& optimizer, auto const& batch) {
             auto const loss = [&] { return (model(batch.first) - batch.second).square().mean(); };
             if (evaluating) {
                 torch::NoGradGuard const no_grad;
                 loss();
             } else {
-                auto const window = accelerator.accumulate(model);
+                auto const scope = accelerator.accumulate(model);
                 accelerator.backward(loss());
                 optimizer.step(), optimizer.zero_grad();
             }
-            if (++bodies == 2) ::raise(SIGUSR1);  // no step has been made; SIGTERM is the test framework's
+            if (++seen == 2) ::raise(SIGUSR1);  // no step has been made; SIGTERM is the test framework's
         };
         auto const child = ::fork();  // who has been asked to stop stays asked
         if (child == 0) {
             auto accelerator = begin();
             auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Net<>>(), acc::optim::Sgd{.lr = 0.1}, acc::data::Loader{Samples(), {.batch_size = 4}});
-            auto const text = error_of([&] {
-                for (auto const& batch : loader) body(accelerator, model, optimizer, batch);
+            auto const text = error_of([&, &m = model, &o = optimizer, &l = loader] {
+                for (auto const& batch : l) body(accelerator, m, o, batch);
             });
             bool const fine = text.find("E_REQUEUE") == 0 && text.find(acc::concat("signal ", SIGUSR1)) != text.npos && text.find("checkpoint_0") != text.npos;
-            ::_exit(fine && bodies == 2 ? 0 : 1);
+            ::_exit(fine && seen == 2 ? 0 : 1);
         }
         int status = 0;
         REQUIRE((::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0));
-        bodies = 2;
+        seen = 2;
         auto accelerator = begin();
         auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Net<>>(), acc::optim::Sgd{.lr = 0.1}, acc::data::Loader{Samples(), {.batch_size = 4}});
         REQUIRE(accelerator.resume());
         CHECK(loader.consumed() == 8);
         for (auto const& batch : loader) body(accelerator, model, optimizer, batch);
-        CHECK(bodies == 12);
+        CHECK(seen == 12);
     }
 }
 
@@ -676,7 +678,7 @@ TEST_CASE("SHA-256 is the standard's", "[sha256][file_hash]") {
         for (size_t at = 0; at < text.size(); at += piece) hash.add(text.data() + at, static_cast<int64_t>(std::min(piece, text.size() - at)));
         return hash.digits();
     };
-    for (size_t piece : {1, 7, 64, 1000}) {  // FIPS 180-4's examples
+    for (size_t const piece : std::initializer_list<size_t>{1, 7, 64, 1000}) {  // FIPS 180-4's examples
         CHECK(digits("", piece) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         CHECK(digits("abc", piece) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         CHECK(digits("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", piece) == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");

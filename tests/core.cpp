@@ -373,7 +373,7 @@ TEST_CASE("sizes are written as people write them", "[byte_size]") {
 TEST_CASE("a streaming copy is a copy, whatever the alignment", "[streaming_copy]") {
     std::vector<std::byte> from(70'000), to(70'100);
     for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<std::byte>(i * 7 + i / 251);
-    for (size_t const offset : {0, 1, 16})
+    for (size_t const offset : std::initializer_list<size_t>{0, 1, 16})
         for (size_t const n : {size_t{0}, size_t{1}, size_t{16'383}, size_t{16'384}, size_t{16'450}, size_t{69'999}}) {
             std::fill(to.begin(), to.end(), std::byte{255});
             acc::kernel::streaming_copy(to.data() + offset, from.data() + 1, n);
