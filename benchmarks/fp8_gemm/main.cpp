@@ -18,6 +18,8 @@ namespace recipe = accelerate::recipe;
 
 namespace {
 
+constexpr acc::fp8 kept{.use_autocast_during_eval = true};
+
 struct Shape {
     char const* name;
     int64_t in, out;
@@ -76,7 +78,6 @@ Measured measure(Shape const& shape, int64_t tokens) {
 
 template <class Device>
 void table(int64_t divisor) {
-    constexpr acc::fp8 kept{.use_autocast_during_eval = true};
     Shape const shapes[] = {{"qkv", 4096, 12288}, {"projection", 4096, 4096}, {"up", 4096, 16384}, {"down", 16384, 4096}};
     auto const tokens = 15872 / divisor;
     using Row = Measured (*)(Shape const&, int64_t);
