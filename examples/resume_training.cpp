@@ -29,7 +29,7 @@ int main(int argc, char** argv) {
     return acc::run([&] {
         acc::check(argc == 2 || (argc == 3 && argv[2] == std::string_view("asynchronous")), acc::code::config, "resume_training FOLDER [asynchronous]");
         Run accelerator({.gradient_accumulation_steps = 2, .project_dir = argv[1], .total_limit = 3});
-        torch::manual_seed(100 + accelerator.process_index());  // dropout is drawn from here; its state is saved and restored like all else
+        torch::manual_seed(100 + static_cast<uint64_t>(accelerator.process_index()));  // dropout is drawn from here; its state is saved and restored like all else
         auto [model, optimizer, train, schedule] =
             accelerator.prepare(accelerator.make<Net>(), acc::optim::AdamW{.lr = 3e-3}, acc::data::Loader{Samples(), {.batch_size = 4, .shuffle = true, .seed = 42}},
                                 acc::schedule::Cosine{.warmup = acc::OptimizerSteps{10}, .total = acc::OptimizerSteps{120}});

@@ -35,7 +35,7 @@ public:
     }
     std::vector<int64_t> indices(int64_t k, int64_t rank) const {
         std::vector<int64_t> out(static_cast<size_t>(rule_ == Ragged ? valid(k, rank) : share(k)));
-        for (size_t j = 0; j < out.size(); ++j) out[j] = view_[position(k, rank, static_cast<int64_t>(j))];
+        for (size_t j = 0; j < out.size(); ++j) out[j] = entry(view_, position(k, rank, static_cast<int64_t>(j)));
         return out;
     }
 

@@ -9,6 +9,13 @@
 
 namespace accelerate::data {
 
+/// `view[position]`, also of those that count in a type of their own, as `std::vector` does.
+template <class View>
+decltype(auto) entry(View const& view, int64_t position) {
+    if constexpr (requires { typename View::size_type; }) return view[static_cast<typename View::size_type>(position)];
+    else return view[position];
+}
+
 /// Which samples one rank's batches of one epoch hold, where an order says how samples follow each other.
 template <class View>
 class OrderPlan {
@@ -26,7 +33,7 @@ public:
     int64_t position(int64_t k, int64_t j) const { return shard_.position(k, j); }
     std::vector<int64_t> indices(int64_t k) const {
         std::vector<int64_t> out(static_cast<size_t>(length(k)));
-        for (size_t j = 0; j < out.size(); ++j) out[j] = view_[shard_.position(k, static_cast<int64_t>(j))];
+        for (size_t j = 0; j < out.size(); ++j) out[j] = entry(view_, shard_.position(k, static_cast<int64_t>(j)));
         return out;
     }
 
@@ -43,7 +50,7 @@ class SamplerPlan {
 public:
     /// Error E_DATA when the position that `shard` begins at lies inside a batch.
     SamplerPlan(View view, Shard const& shard) : view_(std::move(view)), shard_(shard), starts_{0} {
-        for (int64_t g = 0; g < static_cast<int64_t>(view_.size()); ++g) starts_.push_back(starts_.back() + static_cast<int64_t>(view_[g].size()));
+        for (int64_t g = 0; g < static_cast<int64_t>(view_.size()); ++g) starts_.push_back(starts_.back() + static_cast<int64_t>(entry(view_, g).size()));
         auto const found = std::lower_bound(starts_.begin(), starts_.end(), shard.begin);
         check(found != starts_.end() && *found == shard.begin, code::data, "data::Loader: sample ", shard.begin,
               " of the epoch is not the first of a batch of this batch sampler; the position was saved with another sampler");
@@ -60,7 +67,7 @@ public:
     int64_t remainder() const { return drops() ? 0 : starts_.back() - starts_[at(count() - left() % shard_.size)]; }
     int64_t position(int64_t k, int64_t j) const { return starts_[at(reused(k))] + j; }
     std::vector<int64_t> indices(int64_t k) const {
-        auto const& batch = view_[reused(k)];
+        auto const& batch = entry(view_, reused(k));
         return {batch.begin(), batch.end()};
     }
     /// Samples that all batches hold.
