@@ -28,7 +28,7 @@ public:
             set(6, 0);
             set(0, number), set(1, static_cast<uint64_t>(group)), set(2, static_cast<uint64_t>(c.count));
             set(3, static_cast<uint64_t>(c.operation) | static_cast<uint64_t>(c.reduction) << 8 | static_cast<uint64_t>(static_cast<uint8_t>(c.dtype)) << 16 |
-                       static_cast<uint64_t>(c.flag) << 24 | static_cast<uint64_t>(c.refused) << 25 | static_cast<uint64_t>(c.elsewhere) << 26 | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32);
+                       static_cast<uint64_t>(c.flag) << 24 | static_cast<uint64_t>(c.refused) << 25 | static_cast<uint64_t>(static_cast<uint32_t>(c.root)) << 32);
             set(4, static_cast<uint64_t>(c.dims));
             for (int64_t d = 0; d < std::min(c.dims, Call::max_dims); ++d) set(7 + static_cast<size_t>(d), static_cast<uint64_t>(c.shape[static_cast<size_t>(d)]));
             set(5, ticks());
@@ -108,7 +108,7 @@ private:
             c.count = static_cast<int64_t>(get(2));
             c.operation = static_cast<Operation>(get(3) & 0xFF), c.reduction = static_cast<Reduction>(get(3) >> 8 & 0xFF);
             c.dtype = static_cast<at::ScalarType>(static_cast<int8_t>(get(3) >> 16 & 0xFF));
-            c.flag = get(3) >> 24 & 1, c.refused = get(3) >> 25 & 1, c.elsewhere = get(3) >> 26 & 1, c.root = static_cast<int32_t>(get(3) >> 32);
+            c.flag = get(3) >> 24 & 1, c.refused = get(3) >> 25 & 1, c.root = static_cast<int32_t>(get(3) >> 32);
             c.dims = static_cast<int64_t>(get(4));
             out << (i == first ? "\n" : ",\n") << "{\"group\": " << get(1) << ", \"number\": " << get(0) << ", \"operation\": \"" << name(c.operation) << "\", \"dtype\": \""
                 << (c.dtype == at::ScalarType::Undefined ? "" : c10::toString(c.dtype)) << "\", \"count\": " << c.count << ", \"shape\": [";
