@@ -15347,7 +15347,8 @@ public:
 
     /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
     /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
-    /// two names become one. Empty: there is none of this rank, and it keeps what it has.
+    /// two names become one. Empty: there is none of this rank, and it keeps what it has. Tensors that have a place (`component.into`) are given
+    /// as they are there: `read_into_place` fills them, when all states have been found to fit.
     std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
         bool const own = is_own(component.whose);
         if (own && rank >= manifest_.world) {
@@ -15374,7 +15375,7 @@ public:
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
             if (auto const place = into.find(name); place != into.end()) {
-                reader(saved.parts[0].file).read_into(described(it->first, saved, saved.parts[0]), place->second);
+                in_place_.push_back({saved.parts[0].file, &described(it->first, saved, saved.parts[0]), place->second});
                 state.tensors.insert(name, place->second);
                 continue;
             }
@@ -15400,7 +15401,18 @@ public:
         return state;
     }
 
+    /// Reads what the states given so far have a place for right into it.
+    void read_into_place() {
+        for (auto const& [file, info, place] : std::exchange(in_place_, {})) reader(file).read_into(*info, place);
+    }
+
 private:
+    struct InPlace {
+        int64_t file;
+        TensorInfo const* info;
+        at::Tensor place;
+    };
+
     static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
         if (component.names == Names::Other || renames.empty()) return name;
         auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
@@ -15483,6 +15495,7 @@ private:
     Folder folder_;
     Manifest manifest_;
     std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
+    std::vector<InPlace> in_place_;
 };
 
 }  // namespace accelerate::state
@@ -15747,8 +15760,8 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed where something does not fit; where the
-/// disk fails in the middle, what was read into place stays. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had; where the
+/// disk fails while they are read into place, what was read stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());
@@ -15758,6 +15771,7 @@ void load_components(Comm const& comm, state::CheckpointReader& reader, std::vec
         for (size_t i = 0; i < components.size(); ++i)
             if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
     });
+    state::together(comm, [&] { reader.read_into_place(); });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (skipped(components[i])) continue;

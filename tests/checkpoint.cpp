@@ -444,6 +444,19 @@ void comes_back_into_place() {
     CHECK(after.size() == before.size());
     for (auto const& [name, t] : before) CHECK(torch::equal(after.at(name), t));
 
+    // What cannot be had of the optimizer is found before anything is read into the model.
+    auto const manifest = folder / "c/manifest.json";
+    auto wrong = nlohmann::json::parse(read_text(manifest));
+    wrong["tensors"]["optimizer/exp_avg.a.weight"]["dtype"] = "F64";
+    std::ofstream(manifest) << wrong.dump();
+    step();
+    auto const now = copies();
+    CHECK(has(error_of([&] { accelerator.load_state(folder / "c"); }), {"E_CK_SLICES", "exp_avg.a.weight"}));
+    auto const unchanged = copies();
+    for (auto const& [name, t] : now) CHECK(torch::equal(unchanged.at(name), t));
+    wrong["tensors"]["optimizer/exp_avg.a.weight"]["dtype"] = "F32";
+    std::ofstream(manifest) << wrong.dump();
+
     // Of another shape, one tensor alone: nothing is read into place.
     acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Precision, None, acc::loader::Stateful<>> other;
     auto [wider, other_optimizer] = other.prepare(other.template make<Net>(), acc::optim::AdamW{.lr = 0.05});

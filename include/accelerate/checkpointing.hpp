@@ -229,8 +229,8 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed where something does not fit; where the
-/// disk fails in the middle, what was read into place stays. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had; where the
+/// disk fails while they are read into place, what was read stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());
@@ -240,6 +240,7 @@ void load_components(Comm const& comm, state::CheckpointReader& reader, std::vec
         for (size_t i = 0; i < components.size(); ++i)
             if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
     });
+    state::together(comm, [&] { reader.read_into_place(); });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (skipped(components[i])) continue;

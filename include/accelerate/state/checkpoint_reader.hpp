@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace accelerate::state {
@@ -63,7 +64,8 @@ public:
 
     /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
     /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
-    /// two names become one. Empty: there is none of this rank, and it keeps what it has.
+    /// two names become one. Empty: there is none of this rank, and it keeps what it has. Tensors that have a place (`component.into`) are given
+    /// as they are there: `read_into_place` fills them, when all states have been found to fit.
     std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
         bool const own = is_own(component.whose);
         if (own && rank >= manifest_.world) {
@@ -90,7 +92,7 @@ public:
             if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
             auto const& saved = it->second;
             if (auto const place = into.find(name); place != into.end()) {
-                reader(saved.parts[0].file).read_into(described(it->first, saved, saved.parts[0]), place->second);
+                in_place_.push_back({saved.parts[0].file, &described(it->first, saved, saved.parts[0]), place->second});
                 state.tensors.insert(name, place->second);
                 continue;
             }
@@ -116,7 +118,18 @@ public:
         return state;
     }
 
+    /// Reads what the states given so far have a place for right into it.
+    void read_into_place() {
+        for (auto const& [file, info, place] : std::exchange(in_place_, {})) reader(file).read_into(*info, place);
+    }
+
 private:
+    struct InPlace {
+        int64_t file;
+        TensorInfo const* info;
+        at::Tensor place;
+    };
+
     static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
         if (component.names == Names::Other || renames.empty()) return name;
         auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
@@ -199,6 +212,7 @@ private:
     Folder folder_;
     Manifest manifest_;
     std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
+    std::vector<InPlace> in_place_;
 };
 
 }  // namespace accelerate::state
