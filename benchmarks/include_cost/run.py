@@ -24,7 +24,10 @@ tree = here.parent.parent
 entries = json.loads((pathlib.Path(options.binary) / "compile_commands.json").read_text(encoding="utf-8"))
 entry = next(e for e in entries if e["file"].endswith("examples/quick_start.cpp"))
 words = shlex.split(entry["command"])
-words = [w for w in words[:words.index("-o")] if not w.startswith("-I")]
+words = words[:words.index("-o")]
+if "-include" in words:  # the precompiled header, which would hide what is measured
+    del words[words.index("-include"):words.index("-include") + 2]
+words = [w for w in words if not w.startswith(("-I", "-O")) and w not in ("-Winvalid-pch", "-fpch-preprocess")] + ["-O2"]
 torch, ours = "#include <torch/torch.h>\n", "#include <accelerate.hpp>\n"
 arms = {"torch alone": (torch, []), "include": (torch + ours, ["-I", tree / "include"]), "single_include": (torch + ours, ["-I", tree / "single_include"])}
 best = {}
