@@ -1150,6 +1150,8 @@ struct Resident {
 ///   overrides `clone`, which would slice it, or refuses.
 /// `static void materialize(root, tape, communicator, values)`, optional: computes what this rank keeps of a model that `make` has recorded,
 ///   or takes it from `values` (see `module::NoValues`), in place of `module::materialize`, which does so with all of it.
+/// `static void cast(root, dtype)`, needed by precisions that keep parameters in less than fp32: casts what this rank keeps of a model that
+///   `make` has cut; what is whole is cast by the precision.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 
@@ -16533,7 +16535,8 @@ concept absent_backend = T::absent;
 
 /// Whether a sharding can hold what a precision makes of parameters: `prepare` casts them, `make` has spread them over the ranks before.
 template <class Device, class Precision, class Sharding>
-inline constexpr bool parameters_fit = Precision::parameter == at::kFloat || std::is_same_v<typename Sharding::template placement<Device>, place::Resident>;
+inline constexpr bool parameters_fit = Precision::parameter == at::kFloat || std::is_same_v<typename Sharding::template placement<Device>, place::Resident> ||
+                                       requires(torch::nn::Module& root) { Sharding::template placement<Device>::cast(root, Precision::parameter); };
 
 /// Which four policies work together: all that satisfy their concepts, whose backend this build has, and whose parameters fit. The table
 /// in the README is made from it.
@@ -16560,7 +16563,7 @@ namespace accelerate {
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
 class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>, public StateControl<Accelerator<Device, Precision, Sharding, Loader>> {
     using Shared = Training<Device, Precision, Sharding>;
-    static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32");
+    static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole, or whose placement has `cast`; use sharding::Ddp<> or Fsdp<>, or parameters in fp32");
 
 public:
     using device_type = Device;
@@ -16791,6 +16794,7 @@ public:
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
         if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());
         detail::connect_modules(*module, training_->comm);
@@ -19909,8 +19913,8 @@ namespace precision {
 
 /// bfloat16 by autocast: parameters, gradients and optimizer in fp32, matrix products in bf16, operations that need it in fp32.
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units, what is no
-/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
-/// parameters whole; autocast still takes inputs in fp32 and runs in fp32 what needs it.
+/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16); autocast still takes
+/// inputs in fp32 and runs in fp32 what needs it.
 template <bf16 O = bf16{}>
 struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
     static_assert(O.parameters == at::kFloat || O.parameters == at::kBFloat16, "precision::Bf16: parameters are kept in kFloat or in kBFloat16");
@@ -21533,12 +21537,11 @@ public:
 
     /// Moves what this rank keeps.
     void place_on(at::Device device) {
-        if (slots_.empty() || shard_.device() == device) return;
-        at::NoGradGuard no_grad;
-        shard_ = shard_.to(device), gradient_ = gradient_.to(device);
-        full_ = at::empty(full_.sizes(), shard_.options());
-        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
-        drop();
+        if (!slots_.empty()) keep_as(shard_.options().device(device));
+    }
+    /// Keeps floating-point parameters in another dtype; their gradients are of it too.
+    void cast(at::ScalarType dtype) {
+        if (!slots_.empty() && at::isFloatingType(shard_.scalar_type())) keep_as(shard_.options().dtype(dtype));
     }
 
     struct Position {
@@ -21642,6 +21645,15 @@ private:
     /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
     void leave() {
         if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    void keep_as(at::TensorOptions const& options) {
+        if (shard_.device() == options.device() && shard_.dtype() == options.dtype()) return;
+        at::NoGradGuard no_grad;
+        shard_ = shard_.to(options), gradient_ = gradient_.to(options);
+        full_ = at::empty(full_.sizes(), options);
+        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
+        drop();
     }
 
     void drop() {
@@ -21817,6 +21829,12 @@ struct Sharded {
                 into.copy_(replay.value(p));
             });
         module::materialize(root, tape, values);  // buffers
+    }
+
+    /// Of each unit a rank casts what it keeps.
+    static void cast(torch::nn::Module& root, at::ScalarType dtype) {
+        for (auto const& node : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
+            if (node.holder != nullptr && node.holder->sharded_unit.placed()) node.holder->sharded_unit.cast(dtype);
     }
 };
 

@@ -73,6 +73,7 @@ TEST_CASE("a run that goes on: what is special", "[checkpointing][state_control]
     resumes<Fp8<acc::recipe::Delayed<4>>, None>(1, {6, 7});
     resumes<Fp8<acc::recipe::LowBitOptimizer<2>>, None>(1, {6, 7});
     resumes<Bf16<acc::bf16{.parameters = at::kBFloat16}>, None>(1, {9, 10});
+    resumes<Bf16<acc::bf16{.parameters = at::kBFloat16}>, Fsdp<>>(2, {4, 6});
     resumes<Fp32, None>(2, {4, 9});  // each rank for itself
     resumes<Fp16<>, None>(2, {9});   // with a scaler of its own
 }

@@ -159,6 +159,32 @@ TEST_CASE("accumulation, and AdamW over stretches", "[fsdp]") {
     for (auto const* name : {"frozen.weight", "frozen.bias", "fork.a.weight"}) CHECK(torch::equal(ours.after.at(name), ours.before.at(name)));
 }
 
+TEST_CASE("a sharded model in bf16 learns as one in fp32 does, and as much of it is kept as is shared", "[fsdp][sharded_unit][supported]") {
+    using Low = acc::precision::Bf16<acc::bf16{.parameters = at::kBFloat16}>;
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Low, acc::sharding::None, acc::loader::Stateful<>> one;
+    acc::Accelerator<acc::device::Cpu, Low, acc::sharding::Fsdp<>, acc::loader::Stateful<>> spread;
+    Alone wide;
+    auto const exact = train(wide, by_make, sgd, 10), expected = train(one, by_make, sgd, 10), ours = train(spread, by_make, sgd, 10);
+    same(ours.before, expected.before, 0);
+    for (auto const& [name, w] : ours.before) CHECK(torch::equal(w, exact.before.at(name).to(at::kBFloat16)));
+    for (size_t i = 0; i < exact.losses.size(); ++i) {
+        CHECK(std::abs(ours.losses[i] - exact.losses[i]) <= 0.02 * exact.losses[i]);
+        CHECK(std::abs(ours.norms[i] - exact.norms[i]) <= 0.05 * exact.norms[i]);
+    }
+    for (auto const* name : {"frozen.weight", "frozen.bias", "fork.a.weight"}) CHECK(torch::equal(ours.after.at(name), ours.before.at(name)));
+
+    auto [model, optimizer] = spread.prepare(by_make(spread), acc::optim::AdamW{.lr = 1e-6, .weight_decay = 0});
+    for (auto const* unit : model.state().engine().units)
+        if (unit->shard().defined()) CHECK((unit->shard().scalar_type() == at::kBFloat16 && unit->gradient().scalar_type() == at::kBFloat16));
+    auto const before = spread.get_state_dict(model).at("twice.weight");
+    auto window = spread.accumulate(model);
+    spread.backward(model(torch::arange(2 * Model<>::context).view({2, -1}) % Model<>::vocabulary).square().mean());
+    optimizer.step();
+    CHECK(torch::equal(spread.get_state_dict(model).at("twice.weight"), before));  // far below bf16's distances, but the masters have moved
+    for (auto const& [name, t] : optimizer.state_dict().tensors)
+        if (name.starts_with("master.")) CHECK((t.scalar_type() == at::kFloat && !torch::equal(t, t.to(at::kBFloat16).to(at::kFloat))));
+}
+
 TEST_CASE("a model that knows nothing of units is one unit", "[fsdp]") {
     auto const plain = [](auto&) {
         auto net = std::make_shared<Model<>>(2);

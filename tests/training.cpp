@@ -111,7 +111,8 @@ TEST_CASE("a step whose gradients are not finite changes nothing, on any rank", 
         skips<Fp16<>, Fsdp<>>(3);
         skips<Fp16<acc::fp16{.loss_scale = acc::LossScale::Constant}>, Fsdp<>>(3);
         skips<Fp8<>, Fsdp<>>(3);
-        skips<Bf16<acc::bf16{.parameters = at::kBFloat16}>, Ddp<>>(2);  // this one needs parameters whole
+        skips<Bf16<acc::bf16{.parameters = at::kBFloat16}>, Fsdp<>>(3);
+        skips<Bf16<acc::bf16{.parameters = at::kBFloat16}>, Ddp<>>(2);
     }
     SECTION("every sharding, without a scaler and with one") {
         skips<Fp32, None>(1);

@@ -16,7 +16,8 @@ concept absent_backend = T::absent;
 
 /// Whether a sharding can hold what a precision makes of parameters: `prepare` casts them, `make` has spread them over the ranks before.
 template <class Device, class Precision, class Sharding>
-inline constexpr bool parameters_fit = Precision::parameter == at::kFloat || std::is_same_v<typename Sharding::template placement<Device>, place::Resident>;
+inline constexpr bool parameters_fit = Precision::parameter == at::kFloat || std::is_same_v<typename Sharding::template placement<Device>, place::Resident> ||
+                                       requires(torch::nn::Module& root) { Sharding::template placement<Device>::cast(root, Precision::parameter); };
 
 /// Which four policies work together: all that satisfy their concepts, whose backend this build has, and whose parameters fit. The table
 /// in the README is made from it.

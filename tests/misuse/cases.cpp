@@ -24,6 +24,15 @@ struct Model : torch::nn::Module {
     acc::Linear<S> up;
 };
 
+struct InPlaces : acc::sharding::None {  // a placement of its own, which casts nothing
+    struct Place {
+        template <class Block>
+        using impl = Block;
+    };
+    template <class Device>
+    using placement = Place;
+};
+
 struct Sample {
     torch::Tensor input;
 #ifdef WRONG_sample  // data::collate: a sample must be a tensor, number, string
@@ -150,8 +159,8 @@ void slots() {
 #ifdef WRONG_slot  // the fourth argument is no loader policy
     acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, int> last;
 #endif
-#ifdef WRONG_cut_bf16_parameters  // a precision that casts parameters needs a sharding that keeps them whole; use sharding::Ddp<>, or parameters in fp32
-    acc::Accelerator<acc::device::Cpu, acc::precision::Bf16<acc::bf16{.parameters = at::kBFloat16}>, acc::sharding::Fsdp<>, acc::loader::Stateful<>> cut;
+#ifdef WRONG_cut_bf16_parameters  // a precision that casts parameters needs a sharding that keeps them whole, or whose placement has `cast`; use sharding::Ddp<> or Fsdp<>, or parameters in fp32
+    acc::Accelerator<acc::device::Cpu, acc::precision::Bf16<acc::bf16{.parameters = at::kBFloat16}>, InPlaces, acc::loader::Stateful<>> cut;
 #endif
 #ifdef WRONG_fp16_without_scaler  // precision::Fp16: without a gradient scaler gradients below 6e-8 are lost
     acc::Accelerator<acc::device::Cpu, acc::precision::Fp16<acc::fp16{.loss_scale = acc::LossScale::None}>, acc::sharding::Ddp<>, acc::loader::Stateful<>> unscaled;

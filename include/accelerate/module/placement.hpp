@@ -25,6 +25,8 @@ struct Resident {
 ///   overrides `clone`, which would slice it, or refuses.
 /// `static void materialize(root, tape, communicator, values)`, optional: computes what this rank keeps of a model that `make` has recorded,
 ///   or takes it from `values` (see `module::NoValues`), in place of `module::materialize`, which does so with all of it.
+/// `static void cast(root, dtype)`, needed by precisions that keep parameters in less than fp32: casts what this rank keeps of a model that
+///   `make` has cut; what is whole is cast by the precision.
 template <class P>
 concept placement = requires { typename P::template impl<torch::nn::Module>; };
 

@@ -19,8 +19,8 @@ namespace precision {
 
 /// bfloat16 by autocast: parameters, gradients and optimizer in fp32, matrix products in bf16, operations that need it in fp32.
 /// Outputs keep the dtype that their operation gave them. Range as fp32's, so no gradient scaler. On CPUs without bf16 units, what is no
-/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16), under shardings that keep
-/// parameters whole; autocast still takes inputs in fp32 and runs in fp32 what needs it.
+/// `acc::Linear` is slower than in fp32. With `bf16{.parameters = at::kBFloat16}` the model is kept in bf16 ("pure" bf16); autocast still takes
+/// inputs in fp32 and runs in fp32 what needs it.
 template <bf16 O = bf16{}>
 struct Bf16 : AutocastPolicy<at::kBFloat16, O.cache_enabled, O.gemm> {
     static_assert(O.parameters == at::kFloat || O.parameters == at::kBFloat16, "precision::Bf16: parameters are kept in kFloat or in kBFloat16");

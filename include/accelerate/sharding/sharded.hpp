@@ -76,6 +76,12 @@ struct Sharded {
             });
         module::materialize(root, tape, values);  // buffers
     }
+
+    /// Of each unit a rank casts what it keeps.
+    static void cast(torch::nn::Module& root, at::ScalarType dtype) {
+        for (auto const& node : sharding::unit_tree<sharding::HoldsShard<Comm>>(root))
+            if (node.holder != nullptr && node.holder->sharded_unit.placed()) node.holder->sharded_unit.cast(dtype);
+    }
 };
 
 }  // namespace place

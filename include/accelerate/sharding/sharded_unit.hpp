@@ -83,12 +83,11 @@ public:
 
     /// Moves what this rank keeps.
     void place_on(at::Device device) {
-        if (slots_.empty() || shard_.device() == device) return;
-        at::NoGradGuard no_grad;
-        shard_ = shard_.to(device), gradient_ = gradient_.to(device);
-        full_ = at::empty(full_.sizes(), shard_.options());
-        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
-        drop();
+        if (!slots_.empty()) keep_as(shard_.options().device(device));
+    }
+    /// Keeps floating-point parameters in another dtype; their gradients are of it too.
+    void cast(at::ScalarType dtype) {
+        if (!slots_.empty() && at::isFloatingType(shard_.scalar_type())) keep_as(shard_.options().dtype(dtype));
     }
 
     struct Position {
@@ -192,6 +191,15 @@ private:
     /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
     void leave() {
         if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    void keep_as(at::TensorOptions const& options) {
+        if (shard_.device() == options.device() && shard_.dtype() == options.dtype()) return;
+        at::NoGradGuard no_grad;
+        shard_ = shard_.to(options), gradient_ = gradient_.to(options);
+        full_ = at::empty(full_.sizes(), options);
+        for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
+        drop();
     }
 
     void drop() {
