@@ -1322,7 +1322,7 @@ namespace sharding {
 
 /// A prepared model as the loop needs it: besides what an optimizer needs, it is told about each forward and backward.
 template <class M, class Communicator>
-concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, Communicator const&> && requires(M& m, M const& c, at::Tensor const& loss, double value) {
+concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, Communicator const&> && requires(M& m, M const& c, at::Tensor const& loss, double value, std::vector<at::Tensor> const& tensors, void (*visit)(size_t)) {
     { m.parameters() } -> std::convertible_to<NamedParameters const&>;
     { m.window() } -> std::same_as<Window&>;
     { c.stage() } -> std::same_as<Stage>;
@@ -1331,7 +1331,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     m.before_forward();                                                // also without grad mode
     m.before_backward(loss);
     m.after_backward();                                                // returns when the gradients are complete, if the window is closed
-    m.whole();                                                         // an object: while it lives every parameter is whole on this rank
+    m.for_each_whole(tensors, visit);                                  // visit(i) for each of the model's, in order, when its values are on this rank
     { M::owns_everything } -> std::convertible_to<bool>;               // every rank updates all parameters: norms need no folding over ranks
     { c.sum_over_ranks(value) } -> std::convertible_to<double>;
     { c.replicas() } -> std::convertible_to<int64_t>;                  // how many ranks' losses the gradients are the mean of
@@ -9465,9 +9465,11 @@ public:
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
 
-    /// A scope in which every parameter is whole on this rank; here they always are.
-    struct Whole {};
-    Whole whole() { return {}; }
+    /// Calls `f(i)` for each of the model's `tensors` in their order, when its values are on this rank: all of them always are.
+    template <class F>
+    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    }
 
 protected:
     /// One flat for each dtype, in memory of this rank's own, which updates all of it.
@@ -14681,33 +14683,41 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
 /// A safetensors file to be written: checked, its space taken, not there under its name before `publish`. The tensors outlive it.
 class SafetensorsWriter {
 public:
-    /// Errors of `save_file`.
-    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
-        : order_(outgoing_order(tensors, path)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {}
+    /// Of tensors in the order of the file. Errors of `save_file`.
+    SafetensorsWriter(std::vector<Outgoing> order, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
+        : order_(std::move(order)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {
+        file_.write(head_);
+    }
+    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) : SafetensorsWriter(outgoing_order(tensors, path), path, metadata) {}
 
     int64_t bytes() const { return bytes_; }
 
     /// Writes all of it; durable when this returns. `seen(data, bytes)` is shown every piece in its order.
     template <class Seen>
     void write(Seen const& seen) {
-        c10::NoGradGuard const no_grad;
-        auto const put = [&](void const* data, int64_t bytes) {
-            file_.write(data, bytes);
-            seen(data, bytes);
-        };
-        put(head_.data(), static_cast<int64_t>(head_.size()));
-        for (auto const& t : order_) {
-            auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-            put(plain.const_data_ptr(), t.bytes);
-        }
-        file_.finish();
+        seen(head_.data(), static_cast<int64_t>(head_.size()));
+        while (next_ < order_.size()) write_next(seen);
+        finish();
     }
-    void write() {
-        write([](void const*, int64_t) {});
-    }
+    void write() { write(unseen); }
+
+    /// The same step by step: the next tensor of the order, whose values nobody looks at before; and, behind the last one, `finish`.
+    void write_next() { write_next(unseen); }
+    void finish() { file_.finish(); }
     void publish() { file_.publish(); }
 
 private:
+    static constexpr auto unseen = [](void const*, int64_t) {};
+
+    template <class Seen>
+    void write_next(Seen const& seen) {
+        c10::NoGradGuard const no_grad;
+        auto const& t = order_[next_++];
+        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
+        file_.write(plain.const_data_ptr(), t.bytes);
+        seen(plain.const_data_ptr(), t.bytes);
+    }
+
     std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
         refuse_shared_memory(order_, path);
         for (auto const& item : metadata)
@@ -14727,6 +14737,7 @@ private:
     std::vector<Outgoing> order_;
     std::string head_;
     int64_t bytes_;
+    size_t next_ = 0;  ///< of the order
     OutputFile file_;
 };
 
@@ -14902,31 +14913,59 @@ inline bool named_as_shard(std::string_view file) {
     return file.size() == form.size() && std::equal(file.begin(), file.end(), form.begin(), [](char c, char f) { return f == '#' ? c >= '0' && c <= '9' : c == f; });
 }
 
-/// Writes tensors as a model's files; see `save_model`. Gives the bytes written.
-inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options) {
+/// Writes tensors as a model's files; see `save_model`. `visit(tensors, f)` calls f(i) for each of them in their order, when its values are
+/// there. Where that takes several ranks, all of them call this and the one that `writes` does: what fails there is thrown behind the last
+/// visit, so that no rank waits for it in vain. Gives the bytes written.
+template <class Visit>
+int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options, bool writes, Visit&& visit) {
     constexpr char const* index_name = "model.safetensors.index.json";
     auto const split = split_state_dict_into_shards(model.tensors, options.max_shard_size);
-    int64_t bytes = 0;
     std::vector<TensorMap> tensors(split.files.size());  // outlive the writers
-    std::vector<std::unique_ptr<SafetensorsWriter>> writers;
-    nlohmann::json index{{"metadata", {{"total_size", split.total_size}}}, {"weight_map", nlohmann::json::object()}};
+    std::vector<std::vector<Outgoing>> orders;
+    std::vector<at::Tensor> visited;
+    std::vector<size_t> file_of;  // of the visited
     for (size_t f = 0; f < split.files.size(); ++f) {
-        auto const& file = split.files[f];
-        for (auto const& name : file.tensors) tensors[f].insert(name, model.tensors.at(name)), index["weight_map"][name] = file.name;
-        auto metadata = options.metadata;
-        metadata.emplace("format", "pt");
-        for (auto const& [alias, kept] : model.aliases)
-            if (tensors[f].contains(kept)) metadata.emplace(alias, kept);
-        writers.push_back(std::make_unique<SafetensorsWriter>(tensors[f], dir / file.name, metadata));
-        bytes += writers.back()->bytes();
+        for (auto const& name : split.files[f].tensors) tensors[f].insert(name, model.tensors.at(name));
+        orders.push_back(outgoing_order(tensors[f], dir / split.files[f].name));
+        for (auto const& t : orders.back()) visited.push_back(*t.tensor), file_of.push_back(f);
     }
-    for (auto const& writer : writers) writer->write();
+
+    std::vector<std::unique_ptr<SafetensorsWriter>> writers;
+    std::exception_ptr failure;
+    auto const unless_failed = [&](auto const& act) {
+        if (!writes || failure) return;
+        try {
+            act();
+        } catch (...) {
+            failure = std::current_exception();
+        }
+    };
+    unless_failed([&] {
+        for (size_t f = 0; f < split.files.size(); ++f) {
+            auto metadata = options.metadata;
+            metadata.emplace("format", "pt");
+            for (auto const& [alias, kept] : model.aliases)
+                if (tensors[f].contains(kept)) metadata.emplace(alias, kept);
+            writers.push_back(std::make_unique<SafetensorsWriter>(std::move(orders[f]), dir / split.files[f].name, metadata));
+        }
+    });
+    visit(visited, [&](size_t i) { unless_failed([&] { writers[file_of[i]]->write_next(); }); });
+    unless_failed([&] {
+        for (auto const& writer : writers) writer->finish();
+    });
+    if (failure) std::rethrow_exception(failure);
+    if (!writes) return 0;
+
     // From here on a kill may leave files of two saves. Without an index they are refused, so it goes first and comes last.
     std::error_code failed;
     if (std::filesystem::remove(dir / index_name, failed)) sync_folder(open_folder(dir, dir), dir);
     if (failed) fail_io("cannot remove the old index", dir / index_name, failed.value());
-    for (auto const& writer : writers) writer->publish();
+    int64_t bytes = 0;
+    for (auto const& writer : writers) writer->publish(), bytes += writer->bytes();
     if (split.is_sharded()) {
+        nlohmann::json index{{"metadata", {{"total_size", split.total_size}}}, {"weight_map", nlohmann::json::object()}};
+        for (auto const& file : split.files)
+            for (auto const& name : file.tensors) index["weight_map"][name] = file.name;
         auto const text = index.dump(2, ' ', true) + "\n";
         write_text(dir / index_name, text);
         bytes += static_cast<int64_t>(text.size());
@@ -14936,6 +14975,13 @@ inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& 
         if (!ours && (named_as_shard(name) || name == "model.safetensors") && !std::filesystem::remove(dir / name, failed)) fail_io("cannot remove the file of an earlier save", dir / name, failed.value());
     }
     return bytes;
+}
+
+/// The same by one process that has all of it.
+inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options) {
+    return save_shards(model, dir, options, true, [](auto const& tensors, auto const& f) {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    });
 }
 
 }  // namespace state
@@ -16754,22 +16800,24 @@ public:
     template <class Model>
     TensorMap get_state_dict(Model const& model) {
         training_->settled();
-        [[maybe_unused]] auto const whole = state_of(model).whole();
         auto tensors = model_tensors(*model);
-        for (auto& [name, t] : tensors) t = t.detach().clone();
+        std::vector<at::Tensor> held;
+        for (auto const& [name, t] : tensors) held.push_back(t);
+        state_of(model).for_each_whole(held, [&](size_t i) { tensors.begin()[static_cast<std::ptrdiff_t>(i)].second = held[i].detach().clone(); });
         return tensors;
     }
 
     /// Writes the model's parameters and buffers in `dir` as Python's safetensors reads them, in several files above `max_shard_size`; see
-    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Collective.
+    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Units of a sharded model are
+    /// gathered one after another: no rank needs memory for more than two of them. Collective.
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        auto& comm = training_->settled().comm;
-        [[maybe_unused]] auto const whole = state_of(model).whole();
-        state::together(comm, [&] {
-            if (!this->is_main_process()) return;
-            auto const bytes = accelerate::save_model(*model, dir, how);
+        bool const writes = this->is_main_process();
+        state::together(training_->settled().comm, [&] {
+            auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
+                                                  [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });
+            if (!writes) return;
             log::info("save_model: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
         });
     }
@@ -21924,24 +21972,37 @@ public:
     }
     int64_t replicas() const { return engine_->comm.size(); }
 
-    /// While alive, every parameter is there on every rank (PyTorch's `summon_full_params`). Collective. Needs the memory of the
-    /// whole model; what is written into parameters is lost.
-    class [[nodiscard]] Whole {
-    public:
-        explicit Whole(FsdpModel& model) : model_(model) {
-            for (auto* unit : model_.engine_->units) unit->prefetch();
-            for (auto* unit : model_.engine_->units) unit->acquire();
+    /// Calls `f(i)` for each of the model's `tensors` (parameters and buffers, also views of them) in their order, when its values are on this
+    /// rank. Units are gathered one after another, the next one ahead, so that no more than two are there at a time. Collective: the same
+    /// tensors on every rank. What is written into parameters is lost.
+    template <class F>
+    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
+        std::unordered_map<c10::StorageImpl const*, Unit*> unit_of;
+        for (auto* unit : engine_->units)
+            if (!unit->slots().empty()) unit_of.emplace(unit->slots().front().parameter.storage().unsafeGetStorageImpl(), unit);
+        std::vector<Unit*> turns;  // nullptr: a buffer
+        for (auto const& t : tensors) {
+            auto const found = unit_of.find(t.has_storage() ? t.storage().unsafeGetStorageImpl() : nullptr);
+            turns.push_back(found == unit_of.end() ? nullptr : found->second);
         }
-        ~Whole() {
-            for (auto* unit : model_.engine_->units) unit->release();
+        struct Released {
+            FsdpModel& model;
+            ~Released() {
+                for (auto* unit : model.engine_->units) unit->release();
+            }
+        } const at_the_end{*this};
+        Unit* here = nullptr;
+        for (size_t i = 0; i < tensors.size(); ++i) {
+            if (auto* const unit = turns[i]; unit != nullptr && unit != here) {
+                if (here != nullptr) here->release();
+                here = unit;
+                here->acquire();
+                auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
+                if (next != turns.end()) (*next)->prefetch();
+            }
+            f(i);
         }
-        Whole(Whole const&) = delete;
-        Whole& operator=(Whole const&) = delete;
-
-    private:
-        FsdpModel& model_;
-    };
-    Whole whole() { return Whole(*this); }
+    }
 
     ShardEngine<Comm> const& engine() const { return *engine_; }
 

@@ -289,8 +289,42 @@ TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
     CHECK(acc::load_model(whole, folder).complete());
     auto const expected = accelerator.get_state_dict(model);
     same(acc::model_tensors(whole), expected, 0);
+    // In several files, and again where writing fails: every rank has the error, and the model is as it was.
+    accelerator.save_model(model, folder, {.max_shard_size = 500});
+    Model<> again(3);
+    CHECK(acc::load_model(again, folder).complete());
+    same(acc::model_tensors(again), expected, 0);
+    CHECK_THROWS_WITH(accelerator.save_model(model, folder / "model.safetensors.index.json"), contains("E_IO"));
+    CHECK_THROWS_WITH(accelerator.save_model(model, folder, {.metadata = {{"name", "\xff"}}}), contains("E_ST_NOT_UTF8"));
+    same(accelerator.get_state_dict(model), expected, 0);
     accelerator.wait_for_everyone();
     if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a sharded model is never whole while its tensors are visited", "[fsdp]") {
+    Spread<> accelerator;
+    auto model = accelerator.prepare(by_make(accelerator));
+    auto const expected = accelerator.get_state_dict(model);
+    auto tensors = acc::model_tensors(*model);
+    std::vector<torch::Tensor> visited;
+    for (auto const& item : tensors) visited.push_back(item.second);
+    std::reverse(visited.begin(), visited.end());  // in whatever order
+    auto const& engine = model.state().engine();
+    auto const there = [&] { return std::ranges::count_if(engine.units, [](auto const* unit) { return !unit->slots().empty() && unit->slots().front().parameter.storage().nbytes() > 0; }); };
+    CHECK(there() == 0);
+    size_t seen = 0;
+    auto const before = engine.gathers;
+    model.state().for_each_whole(visited, [&](size_t i) {
+        CHECK(i == seen++);
+        CHECK(there() == 1);  // and one under way
+        CHECK(visited[i].equal((expected.end() - 1 - static_cast<std::ptrdiff_t>(i))->second));
+    });
+    CHECK(seen == tensors.size());
+    CHECK(there() == 0);
+    // Once each, but what has another unit inside twice: the root has most of them, `nested` one with one in it.
+    auto const units = std::ranges::count_if(engine.units, [](auto const* unit) { return !unit->slots().empty(); });
+    CHECK(engine.gathers - before >= units);
+    CHECK(engine.gathers - before <= 2 * units);
 }
 
 namespace {

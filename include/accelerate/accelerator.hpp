@@ -225,22 +225,24 @@ public:
     template <class Model>
     TensorMap get_state_dict(Model const& model) {
         training_->settled();
-        [[maybe_unused]] auto const whole = state_of(model).whole();
         auto tensors = model_tensors(*model);
-        for (auto& [name, t] : tensors) t = t.detach().clone();
+        std::vector<at::Tensor> held;
+        for (auto const& [name, t] : tensors) held.push_back(t);
+        state_of(model).for_each_whole(held, [&](size_t i) { tensors.begin()[static_cast<std::ptrdiff_t>(i)].second = held[i].detach().clone(); });
         return tensors;
     }
 
     /// Writes the model's parameters and buffers in `dir` as Python's safetensors reads them, in several files above `max_shard_size`; see
-    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Collective.
+    /// `accelerate::save_model`. The main process writes; all return when everything is there, or have its error. Units of a sharded model are
+    /// gathered one after another: no rank needs memory for more than two of them. Collective.
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        auto& comm = training_->settled().comm;
-        [[maybe_unused]] auto const whole = state_of(model).whole();
-        state::together(comm, [&] {
-            if (!this->is_main_process()) return;
-            auto const bytes = accelerate::save_model(*model, dir, how);
+        bool const writes = this->is_main_process();
+        state::together(training_->settled().comm, [&] {
+            auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
+                                                  [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });
+            if (!writes) return;
             log::info("save_model: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
         });
     }

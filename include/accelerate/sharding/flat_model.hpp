@@ -88,9 +88,11 @@ public:
     std::span<Piece const> owned() const { return pieces_; }
     void settle() {}
 
-    /// A scope in which every parameter is whole on this rank; here they always are.
-    struct Whole {};
-    Whole whole() { return {}; }
+    /// Calls `f(i)` for each of the model's `tensors` in their order, when its values are on this rank: all of them always are.
+    template <class F>
+    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    }
 
 protected:
     /// One flat for each dtype, in memory of this rank's own, which updates all of it.

@@ -5,6 +5,8 @@
 #include <accelerate/sharding/flat_model.hpp>
 #include <accelerate/sharding/replicate.hpp>
 #include <accelerate/sharding/sharded.hpp>
+#include <algorithm>
+#include <unordered_map>
 #include <vector>
 
 namespace accelerate {
@@ -88,24 +90,37 @@ public:
     }
     int64_t replicas() const { return engine_->comm.size(); }
 
-    /// While alive, every parameter is there on every rank (PyTorch's `summon_full_params`). Collective. Needs the memory of the
-    /// whole model; what is written into parameters is lost.
-    class [[nodiscard]] Whole {
-    public:
-        explicit Whole(FsdpModel& model) : model_(model) {
-            for (auto* unit : model_.engine_->units) unit->prefetch();
-            for (auto* unit : model_.engine_->units) unit->acquire();
+    /// Calls `f(i)` for each of the model's `tensors` (parameters and buffers, also views of them) in their order, when its values are on this
+    /// rank. Units are gathered one after another, the next one ahead, so that no more than two are there at a time. Collective: the same
+    /// tensors on every rank. What is written into parameters is lost.
+    template <class F>
+    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
+        std::unordered_map<c10::StorageImpl const*, Unit*> unit_of;
+        for (auto* unit : engine_->units)
+            if (!unit->slots().empty()) unit_of.emplace(unit->slots().front().parameter.storage().unsafeGetStorageImpl(), unit);
+        std::vector<Unit*> turns;  // nullptr: a buffer
+        for (auto const& t : tensors) {
+            auto const found = unit_of.find(t.has_storage() ? t.storage().unsafeGetStorageImpl() : nullptr);
+            turns.push_back(found == unit_of.end() ? nullptr : found->second);
         }
-        ~Whole() {
-            for (auto* unit : model_.engine_->units) unit->release();
+        struct Released {
+            FsdpModel& model;
+            ~Released() {
+                for (auto* unit : model.engine_->units) unit->release();
+            }
+        } const at_the_end{*this};
+        Unit* here = nullptr;
+        for (size_t i = 0; i < tensors.size(); ++i) {
+            if (auto* const unit = turns[i]; unit != nullptr && unit != here) {
+                if (here != nullptr) here->release();
+                here = unit;
+                here->acquire();
+                auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
+                if (next != turns.end()) (*next)->prefetch();
+            }
+            f(i);
         }
-        Whole(Whole const&) = delete;
-        Whole& operator=(Whole const&) = delete;
-
-    private:
-        FsdpModel& model_;
-    };
-    Whole whole() { return Whole(*this); }
+    }
 
     ShardEngine<Comm> const& engine() const { return *engine_; }
 

@@ -10,7 +10,7 @@ namespace sharding {
 
 /// A prepared model as the loop needs it: besides what an optimizer needs, it is told about each forward and backward.
 template <class M, class Communicator>
-concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, Communicator const&> && requires(M& m, M const& c, at::Tensor const& loss, double value) {
+concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, Communicator const&> && requires(M& m, M const& c, at::Tensor const& loss, double value, std::vector<at::Tensor> const& tensors, void (*visit)(size_t)) {
     { m.parameters() } -> std::convertible_to<NamedParameters const&>;
     { m.window() } -> std::same_as<Window&>;
     { c.stage() } -> std::same_as<Stage>;
@@ -19,7 +19,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     m.before_forward();                                                // also without grad mode
     m.before_backward(loss);
     m.after_backward();                                                // returns when the gradients are complete, if the window is closed
-    m.whole();                                                         // an object: while it lives every parameter is whole on this rank
+    m.for_each_whole(tensors, visit);                                  // visit(i) for each of the model's, in order, when its values are on this rank
     { M::owns_everything } -> std::convertible_to<bool>;               // every rank updates all parameters: norms need no folding over ranks
     { c.sum_over_ranks(value) } -> std::convertible_to<double>;
     { c.replicas() } -> std::convertible_to<int64_t>;                  // how many ranks' losses the gradients are the mean of

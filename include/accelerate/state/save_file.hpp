@@ -115,33 +115,41 @@ inline std::string safetensors_head(std::vector<Outgoing> const& tensors, std::m
 /// A safetensors file to be written: checked, its space taken, not there under its name before `publish`. The tensors outlive it.
 class SafetensorsWriter {
 public:
-    /// Errors of `save_file`.
-    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
-        : order_(outgoing_order(tensors, path)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {}
+    /// Of tensors in the order of the file. Errors of `save_file`.
+    SafetensorsWriter(std::vector<Outgoing> order, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata)
+        : order_(std::move(order)), head_(head(path, metadata)), bytes_(static_cast<int64_t>(head_.size()) + data_bytes()), file_(path, bytes_) {
+        file_.write(head_);
+    }
+    SafetensorsWriter(TensorMap const& tensors, std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) : SafetensorsWriter(outgoing_order(tensors, path), path, metadata) {}
 
     int64_t bytes() const { return bytes_; }
 
     /// Writes all of it; durable when this returns. `seen(data, bytes)` is shown every piece in its order.
     template <class Seen>
     void write(Seen const& seen) {
-        c10::NoGradGuard const no_grad;
-        auto const put = [&](void const* data, int64_t bytes) {
-            file_.write(data, bytes);
-            seen(data, bytes);
-        };
-        put(head_.data(), static_cast<int64_t>(head_.size()));
-        for (auto const& t : order_) {
-            auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-            put(plain.const_data_ptr(), t.bytes);
-        }
-        file_.finish();
+        seen(head_.data(), static_cast<int64_t>(head_.size()));
+        while (next_ < order_.size()) write_next(seen);
+        finish();
     }
-    void write() {
-        write([](void const*, int64_t) {});
-    }
+    void write() { write(unseen); }
+
+    /// The same step by step: the next tensor of the order, whose values nobody looks at before; and, behind the last one, `finish`.
+    void write_next() { write_next(unseen); }
+    void finish() { file_.finish(); }
     void publish() { file_.publish(); }
 
 private:
+    static constexpr auto unseen = [](void const*, int64_t) {};
+
+    template <class Seen>
+    void write_next(Seen const& seen) {
+        c10::NoGradGuard const no_grad;
+        auto const& t = order_[next_++];
+        auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
+        file_.write(plain.const_data_ptr(), t.bytes);
+        seen(plain.const_data_ptr(), t.bytes);
+    }
+
     std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
         refuse_shared_memory(order_, path);
         for (auto const& item : metadata)
@@ -161,6 +169,7 @@ private:
     std::vector<Outgoing> order_;
     std::string head_;
     int64_t bytes_;
+    size_t next_ = 0;  ///< of the order
     OutputFile file_;
 };
 
