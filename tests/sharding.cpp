@@ -155,6 +155,71 @@ TEST_CASE("slices that not all ranks see are gathered: N ranks equal one", "[ddp
     Replicated<sliced_overlapped> overlapping({}, acc::comm::Mpi::world(options));
     compare(train<Mlp>(overlapping, recipe), one, 1e-6, 1e-5);
 }
+
+TEST_CASE("nodes with disks of their own keep checkpoints of their own", "[state_control][communicator]") {
+    auto const world = acc::comm::Mpi::world();
+    auto const each = std::max<int64_t>(world.size() / 2, 1);  // two nodes, where there are ranks for two
+    auto const comm = acc::comm::Mpi::world({.ranks_per_node = each});
+    CHECK(comm.node() == comm.rank() / each * each);
+    auto const top = std::filesystem::temp_directory_path() / "accelerate_test_each_node";
+    auto const disk = top / std::to_string(comm.node());  // which the other node does not look at
+    if (world.rank() == 0) std::filesystem::remove_all(top);
+    world.barrier();
+    acc::accelerator_options const options{.project_dir = disk, .save_on_each_node = true};
+    struct Loop {
+        Replicated<> accelerator;
+        Loop(acc::accelerator_options const& given, acc::comm::Mpi const& ranks) : accelerator(given, ranks) { fill(*net); }
+        std::shared_ptr<Mlp> net = std::make_shared<Mlp>();
+        decltype(accelerator.prepare(net, acc::optim::AdamW{})) prepared = accelerator.prepare(net, acc::optim::AdamW{.lr = 0.01});
+        float step(int64_t i) {
+            auto& [model, optimizer] = prepared;
+            auto window = accelerator.accumulate(model);
+            auto const loss = model(Mlp::input(i + accelerator.process_index(), 4)).square().mean();
+            accelerator.backward(loss);
+            optimizer.step();
+            optimizer.zero_grad();
+            return loss.template item<float>();
+        }
+    };
+    Loop a(options, comm);
+    a.step(0);
+    a.accelerator.save_state();
+    auto const second = a.step(1);
+    a.accelerator.save_state({.asynchronous = true});
+    auto const third = a.step(2);
+    a.accelerator.wait_for_checkpoint();
+    auto const checkpoints = disk / "checkpoints";
+    CHECK(acc::inspect(checkpoints / "checkpoint_0").world == each);
+    CHECK_NOTHROW(acc::verify(checkpoints / "checkpoint_1"));
+    {
+        Loop b(options, comm);
+        CHECK(b.accelerator.resume());
+        CHECK(b.step(2) == third);
+    }
+    // One node has lost its newest: all take the one before. What is saved then has a name that is new on every node.
+    world.barrier();
+    if (world.rank() == world.size() - 1) std::filesystem::remove_all(checkpoints / "checkpoint_1");
+    world.barrier();
+    Loop c(options, comm);
+    CHECK(c.accelerator.resume());
+    CHECK(c.step(1) == second);
+    CHECK(c.accelerator.save_state() == checkpoints / (world.size() > 1 ? "checkpoint_2" : "checkpoint_1"));
+    c.accelerator.save_model(std::get<0>(c.prepared), disk / "model");
+    Mlp loaded;
+    CHECK(acc::load_model(loaded, disk / "model").complete());
+    CHECK(torch::equal(loaded.a->weight, c.net->a->weight));
+    // What fails on one node fails on all.
+    auto const taken = disk / "taken";
+    if (world.rank() == world.size() - 1) std::filesystem::create_directories(taken);
+    world.barrier();
+    CHECK_THROWS_WITH(c.accelerator.save_state(taken), contains("E_EXISTS"));
+    acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>> spread(options, comm);
+    auto const model = spread.prepare(std::make_shared<Mlp>());
+    if (comm.size() > each) CHECK_THROWS_WITH(spread.save_state(), contains("E_CONFIG") && contains("disk that all nodes see"));
+    else CHECK_NOTHROW(spread.save_state());
+    world.barrier();
+    if (world.rank() == 0) std::filesystem::remove_all(top);
+}
 #endif
 
 TEST_CASE("an unused branch is found, or named", "[unused]") {

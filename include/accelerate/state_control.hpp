@@ -54,19 +54,21 @@ public:
         wait_for_checkpoint();
         auto const folder = checkpoints();
         auto& comm = own().training_->settled().comm;
-        std::string name;
+        auto const next = at::scalar_tensor(0, at::kLong);
         state::together(comm, [&] {
-            if (!own().is_main_process()) return;
+            if (!writes()) return;
             auto const there = detail::numbered_checkpoints(folder);
-            name = concat("checkpoint_", there.empty() ? 0 : there.front().first + 1);
+            if (!there.empty()) next.fill_(there.front().first + 1);
         });
-        comm.broadcast_bytes(name, 0);
+        comm.all_reduce(next, comm::Reduction::Max);
+        auto const name = concat("checkpoint_", next.template item<int64_t>());
         save(folder / name, how, [folder, name, limit = own().training_->options.total_limit] { tidy(folder, name, limit); });
         return folder / name;
     }
     /// Returns when the last asynchronous save is done, or has its error, the same on every rank. Collective.
     void wait_for_checkpoint() {
-        if (pending_) state::wait_together(own().training_->settled().comm, std::move(pending_));
+        if (!pending_) return;
+        on_each_node([&] { state::wait_together(own().training_->writers(), std::move(pending_)); });
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
@@ -74,7 +76,7 @@ public:
     /// into place: a disk that fails after the hashes were checked leaves them half read.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
-        load(*detail::open_checkpoint(own().training_->settled().comm, dir, options.verify), options);
+        load(*open(dir, options.verify), options);
     }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
@@ -85,7 +87,7 @@ public:
         auto const folder = checkpoints();
         std::string numbers;
         state::together(comm, [&] {
-            if (!own().is_main_process()) return;
+            if (!writes()) return;
             state::remove_leftovers(folder);
             for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
             try {
@@ -101,7 +103,7 @@ public:
             auto const dir = folder / concat("checkpoint_", number);
             std::unique_ptr<state::CheckpointReader> reader;
             try {
-                reader = detail::open_checkpoint(comm, dir, options.verify);
+                reader = open(dir, options.verify);
             } catch (Error const& e) {
                 if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
                 log::warning("resume: ", dir, " is passed over: ", e.what());
@@ -146,6 +148,9 @@ private:
         auto& t = own().training_->settled();
         auto components = all_components();
         save_hooks_.call(components, dir);
+        auto& writers = t.writers();
+        check(!detail::in_parts<typename Derived::model_state> || writers.size() == t.comm.size(), code::config, "save_state: with save_on_each_node each node needs the whole state, and under ", Derived::sharding_type::name,
+              " it has only a part; save to a disk that all nodes see");
         nlohmann::json const about{{"policies", Derived::policies()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"environment", state::environment(t.comm)}};
         auto const published = [=](int64_t bytes) {
             behind();
@@ -153,18 +158,37 @@ private:
         };
         if (how.asynchronous) {
             std::chrono::milliseconds const deadline(static_cast<int64_t>(t.options.timeout_s * 1e3));
-            pending_ = state::begin_async_checkpoint(t.comm, dir, components, about, how.hash, snapshot_, deadline, published);
+            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, deadline, published); });
             return;
         }
-        auto const bytes = state::write_checkpoint(t.comm, dir, components, about, how.hash);
-        if (own().is_main_process()) published(bytes);
+        on_each_node([&] {
+            auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
+            if (writes()) published(bytes);
+        });
+    }
+
+    /// Whether this rank is the one that looks after the folders: the main process, or that of its node.
+    bool writes() const { return own().training_->writers().rank() == 0; }
+
+    /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
+    template <class F>
+    void on_each_node(F&& f) const {
+        auto& t = *own().training_;
+        if (t.writers().size() == t.comm.size()) f();
+        else state::together(t.comm, f);
+    }
+
+    std::unique_ptr<state::CheckpointReader> open(std::filesystem::path const& dir, bool verify) const {
+        std::unique_ptr<state::CheckpointReader> reader;
+        on_each_node([&] { reader = detail::open_checkpoint(own().training_->writers(), dir, verify); });
+        return reader;
     }
 
     void load(state::CheckpointReader& reader, load_state_options const& options) {
         auto components = all_components();
         load_hooks_.call(components, reader.dir());
         auto const& comm = own().training_->comm;
-        detail::load_components(comm, reader, components, options);
+        on_each_node([&] { detail::load_components(own().training_->writers(), reader, components, options); });
         auto const& about = reader.manifest().about;
         if (own().is_main_process() && about.is_object()) state::warn_if_changed(about.value("environment", nlohmann::json()), state::environment(comm), reader.dir());
     }

@@ -36,6 +36,7 @@ struct accelerator_options {
     fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
     bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
     int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
+    bool save_on_each_node = false;                 ///< for disks that nodes do not share: each writes checkpoints and models of its own
     double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
 };
 
@@ -145,6 +146,13 @@ public:
 
     bool in_window() const { return !window.empty(); }
 
+    /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
+    communicator& writers() {
+        if (!options.save_on_each_node) return settled().comm;
+        if (!of_node_) of_node_.emplace(settled().comm.split(comm.node(), comm.rank()));
+        return *of_node_;
+    }
+
     /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
     std::string next_name(std::string const& kind) {
         std::erase_if(components, [](auto const& c) { return c.gone && c.gone(); });
@@ -204,6 +212,7 @@ public:
 
 private:
     std::vector<model_type*> scratch_;
+    std::optional<communicator> of_node_;
 };
 
 }  // namespace accelerate

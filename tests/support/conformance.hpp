@@ -1018,6 +1018,7 @@ void conform(Way const& way) {
     run(way, "ranks", [&](auto const& c, Findings& found) {
         found.expect(c.size() == way.size() && c.rank() >= 0 && c.rank() < c.size(), "rank and size");
         found.expect(c.local_rank() >= 0 && c.local_rank() < c.local_size() && c.local_size() <= c.size(), "rank and size on the node");
+        found.expect(c.all_gather(at::full({}, c.node())).eq(c.node()).sum().template item<int64_t>() == c.local_size(), "as many ranks call their node so as there are on it");
         auto const ranks = c.all_gather(at::full({}, c.rank()));
         found.expect(at::equal(ranks, at::arange(c.size())), "every rank once, in order");
         auto const copy = c;

@@ -33,6 +33,7 @@ public:
     int64_t size() const { return comm_.size(); }
     int64_t local_rank() const { return comm_.local_rank(); }
     int64_t local_size() const { return comm_.local_size(); }
+    int64_t node() const { return comm_.node(); }
     void barrier() const { comm_.barrier(); }
 
     void all_reduce(at::Tensor const& t, accelerate::comm::Reduction r = accelerate::comm::Reduction::Sum) const {

@@ -50,6 +50,7 @@ concept communicator = std::copyable<C> && reducible_buffer<typename C::buffer> 
     { c.size() } -> std::same_as<int64_t>;
     { c.local_rank() } -> std::same_as<int64_t>;                               // among the ranks of this node
     { c.local_size() } -> std::same_as<int64_t>;
+    { c.node() } -> std::same_as<int64_t>;                                     // the same number for the ranks of one node
     c.barrier();
     c.all_reduce(t, r);                                                        // in place
     c.broadcast(t, i);                                                         // in place

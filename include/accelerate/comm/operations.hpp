@@ -24,6 +24,7 @@ public:
     int64_t size() const { return group_->who.size; }
     int64_t local_rank() const { return group_->who.local_rank; }
     int64_t local_size() const { return group_->who.local_size; }
+    int64_t node() const { return group_->who.hosts[static_cast<size_t>(rank())]; }
 
     /// Returns when all ranks have come.
     void barrier() const {

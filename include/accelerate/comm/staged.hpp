@@ -47,6 +47,7 @@ public:
     int64_t size() const { return base_.size(); }
     int64_t local_rank() const { return base_.local_rank(); }
     int64_t local_size() const { return base_.local_size(); }
+    int64_t node() const { return base_.node(); }
     void barrier() const { base_.barrier(); }
 
     void all_reduce(at::Tensor const& t, Reduction reduction = Reduction::Sum) const {
