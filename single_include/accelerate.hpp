@@ -2295,6 +2295,8 @@ public:
         if (!of_node_) of_node_.emplace(settled().comm.split(comm.node(), comm.rank()));
         return *of_node_;
     }
+    /// Whether this rank looks after what they write: the main process, or that of its node.
+    bool writes() { return writers().rank() == 0; }
 
     /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
     std::string next_name(std::string const& kind) {
@@ -16422,7 +16424,7 @@ public:
         auto& comm = own().training_->settled().comm;
         auto const next = at::scalar_tensor(0, at::kLong);
         state::together(comm, [&] {
-            if (!writes()) return;
+            if (!own().training_->writes()) return;
             auto const there = detail::numbered_checkpoints(folder);
             if (!there.empty()) next.fill_(there.front().first + 1);
         });
@@ -16453,7 +16455,7 @@ public:
         auto const folder = checkpoints();
         std::string numbers;
         state::together(comm, [&] {
-            if (!writes()) return;
+            if (!own().training_->writes()) return;
             state::remove_leftovers(folder);
             for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
             try {
@@ -16529,12 +16531,9 @@ private:
         }
         on_each_node([&] {
             auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
-            if (writes()) published(bytes);
+            if (t.writes()) published(bytes);
         });
     }
-
-    /// Whether this rank is the one that looks after the folders: the main process, or that of its node.
-    bool writes() const { return own().training_->writers().rank() == 0; }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
     template <class F>
@@ -16848,7 +16847,7 @@ public:
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        bool const writes = this->is_main_process() || (training_->options.save_on_each_node && this->is_local_main_process());
+        bool const writes = training_->writes();
         state::together(training_->settled().comm, [&] {
             auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
                                                   [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });

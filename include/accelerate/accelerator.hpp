@@ -238,7 +238,7 @@ public:
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        bool const writes = this->is_main_process() || (training_->options.save_on_each_node && this->is_local_main_process());
+        bool const writes = training_->writes();
         state::together(training_->settled().comm, [&] {
             auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
                                                   [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });

@@ -56,7 +56,7 @@ public:
         auto& comm = own().training_->settled().comm;
         auto const next = at::scalar_tensor(0, at::kLong);
         state::together(comm, [&] {
-            if (!writes()) return;
+            if (!own().training_->writes()) return;
             auto const there = detail::numbered_checkpoints(folder);
             if (!there.empty()) next.fill_(there.front().first + 1);
         });
@@ -87,7 +87,7 @@ public:
         auto const folder = checkpoints();
         std::string numbers;
         state::together(comm, [&] {
-            if (!writes()) return;
+            if (!own().training_->writes()) return;
             state::remove_leftovers(folder);
             for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
             try {
@@ -163,12 +163,9 @@ private:
         }
         on_each_node([&] {
             auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
-            if (writes()) published(bytes);
+            if (t.writes()) published(bytes);
         });
     }
-
-    /// Whether this rank is the one that looks after the folders: the main process, or that of its node.
-    bool writes() const { return own().training_->writers().rank() == 0; }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
     template <class F>

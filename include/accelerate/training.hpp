@@ -152,6 +152,8 @@ public:
         if (!of_node_) of_node_.emplace(settled().comm.split(comm.node(), comm.rank()));
         return *of_node_;
     }
+    /// Whether this rank looks after what they write: the main process, or that of its node.
+    bool writes() { return writers().rank() == 0; }
 
     /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
     std::string next_name(std::string const& kind) {
