@@ -47,7 +47,8 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
     expected = re.search(r"done, loss (\S+)", whole(os.path.join(folder, "reference")))[1]
     seconds = time.monotonic() - begin
     killed = killed_while_saving = runs = 0
-    wrong = []
+    again = re.search(r"done, loss (\S+)", whole(os.path.join(folder, "reference")))[1]  # as one that was killed behind its last step
+    wrong = [] if again == expected else [f"run again behind its last step: loss {again}, expected {expected}"]
     while killed < kills and not wrong:
         runs += 1
         run = os.path.join(folder, f"run{runs}")
