@@ -2456,6 +2456,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     [[maybe_unused]] typename Training::autocast_pause const pause;
     check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
+    check(loss.requires_grad(), code::data, "accelerator.backward: the loss depends on no parameter that requires gradients; was it detached, made under torch::NoGradGuard, or are all parameters frozen?");
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
@@ -6043,6 +6044,7 @@ namespace accelerate::detail {
 template <class Training, class Model>
 at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, double norm_type) {
     training.settled();
+    check(max_norm >= 0 && !std::isnan(norm_type), code::config, "accelerator.clip_grad_norm: max_norm is ", max_norm, " and norm_type ", norm_type, "; a norm must be at least 0, its type a number");
     if (!model.window_closed()) return model.last_norm.defined() ? model.last_norm : at::zeros({});
     model.advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
     Model* const only[] = {&model};
@@ -6072,6 +6074,7 @@ at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, dou
 template <class Training, class Model>
 void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
+    check(value >= 0, code::config, "accelerator.clip_grad_value: the value is ", value, "; it must be at least 0");
     if (!model.window_closed()) return;
     model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
     if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
@@ -10944,7 +10947,7 @@ inline void validate_betas(std::pair<double, double> const& betas, char const* k
 
 template <class R>
 void validate_common(R const& r, char const* kind) {
-    validate(r.lr >= 0, kind, "lr must not be negative");
+    validate(r.lr >= 0, kind, "lr must be at least 0, and a number");
     validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
     validate(r.ema_decay >= 0 && r.ema_decay < 1, kind, "ema_decay must be in [0, 1)");
     validate_storage(r.storage, r.operations, kind);
@@ -11400,6 +11403,8 @@ private:
             : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
               moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused, recipe.ema_decay > 0) {
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
+            check(std::ranges::any_of(models, [](auto const& model) { return !std::span<sharding::Flat const>(model->flats()).empty(); }), code::config, "optim::", Rule<Recipe>::kind,
+                  ": no parameter of the model requires gradients, so there is nothing to optimise");
             sweeps = can_sweep();
         }
 

@@ -141,10 +141,36 @@ TEST_CASE("calls out of order name both states", "[window]") {
     CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({1})).sum()), contains("Clipped"));
 }
 
-TEST_CASE("a loss of several elements is refused", "[backward]") {
+TEST_CASE("a loss of several elements, or of none that learns, is refused", "[backward]") {
     Run<> accelerator;
     auto model = accelerator.prepare(std::make_shared<Scale>());
     CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({3}))), contains("one element"));
+    CHECK_THROWS_WITH(accelerator.backward(torch::Tensor()), contains("undefined"));
+    CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({1})).sum().detach()), contains("E_DATA") && contains("detached"));
+    {
+        torch::NoGradGuard const no_grad;
+        CHECK_THROWS_WITH(accelerator.backward(model(torch::ones({1})).sum()), contains("NoGradGuard"));
+    }
+    CHECK_NOTHROW(accelerator.backward(model(torch::ones({1})).sum()));
+}
+
+TEST_CASE("what cannot be clipped to, or optimised, is refused", "[clipping][optimizer]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    accelerator.backward(model(torch::ones({1})).sum());
+    for (double const wrong : {-1.0, std::nan("")}) {
+        CHECK_THROWS_WITH(accelerator.clip_grad_norm(model, wrong), contains("E_CONFIG") && contains("max_norm"));
+        CHECK_THROWS_WITH(accelerator.clip_grad_value(model, wrong), contains("E_CONFIG"));
+    }
+    CHECK_THROWS_WITH(accelerator.clip_grad_norm(model, 1.0, std::nan("")), contains("norm_type"));
+    CHECK(model->w.grad().item<double>() == 1);
+    accelerator.clip_grad_norm(model, 0);
+    optimizer.step();
+    CHECK(model->w.item<double>() == 0.5);
+
+    auto const frozen = std::make_shared<Scale>();
+    frozen->w.set_requires_grad(false);
+    CHECK_THROWS_WITH(accelerator.prepare(frozen, acc::optim::Sgd{.lr = 1.0}), contains("E_CONFIG") && contains("requires gradients"));
 }
 
 TEST_CASE("module->zero_grad(), which drops the views, does no harm", "[flat_model]") {

@@ -49,6 +49,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     [[maybe_unused]] typename Training::autocast_pause const pause;
     check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
+    check(loss.requires_grad(), code::data, "accelerator.backward: the loss depends on no parameter that requires gradients; was it detached, made under torch::NoGradGuard, or are all parameters frozen?");
     auto const steps = training.options.gradient_accumulation_steps;
     auto const models = training.armed();
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step

@@ -5,6 +5,7 @@
 #include <accelerate/comm/reduction.hpp>
 #include <accelerate/optim/clip.hpp>
 #include <accelerate/training.hpp>
+#include <cmath>
 
 namespace accelerate::detail {
 
@@ -14,6 +15,7 @@ namespace accelerate::detail {
 template <class Training, class Model>
 at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, double norm_type) {
     training.settled();
+    check(max_norm >= 0 && !std::isnan(norm_type), code::config, "accelerator.clip_grad_norm: max_norm is ", max_norm, " and norm_type ", norm_type, "; a norm must be at least 0, its type a number");
     if (!model.window_closed()) return model.last_norm.defined() ? model.last_norm : at::zeros({});
     model.advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
     Model* const only[] = {&model};
@@ -43,6 +45,7 @@ at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, dou
 template <class Training, class Model>
 void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
+    check(value >= 0, code::config, "accelerator.clip_grad_value: the value is ", value, "; it must be at least 0");
     if (!model.window_closed()) return;
     model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
     if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
