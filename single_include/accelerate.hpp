@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <initializer_list>
 #include <ostream>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -36,7 +37,6 @@
 #include <ATen/ops/stack.h>
 #include <bit>
 #include <cmath>
-#include <span>
 #include <concepts>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
@@ -285,6 +285,13 @@ inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< 
 inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
 
 inline constexpr std::array general{data, internal, call_order, peer_lost, deadline, io, collective_mismatch, non_finite, config};  ///< all of the above
+
+/// The code of that name among those `known`; `otherwise` where none has it. How codes come from another rank.
+constexpr Code named(std::string_view name, Code otherwise = internal, std::span<Code const> known = general) {
+    for (auto const& code : known)
+        if (code.name == name) return code;
+    return otherwise;
+}
 }  // namespace code
 
 /// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.
@@ -5088,20 +5095,13 @@ private:
         receive_packed(source_->channel_, 0, [&](Unpacker& unpack) {
             if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
                 auto const exit = unpack.template get<int64_t>();
-                throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+                throw Error(code::named(failure, {code::data.name, static_cast<int>(exit)}), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
             unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
         });
         return round;
-    }
-
-    /// The same code with a name that lives as long as the program.
-    static Code code_named(std::string const& name, int exit) {
-        for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
-            if (known.name == name) return known;
-        return {code::data.name, exit};
     }
 
     template <class Rounds>
@@ -6194,9 +6194,9 @@ struct Message {
 
 /// The error with that `what()`, which is how errors travel between ranks.
 inline Error error_from(std::string_view what) {
-    for (auto const& c : {code::collective_mismatch, code::deadline, code::peer_lost, code::config, code::call_order, code::io, code::internal})
-        if (what.starts_with(c.name)) return Error(c, std::string(what.substr(std::min(what.size(), c.name.size() + 2))));
-    return Error(code::internal, std::string(what));
+    auto const name = what.substr(0, what.find(": "));
+    auto const known = code::named(name);
+    return {known, std::string(known == name ? what.substr(std::min(what.size(), name.size() + 2)) : what)};
 }
 
 /// The way between nodes, for a communicator whose ranks do not all see the same memory. Every wait has a deadline and throws
@@ -15570,26 +15570,18 @@ private:
 
 namespace accelerate::state {
 
-/// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
-inline Code code_named(std::string_view name) {
-    for (auto const& set : {std::span<Code const>(code::of_files), std::span<Code const>(code::general)})
-        for (auto const& known : set)
-            if (known.name == name) return known;
-    return code::internal;
-}
-
 /// An error as text for another rank: its code, a line feed, its message.
 inline std::string told(Error const& e) { return concat(e.code().name, "\n", e.reason()); }
 /// The error that was told, with `behind` behind its message; `own` where its code is that one.
 inline Error error_told(std::string const& text, std::string const& behind, Code const& own = code::internal) {
     auto const line = text.find('\n');
     auto const name = text.substr(0, line);
-    return {own.name == name ? own : code_named(name), text.substr(line + 1) + behind};
+    return {own.name == name ? own : code::named(name, code::named(name), code::of_files), text.substr(line + 1) + behind};
 }
 
-/// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
+/// Does something on every rank; when it fails on one, all have the error of the first that failed, which is `who` that rank. Collective.
 template <class Comm, class F>
-void together(Comm const& comm, F&& f) {
+void together(Comm const& comm, F&& f, std::string_view who = "rank") {
     std::string failure;
     Code own = code::internal;
     try {
@@ -15602,7 +15594,7 @@ void together(Comm const& comm, F&& f) {
     }
     auto const all = comm.all_gather_bytes(failure);
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : "", own);
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
 }
 
 }  // namespace accelerate::state
@@ -16545,7 +16537,7 @@ private:
     void on_each_node(F&& f) const {
         auto& t = *own().training_;
         if (t.writers().size() == t.comm.size()) f();
-        else state::together(t.comm, f);
+        else state::together(t.comm, f, "on the node of rank");
     }
 
     std::unique_ptr<state::CheckpointReader> open(std::filesystem::path const& dir, bool verify) const {

@@ -172,7 +172,7 @@ private:
     void on_each_node(F&& f) const {
         auto& t = *own().training_;
         if (t.writers().size() == t.comm.size()) f();
-        else state::together(t.comm, f);
+        else state::together(t.comm, f, "on the node of rank");
     }
 
     std::unique_ptr<state::CheckpointReader> open(std::filesystem::path const& dir, bool verify) const {

@@ -29,9 +29,9 @@ struct Message {
 
 /// The error with that `what()`, which is how errors travel between ranks.
 inline Error error_from(std::string_view what) {
-    for (auto const& c : {code::collective_mismatch, code::deadline, code::peer_lost, code::config, code::call_order, code::io, code::internal})
-        if (what.starts_with(c.name)) return Error(c, std::string(what.substr(std::min(what.size(), c.name.size() + 2))));
-    return Error(code::internal, std::string(what));
+    auto const name = what.substr(0, what.find(": "));
+    auto const known = code::named(name);
+    return {known, std::string(known == name ? what.substr(std::min(what.size(), name.size() + 2)) : what)};
 }
 
 /// The way between nodes, for a communicator whose ranks do not all see the same memory. Every wait has a deadline and throws

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <memory>
 #include <ostream>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -36,6 +37,13 @@ inline constexpr Code non_finite{"E_NONFINITE", 77};                       ///< 
 inline constexpr Code config{"E_CONFIG", 78};                              ///< options that cannot work
 
 inline constexpr std::array general{data, internal, call_order, peer_lost, deadline, io, collective_mismatch, non_finite, config};  ///< all of the above
+
+/// The code of that name among those `known`; `otherwise` where none has it. How codes come from another rank.
+constexpr Code named(std::string_view name, Code otherwise = internal, std::span<Code const> known = general) {
+    for (auto const& code : known)
+        if (code.name == name) return code;
+    return otherwise;
+}
 }  // namespace code
 
 /// Base of everything that this library throws. The message says call, rank (where known), expected, found, and what to do.

@@ -140,20 +140,13 @@ private:
         receive_packed(source_->channel_, 0, [&](Unpacker& unpack) {
             if (auto const failure = unpack.template get<std::string>(); !failure.empty()) {
                 auto const exit = unpack.template get<int64_t>();
-                throw Error(code_named(failure, static_cast<int>(exit)), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
+                throw Error(code::named(failure, {code::data.name, static_cast<int>(exit)}), concat("on rank 0, which reads for all: ", unpack.template get<std::string>()));
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
             unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
         });
         return round;
-    }
-
-    /// The same code with a name that lives as long as the program.
-    static Code code_named(std::string const& name, int exit) {
-        for (auto const& known : {code::data, code::io, code::config, code::deadline, code::internal})
-            if (known.name == name) return known;
-        return {code::data.name, exit};
     }
 
     template <class Rounds>

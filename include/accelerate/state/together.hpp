@@ -3,19 +3,10 @@
 #include <accelerate/state/codes.hpp>
 #include <algorithm>
 #include <exception>
-#include <span>
 #include <string>
 #include <string_view>
 
 namespace accelerate::state {
-
-/// The code of that name, of those that saving and loading raise; E_INTERNAL for others.
-inline Code code_named(std::string_view name) {
-    for (auto const& set : {std::span<Code const>(code::of_files), std::span<Code const>(code::general)})
-        for (auto const& known : set)
-            if (known.name == name) return known;
-    return code::internal;
-}
 
 /// An error as text for another rank: its code, a line feed, its message.
 inline std::string told(Error const& e) { return concat(e.code().name, "\n", e.reason()); }
@@ -23,12 +14,12 @@ inline std::string told(Error const& e) { return concat(e.code().name, "\n", e.r
 inline Error error_told(std::string const& text, std::string const& behind, Code const& own = code::internal) {
     auto const line = text.find('\n');
     auto const name = text.substr(0, line);
-    return {own.name == name ? own : code_named(name), text.substr(line + 1) + behind};
+    return {own.name == name ? own : code::named(name, code::named(name), code::of_files), text.substr(line + 1) + behind};
 }
 
-/// Does something on every rank; when it fails on one, all have the error of the first that failed. Collective.
+/// Does something on every rank; when it fails on one, all have the error of the first that failed, which is `who` that rank. Collective.
 template <class Comm, class F>
-void together(Comm const& comm, F&& f) {
+void together(Comm const& comm, F&& f, std::string_view who = "rank") {
     std::string failure;
     Code own = code::internal;
     try {
@@ -41,7 +32,7 @@ void together(Comm const& comm, F&& f) {
     }
     auto const all = comm.all_gather_bytes(failure);
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (rank ", first - all.begin(), ")") : "", own);
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
 }
 
 }  // namespace accelerate::state
