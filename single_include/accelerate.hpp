@@ -172,10 +172,17 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
-    /// `f` is called wherever the outermost loop is between two bodies, or behind its last; nothing is called for an empty one.
-    void set_between(std::function<void()> f) { between_ = std::move(f); }
-    void between_bodies() const {
-        if (between_ && running_.size() <= 1) between_();
+    /// A loop that is not in its body.
+    struct Between {
+        bool outermost = true;
+        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
+    };
+    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
+    /// nothing is called for an empty one.
+    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
+    /// All ranks are in the innermost loop's body: they have made a collective call there.
+    void meet() {
+        if (active()) running_.back().met = true;
     }
 
     /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
@@ -204,15 +211,18 @@ private:
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
         bool last = false, stand_in = false, again = false;
         Window window = Window::None;
-        bool rerun = false;
+        bool rerun = false, met = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    void between(int64_t id) {
+        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
+    }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
     bool joined_ = false, keeps_windows_ = false;
-    std::function<void()> between_;
+    std::function<void(Between)> between_;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -231,6 +241,12 @@ public:
         if (loops_) loops_->running_.erase(loops_->find(id_));
     }
 
+    /// The loop is between two bodies.
+    void between_bodies() const { loops_->between(id_); }
+    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
+    std::function<void()> waiting() const {
+        return [loops = loops_.get(), id = id_] { loops->between(id); };
+    }
     /// The loop is at another batch: of so many samples, so many of which are real.
     /// `again`: for the second time.
     void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
@@ -2092,8 +2108,9 @@ public:
     }
 
     bool skipped() const { return skipped_; }
-    /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
-    bool take_stepped() { return std::exchange(stepped_, false); }
+    /// Whether an optimizer has come to the end of a window, with a step or without, since this was last forgotten.
+    bool has_stepped() const { return stepped_; }
+    void forget_step() { stepped_ = false; }
     void stepped() { stepped_ = true, ++steps_; }
     int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
     void set_steps(int64_t steps) { steps_ = steps; }
@@ -2318,6 +2335,12 @@ public:
     Training& settled() {
         if constexpr (autocasts) lingering.reset();
         return *this;
+    }
+
+    /// All ranks, for a collective that the user asks for by name: whatever loop's body they are in, they are all there.
+    communicator& meeting() {
+        loops->meet();
+        return settled().comm;
     }
 
     /// The models whose gradients the next backward completes.
@@ -4506,11 +4529,14 @@ public:
     Workers(Workers const&) = delete;
     Workers& operator=(Workers const&) = delete;
 
+    /// `f` is called every tenth of a second while `take` waits, by its thread; what it throws `take` throws.
+    void while_waiting(std::function<void()> f) { while_waiting_ = std::move(f); }
+
     /// The next batch, nothing after the last one; throws what its making threw, after which there is none. Waits at most `patience`
     /// (0: for ever), then error E_DEADLINE naming the worker and what it is at.
     std::optional<Batch> take(std::chrono::duration<double> patience = {}) {
         try {
-            return shared_->take(patience);
+            return shared_->take(patience, while_waiting_);
         } catch (Late const& late) {
             timed_out_ = true;
             throw Error(code::deadline, concat("data::Loader: ", shared_->reading(late.worker), " has not come back for ", patience.count(),
@@ -4562,11 +4588,19 @@ private:
             return true;
         }
 
-        std::optional<Batch> take(std::chrono::duration<double> patience) {
+        std::optional<Batch> take(std::chrono::duration<double> patience, std::function<void()> const& while_waiting) {
+            using clock = std::chrono::steady_clock;
+            using seconds = std::chrono::duration<double>;
+            auto const begin = clock::now();
+            auto const left = [&] { return patience.count() > 0 ? seconds(patience - (clock::now() - begin)) : seconds::max(); };
             std::unique_lock lock(mutex);
-            auto const there = [&] { return taken >= end || slot(taken).ready; };
-            if (patience.count() <= 0) ready.wait(lock, there);
-            else if (!ready.wait_for(lock, patience, there)) throw Late{slot(taken).worker};
+            while (!ready.wait_for(lock, std::min(seconds(0.1), left()), [&] { return taken >= end || slot(taken).ready; })) {
+                if (left() <= seconds()) throw Late{slot(taken).worker};
+                if (!while_waiting) continue;
+                lock.unlock();
+                while_waiting();
+                lock.lock();
+            }
             if (taken >= end) return std::nullopt;
             auto s = std::exchange(slot(taken), {});
             ++taken;
@@ -4595,6 +4629,7 @@ private:
 
     std::shared_ptr<Shared> shared_;
     std::vector<std::thread> threads_;
+    std::function<void()> while_waiting_;
     bool timed_out_ = false;
 };
 
@@ -4689,6 +4724,9 @@ public:
     }
 
     int64_t remainder() const { return job_->plan.remainder(); }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         if (k_ == job_->batches) return std::nullopt;
@@ -4842,6 +4880,9 @@ public:
 
     /// Samples of the last round that are real, once that is at hand; 0: all.
     int64_t remainder() const { return remainder_; }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         while (!finished_) {
@@ -5053,6 +5094,9 @@ public:
     }
 
     int64_t remainder() const { return remainder_; }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         for (;;) {
@@ -5254,6 +5298,8 @@ private:
             run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
+            if constexpr (requires { run_->while_waiting(entry_->waiting()); })
+                if (core_->context.size == 1) run_->while_waiting(entry_->waiting());  // several ranks do not wait at the same places
             next();
         }
 
@@ -5268,7 +5314,7 @@ private:
 
     private:
         void next() {
-            core_->context.loops->between_bodies();
+            entry_->between_bodies();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();
@@ -15884,7 +15930,7 @@ private:
             ::raise(number);
             return;
         }
-        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the end of this step; once more ends at once\n";
+        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the next step or batch; once more ends at once\n";
         static_cast<void>(!::write(STDERR_FILENO, text.data(), text.size()));
     }
 
@@ -16483,18 +16529,25 @@ public:
     }
 
 protected:
-    /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
-    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75. One process alone
-    /// does so between any two bodies, also in the middle of an accumulation or an evaluation.
+    /// From now on a signal that asks to stop, to whichever rank, makes all of them save at the same place and throw E_REQUEUE:
+    /// `accelerate::run` ends the process with code 75. Places are between two bodies of the outermost loop over a prepared loader, behind an
+    /// optimizer step or, with no window open, where the body gathered or reduced, as in an evaluation; one process alone needs neither, and
+    /// looks also while workers make its next batch. So is, in a loop inside that body, an evaluation (gradients are off) behind the body's
+    /// step. What an evaluation has not done then is not made up for.
     void watch_signals() {
         auto& t = *own().training_;
         if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
         signals_.emplace();
-        t.loops->set_between([this] {
+        t.loops->set_between([this](data::Loops::Between here) {
             auto& training = *own().training_;
-            // Several ranks ask each other behind their steps, of which all make equally many; of bodies, as of an evaluation, they need not.
-            bool const stepped = training.guard->take_stepped();
-            if (training.in_window() || (!stepped && own().num_processes() > 1)) return;
+            bool const stepped = training.guard->has_stepped();
+            if (here.outermost) training.guard->forget_step();
+            // Of steps and of collectives all ranks make equally many; of bodies, as of an evaluation, they need not. A window that is open is
+            // finished first: its gradients would tie the checkpoint to this number of ranks.
+            bool const together = own().num_processes() == 1 || (here.met && training.sync_gradients) || (here.outermost && stepped);
+            // Whether the batch of a loop around this one has been trained on shows in its step.
+            bool const complete = here.outermost ? !training.in_window() || stepped : stepped && !at::GradMode::is_enabled();
+            if (!together || !complete) return;
             auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
             if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
             auto const number = any.template item<int>();
@@ -16784,24 +16837,24 @@ public:
 
     /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
     template <class Value>
-    Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    Value gather(Value const& value) { return comm::gather(training_->meeting(), value); }
     /// What the ranks computed of the innermost loop's batch, on every rank, without the samples that only filled it up: over an epoch
     /// each sample comes once. One value, or a tuple of several. See `data::GatherForMetrics` for what is gathered how.
     template <class... Values>
     auto gather_for_metrics(Values const&... values) {
-        data::GatherForMetrics const gather(training_->settled().comm, *training_->loops);
+        data::GatherForMetrics const gather(training_->meeting(), *training_->loops);
         if constexpr (sizeof...(Values) == 1) return (gather(values), ...);
         else return std::tuple<Values...>{gather(values)...};  // braces: in their order on every rank
     }
     /// A reduced copy: "sum", "mean", "max" or "min".
     template <class Value>
-    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
+    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->meeting(), value, reduction); }
     /// Every rank gets `from`'s value, in place.
     template <class Value>
-    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
+    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->meeting(), value, from); }
     /// Every tensor padded along `dim` to the longest one of all ranks, so that it can be gathered.
     template <class Value>
-    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
+    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->meeting(), value, dim, pad_index, pad_first); }
 
     // ---- who and what (process control: ProcessControl; checkpoints: StateControl) ----------------------------------------
 

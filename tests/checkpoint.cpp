@@ -4,8 +4,11 @@
 #include "support/stderr.hpp"
 #include "support/story.hpp"
 
+#include <atomic>
+#include <chrono>
 #include <fstream>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 
 namespace acc = accelerate;
@@ -511,6 +514,131 @@ TEST_CASE("one process that is asked to stop saves in the middle of an evaluatio
         for (auto const& batch : loader) body(accelerator, model, optimizer, batch);
         CHECK(seen == 12);
     }
+}
+
+namespace {
+
+/// Where one of two ranks is asked to stop: in an evaluation behind an epoch, in one behind or before a training body's step, in a body that
+/// only begins a window.
+enum class Asked { BehindEpoch, BehindStep, BeforeStep, InWindow };
+
+struct Ended {
+    std::string error;
+    int64_t steps = 0, epoch = 0, consumed = 0, evaluated = 0;
+    acc::TensorMap state;
+};
+
+/// One rank of a run of 14 steps, which goes on from what is in `dir`; `asks`: it is asked to stop at the first such place.
+Ended stopped(acc::comm::Threads comm, fs::path const& dir, Asked where, bool asks) {
+    Run<Fp32, Ddp<>> accelerator({.gradient_accumulation_steps = where == Asked::InWindow ? 4 : 1, .project_dir = dir}, comm);
+    auto [model, optimizer, train, test] = accelerator.prepare(accelerator.make<Net>(), acc::optim::AdamW{.lr = 0.01}, acc::data::Loader{Samples(), {.batch_size = 2}}, acc::data::Loader{Samples(), {.batch_size = 4}});
+    accelerator.resume();
+    Ended end;
+    auto const ask = [&] {
+        if (std::exchange(asks, false)) ::raise(SIGUSR1);
+    };
+    auto const evaluate = [&, &m = model, &held_out = test] {
+        torch::NoGradGuard const no_grad;
+        m->eval();
+        for (auto const& batch : held_out) {
+            accelerator.gather_for_metrics(m(batch.first));
+            if (++end.evaluated == 2) ask();
+        }
+        m->train();
+    };
+    end.error = error_of([&, &m = model, &o = optimizer, &l = train] {
+        while (o.steps() < 14) {
+            for (auto const& batch : l) {
+                if (where == Asked::BeforeStep && o.steps() == 1) evaluate();
+                {
+                    auto const scope = accelerator.accumulate(m);
+                    auto const loss = torch::mse_loss(m(batch.first), batch.second);
+                    accelerator.backward(loss);
+                    accelerator.reduce(loss.detach(), "mean");
+                    o.step(), o.zero_grad();
+                    if (where == Asked::InWindow) ask();
+                }
+                if (where == Asked::BehindStep && o.steps() == 2) evaluate();
+                if (o.steps() == 14) break;
+            }
+            if (where == Asked::BehindEpoch) evaluate();
+        }
+    });
+    end.steps = optimizer.steps(), end.epoch = train.epoch(), end.consumed = train.consumed();
+    end.state = accelerator.get_state_dict(model);
+    return end;
+}
+
+}  // namespace
+
+TEST_CASE("ranks that are asked to stop in an evaluation save where all of them are, and finish what would be lost", "[state_control][loops][step_guard]") {
+    struct Case {
+        Asked where;
+        int64_t steps, epoch, consumed, evaluated;
+    };
+    for (auto const& c : {Case{Asked::BehindEpoch, 12, 1, 0, 2}, Case{Asked::BehindStep, 2, 0, 8, 2}, Case{Asked::BeforeStep, 2, 0, 8, 6}, Case{Asked::InWindow, 1, 0, 16, 0}}) {
+        CAPTURE(c.steps, c.evaluated);
+        Folder folder, other;
+        auto const both = [&](fs::path const& dir, bool asked) {
+            std::vector<Ended> ends(2);
+            acc::debug_launcher(2, [&](acc::comm::Threads comm) { ends[static_cast<size_t>(comm.rank())] = stopped(comm, dir, c.where, asked && comm.rank() == 1); });
+            return ends;
+        };
+        auto const child = ::fork();  // who has been asked to stop stays asked
+        if (child == 0) {
+            auto const ends = both(folder.path, true);
+            ::_exit(std::all_of(ends.begin(), ends.end(), [&](Ended const& e) {
+                return e.error.find("E_REQUEUE") == 0 && e.steps == c.steps && e.epoch == c.epoch && e.consumed == c.consumed && e.evaluated == c.evaluated;
+            }) ? 0 : 1);
+        }
+        int status = 0;
+        REQUIRE((::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0));
+        REQUIRE(fs::exists(folder / "checkpoints/checkpoint_0"));
+        auto const resumed = both(folder.path, false), through = both(other.path, false);
+        CHECK(resumed[0].steps == 14);
+        CHECK(equal(resumed[0].state, through[0].state));
+    }
+}
+
+namespace {
+
+/// A sample that comes only when a checkpoint is there.
+struct Waits : Samples {
+    std::pair<torch::Tensor, torch::Tensor> operator[](size_t i) const {
+        if (i == 8) {
+            while (*seen < 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until the loop waits; without, it may stop before that, which is right too
+            ::raise(SIGUSR1);
+            for (int ms = 0; ms < 20000 && !fs::exists(checkpoint); ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return Samples::operator[](i);
+    }
+    std::atomic<int64_t>* seen = nullptr;
+    fs::path checkpoint;
+};
+
+}  // namespace
+
+TEST_CASE("one process that is asked to stop saves while it waits for its workers", "[state_control][workers]") {
+    Folder folder;
+    auto const child = ::fork();
+    if (child == 0) {
+        std::atomic<int64_t> seen = 0;
+        Waits samples;
+        samples.seen = &seen, samples.checkpoint = folder / "checkpoints/checkpoint_0";
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Fp32, None, acc::loader::Stateful<>> accelerator({.project_dir = folder.path});
+        auto loader = accelerator.prepare(acc::data::Loader{samples, {.batch_size = 4, .num_workers = 1}});
+        auto const text = error_of([&] {
+            for ([[maybe_unused]] auto const& batch : loader) ++seen;
+        });
+        ::_exit(text.find("E_REQUEUE") == 0 && seen == 2 ? 0 : 1);
+    }
+    int status = 0;
+    REQUIRE((::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0));
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, Fp32, None, acc::loader::Stateful<>> accelerator({.project_dir = folder.path});
+    auto loader = accelerator.prepare(acc::data::Loader{Samples(), {.batch_size = 4}});
+    REQUIRE(accelerator.resume());
+    CHECK(loader.consumed() == 8);
 }
 
 TEST_CASE("parameters that are called otherwise now are found, in models, optimizers and windows", "[checkpoint_reader][checkpointing]") {

@@ -178,24 +178,24 @@ public:
 
     /// Concatenation over the ranks along dim 0 (0-dim tensors become 1-dim), of a tensor or of every tensor in a nested value.
     template <class Value>
-    Value gather(Value const& value) { return comm::gather(training_->settled().comm, value); }
+    Value gather(Value const& value) { return comm::gather(training_->meeting(), value); }
     /// What the ranks computed of the innermost loop's batch, on every rank, without the samples that only filled it up: over an epoch
     /// each sample comes once. One value, or a tuple of several. See `data::GatherForMetrics` for what is gathered how.
     template <class... Values>
     auto gather_for_metrics(Values const&... values) {
-        data::GatherForMetrics const gather(training_->settled().comm, *training_->loops);
+        data::GatherForMetrics const gather(training_->meeting(), *training_->loops);
         if constexpr (sizeof...(Values) == 1) return (gather(values), ...);
         else return std::tuple<Values...>{gather(values)...};  // braces: in their order on every rank
     }
     /// A reduced copy: "sum", "mean", "max" or "min".
     template <class Value>
-    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->settled().comm, value, reduction); }
+    Value reduce(Value const& value, std::string const& reduction = "sum") { return comm::reduce(training_->meeting(), value, reduction); }
     /// Every rank gets `from`'s value, in place.
     template <class Value>
-    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->settled().comm, value, from); }
+    void broadcast(Value& value, int64_t from = 0) { comm::broadcast(training_->meeting(), value, from); }
     /// Every tensor padded along `dim` to the longest one of all ranks, so that it can be gathered.
     template <class Value>
-    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->settled().comm, value, dim, pad_index, pad_first); }
+    Value pad_across_processes(Value const& value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) { return comm::pad_across_processes(training_->meeting(), value, dim, pad_index, pad_first); }
 
     // ---- who and what (process control: ProcessControl; checkpoints: StateControl) ----------------------------------------
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/scalar_tensor.h>
 
 #include <accelerate/checkpointing.hpp>
@@ -118,18 +119,25 @@ public:
     }
 
 protected:
-    /// From now on a signal that asks to stop, to whichever rank, makes all of them save behind the same optimizer step, between two bodies
-    /// of the outermost loop over a prepared loader, and throw E_REQUEUE: `accelerate::run` ends the process with code 75. One process alone
-    /// does so between any two bodies, also in the middle of an accumulation or an evaluation.
+    /// From now on a signal that asks to stop, to whichever rank, makes all of them save at the same place and throw E_REQUEUE:
+    /// `accelerate::run` ends the process with code 75. Places are between two bodies of the outermost loop over a prepared loader, behind an
+    /// optimizer step or, with no window open, where the body gathered or reduced, as in an evaluation; one process alone needs neither, and
+    /// looks also while workers make its next batch. So is, in a loop inside that body, an evaluation (gradients are off) behind the body's
+    /// step. What an evaluation has not done then is not made up for.
     void watch_signals() {
         auto& t = *own().training_;
         if (!t.options.checkpoint_on_signal || t.options.project_dir.empty()) return;
         signals_.emplace();
-        t.loops->set_between([this] {
+        t.loops->set_between([this](data::Loops::Between here) {
             auto& training = *own().training_;
-            // Several ranks ask each other behind their steps, of which all make equally many; of bodies, as of an evaluation, they need not.
-            bool const stepped = training.guard->take_stepped();
-            if (training.in_window() || (!stepped && own().num_processes() > 1)) return;
+            bool const stepped = training.guard->has_stepped();
+            if (here.outermost) training.guard->forget_step();
+            // Of steps and of collectives all ranks make equally many; of bodies, as of an evaluation, they need not. A window that is open is
+            // finished first: its gradients would tie the checkpoint to this number of ranks.
+            bool const together = own().num_processes() == 1 || (here.met && training.sync_gradients) || (here.outermost && stepped);
+            // Whether the batch of a loop around this one has been trained on shows in its step.
+            bool const complete = here.outermost ? !training.in_window() || stepped : stepped && !at::GradMode::is_enabled();
+            if (!together || !complete) return;
             auto any = at::scalar_tensor(StopSignals::requested(), at::kInt);
             if (own().num_processes() > 1) training.settled().comm.all_reduce(any, comm::Reduction::Max);
             auto const number = any.template item<int>();

@@ -60,8 +60,9 @@ public:
     }
 
     bool skipped() const { return skipped_; }
-    /// Whether an optimizer has come to the end of a window since the last call, with a step or without.
-    bool take_stepped() { return std::exchange(stepped_, false); }
+    /// Whether an optimizer has come to the end of a window, with a step or without, since this was last forgotten.
+    bool has_stepped() const { return stepped_; }
+    void forget_step() { stepped_ = false; }
     void stepped() { stepped_ = true, ++steps_; }
     int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
     void set_steps(int64_t steps) { steps_ = steps; }

@@ -170,6 +170,12 @@ public:
         return *this;
     }
 
+    /// All ranks, for a collective that the user asks for by name: whatever loop's body they are in, they are all there.
+    communicator& meeting() {
+        loops->meet();
+        return settled().comm;
+    }
+
     /// The models whose gradients the next backward completes.
     std::span<model_type* const> armed() {
         if (in_window()) return window;

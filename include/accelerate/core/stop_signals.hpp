@@ -48,7 +48,7 @@ private:
             ::raise(number);
             return;
         }
-        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the end of this step; once more ends at once\n";
+        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the next step or batch; once more ends at once\n";
         static_cast<void>(!::write(STDERR_FILENO, text.data(), text.size()));
     }
 

@@ -98,6 +98,9 @@ public:
     }
 
     int64_t remainder() const { return remainder_; }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         for (;;) {

@@ -96,6 +96,9 @@ public:
     }
 
     int64_t remainder() const { return job_->plan.remainder(); }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         if (k_ == job_->batches) return std::nullopt;

@@ -27,10 +27,17 @@ public:
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
     bool set_joined(bool joined) { return std::exchange(joined_, joined); }
-    /// `f` is called wherever the outermost loop is between two bodies, or behind its last; nothing is called for an empty one.
-    void set_between(std::function<void()> f) { between_ = std::move(f); }
-    void between_bodies() const {
-        if (between_ && running_.size() <= 1) between_();
+    /// A loop that is not in its body.
+    struct Between {
+        bool outermost = true;
+        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
+    };
+    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
+    /// nothing is called for an empty one.
+    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
+    /// All ranks are in the innermost loop's body: they have made a collective call there.
+    void meet() {
+        if (active()) running_.back().met = true;
     }
 
     /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
@@ -59,15 +66,18 @@ private:
         int64_t id = 0, remainder = 0, length = 0, valid = 0;
         bool last = false, stand_in = false, again = false;
         Window window = Window::None;
-        bool rerun = false;
+        bool rerun = false, met = false;
     };
 
     auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    void between(int64_t id) {
+        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
+    }
 
     std::vector<Running> running_;
     int64_t entered_ = 0;
     bool joined_ = false, keeps_windows_ = false;
-    std::function<void()> between_;
+    std::function<void(Between)> between_;
 };
 
 /// One running loop: entered when made, left when destroyed, in whatever order loops end.
@@ -86,6 +96,12 @@ public:
         if (loops_) loops_->running_.erase(loops_->find(id_));
     }
 
+    /// The loop is between two bodies.
+    void between_bodies() const { loops_->between(id_); }
+    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
+    std::function<void()> waiting() const {
+        return [loops = loops_.get(), id = id_] { loops->between(id); };
+    }
     /// The loop is at another batch: of so many samples, so many of which are real.
     /// `again`: for the second time.
     void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {

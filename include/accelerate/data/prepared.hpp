@@ -138,6 +138,8 @@ private:
             run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
+            if constexpr (requires { run_->while_waiting(entry_->waiting()); })
+                if (core_->context.size == 1) run_->while_waiting(entry_->waiting());  // several ranks do not wait at the same places
             next();
         }
 
@@ -152,7 +154,7 @@ private:
 
     private:
         void next() {
-            core_->context.loops->between_bodies();
+            entry_->between_bodies();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
             if (core_->jumps != jumps_) return stop();

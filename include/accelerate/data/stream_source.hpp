@@ -124,6 +124,9 @@ public:
 
     /// Samples of the last round that are real, once that is at hand; 0: all.
     int64_t remainder() const { return remainder_; }
+    void while_waiting(std::function<void()> f) {
+        if (workers_) workers_->while_waiting(std::move(f));
+    }
 
     std::optional<Delivery<batch_type>> next() {
         while (!finished_) {

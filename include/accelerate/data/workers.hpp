@@ -45,11 +45,14 @@ public:
     Workers(Workers const&) = delete;
     Workers& operator=(Workers const&) = delete;
 
+    /// `f` is called every tenth of a second while `take` waits, by its thread; what it throws `take` throws.
+    void while_waiting(std::function<void()> f) { while_waiting_ = std::move(f); }
+
     /// The next batch, nothing after the last one; throws what its making threw, after which there is none. Waits at most `patience`
     /// (0: for ever), then error E_DEADLINE naming the worker and what it is at.
     std::optional<Batch> take(std::chrono::duration<double> patience = {}) {
         try {
-            return shared_->take(patience);
+            return shared_->take(patience, while_waiting_);
         } catch (Late const& late) {
             timed_out_ = true;
             throw Error(code::deadline, concat("data::Loader: ", shared_->reading(late.worker), " has not come back for ", patience.count(),
@@ -101,11 +104,19 @@ private:
             return true;
         }
 
-        std::optional<Batch> take(std::chrono::duration<double> patience) {
+        std::optional<Batch> take(std::chrono::duration<double> patience, std::function<void()> const& while_waiting) {
+            using clock = std::chrono::steady_clock;
+            using seconds = std::chrono::duration<double>;
+            auto const begin = clock::now();
+            auto const left = [&] { return patience.count() > 0 ? seconds(patience - (clock::now() - begin)) : seconds::max(); };
             std::unique_lock lock(mutex);
-            auto const there = [&] { return taken >= end || slot(taken).ready; };
-            if (patience.count() <= 0) ready.wait(lock, there);
-            else if (!ready.wait_for(lock, patience, there)) throw Late{slot(taken).worker};
+            while (!ready.wait_for(lock, std::min(seconds(0.1), left()), [&] { return taken >= end || slot(taken).ready; })) {
+                if (left() <= seconds()) throw Late{slot(taken).worker};
+                if (!while_waiting) continue;
+                lock.unlock();
+                while_waiting();
+                lock.lock();
+            }
             if (taken >= end) return std::nullopt;
             auto s = std::exchange(slot(taken), {});
             ++taken;
@@ -134,6 +145,7 @@ private:
 
     std::shared_ptr<Shared> shared_;
     std::vector<std::thread> threads_;
+    std::function<void()> while_waiting_;
     bool timed_out_ = false;
 };
 
