@@ -33,6 +33,38 @@ void resumes(int64_t ranks, std::vector<int64_t> const& stops) {
     }
 }
 
+/// A run that has gone on is saved and gone on from; and one goes back to the checkpoint from which it went on.
+template <class Precision, class Sharding, class Data = Indexed>
+void resumes_again(int64_t ranks, int64_t first, int64_t second) {
+    INFO(Precision::name << ", " << Sharding::name << ", " << Data::name << ", " << ranks << " ranks");
+    Folder folder;
+    auto const run = [&](fs::path const& from, int64_t stop, std::function<void(Run<Precision, Sharding, typename Data::policy>&, bool&)> const& at_stop) {
+        std::vector<Story> told(static_cast<size_t>(ranks));
+        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
+            bool been = false;
+            told[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, from, stop, [&](auto& accelerator) { at_stop(accelerator, been); });
+        });
+        return told;
+    };
+    auto const save_as = [&](char const* name) { return [=, dir = folder / name](auto& accelerator, bool&) { accelerator.save_state(dir); }; };
+    auto const through = run({}, first, save_as("first"));
+    run(folder / "first", second, save_as("second"));
+    auto const again = run(folder / "second", -1, save_as("never"));
+    auto const back = run(folder / "first", second, [&](auto& accelerator, bool& been) {
+        if (!std::exchange(been, true)) accelerator.load_state(folder / "first");
+    });
+    for (size_t r = 0; r < through.size(); ++r) {
+        INFO("rank " << r);
+        auto const losses = [&](int64_t from, int64_t to) { return std::vector<float>(through[r].losses.begin() + from, through[r].losses.begin() + to); };
+        CHECK(again[r].losses == losses(second, bodies));
+        CHECK(again[r].at_end == through[r].at_end);
+        auto twice = losses(first, second);
+        for (auto const loss : losses(first, bodies)) twice.push_back(loss);
+        CHECK(back[r].losses == twice);
+        CHECK(back[r].at_end == through[r].at_end);
+    }
+}
+
 /// One precision under one sharding: stops once inside a window (of three bodies) and once between two, over one of the kinds of loaders, in turn.
 template <size_t P, size_t S>
 void cells(int64_t& count) {
@@ -66,6 +98,16 @@ TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", 
     auto const count = all_cells(std::make_index_sequence<std::tuple_size_v<decltype(policies::precisions)> * std::tuple_size_v<decltype(policies::shardings)>>());
     WARN(count << " cells, at least half of them inside a window of " << window);
     CHECK(count >= 40);
+}
+
+TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpointing][state_control]") {
+    resumes_again<Fp32, Ddp<>>(2, 4, 9);
+    resumes_again<Fp16<>, None, Streamed>(1, 7, 12);
+    resumes_again<Bf16<>, Fsdp<>, Dispatched>(2, 3, 8);
+    // From its beginning, where no optimizer has a state yet.
+    resumes<Fp32, Ddp<>>(2, {0});
+    resumes<Fp16<>, None, Streamed>(1, {0});
+    resumes<Bf16<>, Fsdp<>, Dispatched>(2, {0});
 }
 
 TEST_CASE("a run that goes on: what is special", "[checkpointing][state_control]") {

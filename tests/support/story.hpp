@@ -10,6 +10,7 @@
 #include <accelerate.hpp>
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -101,9 +102,10 @@ struct Story {
 
 constexpr int64_t bodies = 20, window = 3;  // an epoch has 8 bodies at three ranks, 12 at two, 23 at one
 
-/// One rank's run of `bodies` bodies. `stop`: the body after which it calls `at_stop(accelerator)`. It goes on from a folder that is given.
-template <class Precision, class Sharding, class Data = Indexed, class F>
-Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, F&& at_stop) {
+/// One rank's run of `bodies` bodies. `stop`: the body after which it calls `at_stop(accelerator)`, 0: before the first. It goes on from a
+/// folder that is given.
+template <class Precision, class Sharding, class Data = Indexed>
+Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, std::function<void(Run<Precision, Sharding, typename Data::policy>&)> const& at_stop) {
     bool const resumed = !from.empty();
     Run<Precision, Sharding, typename Data::policy> accelerator({.gradient_accumulation_steps = window, .seed = resumed ? 99 : 1, .grad_scaler = {.init_scale = 1e6, .growth_interval = 2}}, comm);
     auto [model, optimizer, loader, schedule] = accelerator.prepare(accelerator.template make<Net>(), acc::optim::AdamW{.lr = 0.01, .no_decay_on_norms_and_biases = true},
@@ -124,7 +126,13 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, F&& at_
         if constexpr (Precision::compute == at::kHalf) s.values += accelerator.scaler().state_dict().values.dump();
         return s;
     };
+    auto const here = [&] {
+        if (counter.bodies != stop) return;
+        if (!resumed) told.at_stop = snapshot();
+        at_stop(accelerator);
+    };
     if (resumed) told.at_stop = snapshot();
+    else here();
     while (counter.bodies < bodies)
         for (auto& batch : loader) {
             {
@@ -139,10 +147,8 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, F&& at_
                 optimizer.zero_grad();
                 told.losses.push_back(loss.template item<float>());
             }
-            if (++counter.bodies == stop) {
-                if (!resumed) told.at_stop = snapshot();
-                at_stop(accelerator);
-            }
+            ++counter.bodies;
+            here();
             if (counter.bodies == bodies) break;
         }
     told.at_end = snapshot();
