@@ -39,7 +39,7 @@ struct Pendulums {
     Sample operator[](size_t i) const {
         std::mt19937 random(static_cast<unsigned>(i));
         std::uniform_real_distribution<float> angle(-1, 1), velocity(-3, 3);
-        State const before(angle(random), angle(random), velocity(random), velocity(random));
+        State const before{angle(random), angle(random), velocity(random), velocity(random)};  // braces: drawn in this order by every compiler
         return {acc::tensor_of(before), acc::tensor_of(simulate(before))};
     }
 };

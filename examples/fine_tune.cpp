@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
         Run accelerator;
         std::filesystem::path folder = argc > 1 ? argv[1] : "fine_tune_pretrained";
         if (argc == 1 && accelerator.is_main_process()) {
+            torch::manual_seed(1);
             acc::TensorMap pretrained;  // as another program would have called them
             for (auto const& [name, t] : acc::model_tensors(Body<>())) pretrained.insert("encoder." + name, t.detach());
             acc::save_file(pretrained, folder / "model.safetensors");

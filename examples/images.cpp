@@ -45,8 +45,8 @@ int main() {
 
         torch::manual_seed(1);
         namespace nn = torch::nn;
-        nn::Sequential net(nn::Conv2d(nn::Conv2dOptions(1, 8, 3).padding(1)), nn::ReLU(), nn::MaxPool2d(2), nn::Conv2d(nn::Conv2dOptions(8, 16, 3).padding(1)), nn::ReLU(), nn::AdaptiveMaxPool2d(2), nn::Flatten(),
-                           nn::Linear(64, 2));
+        nn::Sequential net{nn::Conv2d(nn::Conv2dOptions(1, 8, 3).padding(1)), nn::ReLU(), nn::MaxPool2d(2), nn::Conv2d(nn::Conv2dOptions(8, 16, 3).padding(1)), nn::ReLU(), nn::AdaptiveMaxPool2d(2), nn::Flatten(),
+                           nn::Linear(64, 2)};
         auto [model, optimizer, train, test] = accelerator.prepare(net, acc::optim::AdamW{.lr = 3e-3}, acc::data::Loader{train_set, {.batch_size = 16, .shuffle = true, .seed = 1, .num_workers = 2}},
                                                                    acc::data::Loader{test_set, {.batch_size = 50}});
         while (train.epoch() < 3) {

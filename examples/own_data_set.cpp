@@ -27,7 +27,7 @@ int main() {
     return acc::run([] {
         acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<>, acc::loader::Stateful<>> accelerator;
         torch::manual_seed(1);
-        torch::nn::Sequential net(torch::nn::Linear(1, 32), torch::nn::Tanh(), torch::nn::Linear(32, 2));
+        torch::nn::Sequential net{torch::nn::Linear(1, 32), torch::nn::Tanh(), torch::nn::Linear(32, 2)};  // braces: between parentheses g++ draws the last layer's weights first
         auto [model, optimizer, train, held_out] = accelerator.prepare(
             net, acc::optim::AdamW{.lr = 1e-2}, acc::data::Loader{Pendulum{2000, 0.05}, {.batch_size = 50, .shuffle = true, .seed = 7, .num_workers = 2}},
             acc::data::Loader{Pendulum{333, 0}, {.batch_size = 50, .even_batches = acc::data::Mask}});

@@ -30,7 +30,7 @@ int main() {
         for (int64_t i = 0; i < x.size(0); ++i) difficulty.push_back(std::abs(x[i].item<double>()) / 3);  // it swings faster further out
 
         torch::manual_seed(1);
-        torch::nn::Sequential net(torch::nn::Linear(1, 64), torch::nn::Tanh(), torch::nn::Linear(64, 1));
+        torch::nn::Sequential net{torch::nn::Linear(1, 64), torch::nn::Tanh(), torch::nn::Linear(64, 1)};
         auto [model, optimizer, train] = accelerator.prepare(net, acc::optim::AdamW{.lr = 1e-2}, acc::data::Loader{acc::data::Tensors{x, y}, {.batch_size = 20}, Curriculum{difficulty, 3}});
         while (train.epoch() < 20) {
             auto const epoch = train.epoch();
