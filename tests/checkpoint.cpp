@@ -608,7 +608,7 @@ struct Waits : Samples {
         if (i == 8) {
             while (*seen < 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
             std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until the loop waits; without, it may stop before that, which is right too
-            ::raise(SIGUSR1);
+            ::kill(::getpid(), SIGUSR1);
             for (int ms = 0; ms < 20000 && !fs::exists(checkpoint); ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
         return Samples::operator[](i);
