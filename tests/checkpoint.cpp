@@ -731,15 +731,12 @@ TEST_CASE("`latest` names the last checkpoint; what it may not be is no reason n
 TEST_CASE("an asynchronous save is of the moment of the call, and training goes on", "[async_checkpoint][snapshot][pending_save]") {
     Folder folder;
     for (int64_t ranks : {1, 2}) {
-        std::vector<Story> through(static_cast<size_t>(ranks)), again(static_cast<size_t>(ranks));
         auto const dir = folder / acc::concat("here", ranks);
         torch::manual_seed(11);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
-            through[static_cast<size_t>(comm.rank())] = story<Fp32, Fsdp<>>(comm, {}, 10, [&](auto& accelerator) { accelerator.save_state(dir, {.asynchronous = true}); });
-        });
+        auto const through = stories<Fp32, Fsdp<>>(ranks, {}, 10, [&](auto& accelerator) { accelerator.save_state(dir, {.asynchronous = true}); });
         CHECK(fs::exists(dir));  // the accelerator has waited for it when it went
         torch::manual_seed(12);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { again[static_cast<size_t>(comm.rank())] = story<Fp32, Fsdp<>>(comm, dir, -1, [](auto&) {}); });
+        auto const again = stories<Fp32, Fsdp<>>(ranks, dir, -1, [](auto&) {});
         for (size_t r = 0; r < through.size(); ++r) {
             CHECK(again[r].at_stop == through[r].at_stop);
             CHECK(again[r].at_end == through[r].at_end);

@@ -25,8 +25,7 @@ def run(build, name, mpirun):
         if done.returncode != 0:
             sys.exit(f"{name} of {build} ended with {done.returncode}\n{done.stderr[-2000:]}")
         said = re.sub(r"\S+ s$", "", done.stdout, flags=re.M)
-        # A manifest names the compiler and the time.
-        files = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file() and path.name != "manifest.json"]
+        files = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
         return said, {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -40,7 +39,7 @@ def main():
             print(f"{name:<20} left out: not built, or it needs several ranks")
             continue
         (said, files), (other_said, other_files) = (run(build, name, mpirun) for build in builds)
-        differ = [name for name in sorted({*files, *other_files}) if files.get(name) != other_files.get(name)]
+        differ = [file for file in sorted({*files, *other_files}) if files.get(file) != other_files.get(file)]
         compared += 1
         agree = said == other_said and not differ
         wrong += not agree

@@ -23,8 +23,8 @@ command = [*mpirun, binary]
 random.seed(20)
 
 
-def whole(folder):
-    return subprocess.run([*command, folder, *arguments], check=True, capture_output=True, text=True, timeout=100).stdout
+def loss_of_whole(folder):
+    return re.search(r"done, loss (\S+)", subprocess.run([*command, folder, *arguments], check=True, capture_output=True, text=True, timeout=100).stdout)[1]
 
 
 def ranks_of(process):
@@ -44,10 +44,10 @@ def ranks_of(process):
 
 with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
     begin = time.monotonic()
-    expected = re.search(r"done, loss (\S+)", whole(os.path.join(folder, "reference")))[1]
+    expected = loss_of_whole(os.path.join(folder, "reference"))
     seconds = time.monotonic() - begin
     killed = killed_while_saving = runs = 0
-    again = re.search(r"done, loss (\S+)", whole(os.path.join(folder, "reference")))[1]  # as one that was killed behind its last step
+    again = loss_of_whole(os.path.join(folder, "reference"))  # as one that was killed behind its last step
     wrong = [] if again == expected else [f"run again behind its last step: loss {again}, expected {expected}"]
     while killed < kills and not wrong:
         runs += 1

@@ -19,11 +19,10 @@ void resumes(int64_t ranks, std::vector<int64_t> const& stops) {
         INFO(Precision::name << ", " << Sharding::name << ", " << Data::name << ", " << ranks << " ranks, stop after " << stop);
         Folder folder;
         auto const dir = folder / "here";
-        std::vector<Story> through(static_cast<size_t>(ranks)), again(static_cast<size_t>(ranks));
         torch::manual_seed(11);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { through[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, {}, stop, [&](auto& accelerator) { accelerator.save_state(dir); }); });
+        auto const through = stories<Precision, Sharding, Data>(ranks, {}, stop, [&](auto& accelerator) { accelerator.save_state(dir); });
         torch::manual_seed(12);
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { again[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, dir, -1, [](auto&) {}); });
+        auto const again = stories<Precision, Sharding, Data>(ranks, dir, -1, [](auto&) {});
         for (size_t r = 0; r < through.size(); ++r) {
             INFO("rank " << r);
             CHECK(again[r].at_stop == through[r].at_stop);
@@ -38,20 +37,14 @@ template <class Precision, class Sharding, class Data = Indexed>
 void resumes_again(int64_t ranks, int64_t first, int64_t second) {
     INFO(Precision::name << ", " << Sharding::name << ", " << Data::name << ", " << ranks << " ranks");
     Folder folder;
-    auto const run = [&](fs::path const& from, int64_t stop, std::function<void(Run<Precision, Sharding, typename Data::policy>&, bool&)> const& at_stop) {
-        std::vector<Story> told(static_cast<size_t>(ranks));
-        acc::debug_launcher(ranks, [&](acc::comm::Threads comm) {
-            bool been = false;
-            told[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, from, stop, [&](auto& accelerator) { at_stop(accelerator, been); });
-        });
-        return told;
-    };
-    auto const save_as = [&](char const* name) { return [=, dir = folder / name](auto& accelerator, bool&) { accelerator.save_state(dir); }; };
-    auto const through = run({}, first, save_as("first"));
-    run(folder / "first", second, save_as("second"));
-    auto const again = run(folder / "second", -1, save_as("never"));
-    auto const back = run(folder / "first", second, [&](auto& accelerator, bool& been) {
-        if (!std::exchange(been, true)) accelerator.load_state(folder / "first");
+    auto const run = stories<Precision, Sharding, Data>;
+    auto const save_as = [&](char const* name) { return [dir = folder / name](auto& accelerator) { accelerator.save_state(dir); }; };
+    auto const through = run(ranks, {}, first, save_as("first"));
+    run(ranks, folder / "first", second, save_as("second"));
+    auto const again = run(ranks, folder / "second", -1, [](auto&) {});
+    std::vector<char> been(static_cast<size_t>(ranks));
+    auto const back = run(ranks, folder / "first", second, [&](auto& accelerator) {
+        if (!std::exchange(been[static_cast<size_t>(accelerator.process_index())], true)) accelerator.load_state(folder / "first");
     });
     for (size_t r = 0; r < through.size(); ++r) {
         INFO("rank " << r);

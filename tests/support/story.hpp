@@ -155,4 +155,12 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, std::fu
     return told;
 }
 
+/// The same of so many ranks.
+template <class Precision, class Sharding, class Data = Indexed>
+std::vector<Story> stories(int64_t ranks, fs::path const& from, int64_t stop, std::function<void(Run<Precision, Sharding, typename Data::policy>&)> const& at_stop) {
+    std::vector<Story> told(static_cast<size_t>(ranks));
+    acc::debug_launcher(ranks, [&](acc::comm::Threads comm) { told[static_cast<size_t>(comm.rank())] = story<Precision, Sharding, Data>(comm, from, stop, at_stop); });
+    return told;
+}
+
 }  // namespace told
