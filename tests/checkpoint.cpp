@@ -810,6 +810,18 @@ TEST_CASE("why a rank's writer has failed reaches rank 0", "[async_checkpoint][t
     CHECK(has(asked(), {"E_IO", "rank 1 could not write"}));
 }
 
+TEST_CASE("a file's XXH3 is xxHash's of its bytes", "[file_hash]") {
+    Folder folder;
+    std::string bytes;
+    for (size_t const size : {0, 1, 240, 241, 1024, 262'144, 1'000'003}) {
+        while (bytes.size() < size) bytes += static_cast<char>(bytes.size() * 2654435761 >> 13);
+        auto const whole = XXH3_128bits(bytes.data(), bytes.size());
+        char expected[48];
+        std::snprintf(expected, sizeof expected, "xxh3-128:%016llx%016llx", static_cast<unsigned long long>(whole.high64), static_cast<unsigned long long>(whole.low64));
+        CHECK(acc::state::hash_of(acc::state::InputFile(folder.write("x", bytes)), acc::Hash::Xxh3) == expected);
+    }
+}
+
 TEST_CASE("SHA-256 is the standard's", "[sha256][file_hash]") {
     auto const digits = [](std::string const& text, size_t piece) {
         acc::state::Sha256 hash;

@@ -379,6 +379,19 @@ TEST_CASE("a file that changes while it is read is noticed", "[input_file][reade
         save();  // a new file under the old name: the reader still has the old one, whole
         CHECK(reader.read("b").eq(1).all().item<bool>());
     }
+    {  // large enough for two threads, of which either may come to the file's new end
+        auto const large = folder / "large";
+        auto const values = torch::arange(3 << 20);
+        acc::save_file({{"a", values}}, large);
+        state::SafetensorsReader const reader(large);
+        CHECK(reader.read("a").equal(values));
+        for (uintmax_t const size : {20'000'000, 5'000'000}) {
+            fs::resize_file(large, size);
+            std::string message;
+            CHECK(code_of([&] { reader.read("a"); }, &message) == "E_ST_CHANGED");
+            CHECK(message.find("ends at byte " + std::to_string(size)) != std::string::npos);
+        }
+    }
     // A writer that shrinks and grows the file meanwhile: either outcome, never a signal, never half a tensor.
     std::atomic<bool> begun = false, stop = false;
     std::thread writer([&] {

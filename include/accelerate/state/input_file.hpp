@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 namespace accelerate::state {
@@ -64,17 +66,26 @@ public:
     int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
     int descriptor() const { return fd_.get(); }
 
-    /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
+    /// Reads exactly `bytes` bytes from `position`; many in halves on two threads, as one core moves less than the memory could. Error E_ST_CHANGED
+    /// when the file has become shorter than it was.
     void read_at(void* to, int64_t bytes, int64_t position) const {
-        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
-        auto* out = static_cast<char*>(to);
-        while (bytes > 0) {
-            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) fail_io("cannot read", path_, errno);
-            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
-            out += n, bytes -= n, position += n;
+        auto* const out = static_cast<char*>(to);
+        static bool const cores = std::thread::hardware_concurrency() > 1;
+        constexpr int64_t many = int64_t{8} << 20;
+        if (bytes < many || !cores) return read_here(out, bytes, position);
+        auto const half = bytes / 2;
+        std::exception_ptr failure;
+        {
+            std::jthread const other([&] {
+                try {
+                    read_here(out + half, bytes - half, position + half);
+                } catch (...) {
+                    failure = std::current_exception();
+                }
+            });
+            read_here(out, half, position);
         }
+        if (failure) std::rethrow_exception(failure);
     }
 
     /// All of it, as text.
@@ -93,6 +104,17 @@ public:
 
 private:
     static constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+
+    void read_here(char* out, int64_t bytes, int64_t position) const {
+        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
+        while (bytes > 0) {
+            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail_io("cannot read", path_, errno);
+            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
+            out += n, bytes -= n, position += n;
+        }
+    }
 
     template <class Open>
     void opened(Open const& open) {

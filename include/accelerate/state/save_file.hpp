@@ -146,8 +146,13 @@ private:
         c10::NoGradGuard const no_grad;
         auto const& t = order_[next_++];
         auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-        file_.write(plain.const_data_ptr(), t.bytes);
-        seen(plain.const_data_ptr(), t.bytes);
+        auto const* const data = static_cast<char const*>(plain.const_data_ptr());
+        constexpr int64_t piece = 1 << 20;  // is in the cache when it is looked at again
+        for (int64_t at = 0; at < t.bytes; at += piece) {
+            auto const n = std::min(piece, t.bytes - at);
+            file_.write(data + at, n);
+            seen(data + at, n);
+        }
     }
 
     std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
