@@ -795,6 +795,36 @@ TEST_CASE("an asynchronous save is of the moment of the call, and training goes 
     CHECK(right == 12);
 }
 
+TEST_CASE("a writer rests between its pieces until somebody waits for it", "[pace][pending_save]") {
+    // One that rests at all is asleep more than it computes: its own clock falls behind the world's.
+    acc::state::Pace pace;
+    auto const computed = [] {
+        timespec t{};
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+    };
+    auto const work = [&](double seconds) {
+        for (auto const until = computed() + seconds; computed() < until;) pace.rest();
+    };
+    auto const passed = [&](auto&& body) {
+        auto const begin = std::chrono::steady_clock::now();
+        body();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    CHECK(passed([&] { work(0.02); }) > 0.06);
+    // Whoever waits ends it: these threads would never end of themselves.
+    std::atomic<int> ended = 0;
+    auto const until_hurried = [&](acc::state::Pace& p) {
+        while (!p.hurried()) p.rest();
+        ++ended;
+    };
+    acc::state::PendingSave waited(until_hurried);
+    waited.wait();
+    CHECK(ended == 1);
+    { acc::state::PendingSave const dropped(until_hurried); }
+    CHECK(ended == 2);
+}
+
 TEST_CASE("why a rank's writer has failed reaches rank 0", "[async_checkpoint][together]") {
     Folder folder;
     namespace detail = acc::state::detail;

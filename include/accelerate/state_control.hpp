@@ -21,7 +21,7 @@ namespace accelerate {
 
 /// How `save_state` writes.
 struct save_state_options {
-    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on. Needs memory for the copy
+    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on, in no hurry until somebody waits for it. Needs memory for the copy
     Hash hash = Hash::Xxh3;     ///< of the files
 };
 

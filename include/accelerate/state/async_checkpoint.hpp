@@ -57,7 +57,7 @@ inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Erro
 
 }  // namespace detail
 
-/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds; the call takes as long as copying. Threads of different ranks
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of different ranks
 /// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
 /// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
 template <class Comm>
@@ -74,9 +74,9 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
         if (comm.rank() == 0) detail::discard_checkpoint(hidden);
         throw;
     }
-    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
+    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)](Pace& pace) {
         try {
-            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash, [&] { pace.rest(); }));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
         } catch (std::exception const& e) {

@@ -102,12 +102,16 @@ std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path c
     return hidden;
 }
 
-/// Writes one rank's file into the hidden folder, durable; gives what rank 0 must know of it.
-inline std::string write_part(std::filesystem::path const& hidden, Contribution c, int64_t rank, Hash hash) {
+/// Writes one rank's file into the hidden folder, durable; gives what rank 0 must know of it. `between()` is called after each piece.
+template <class Between>
+std::string write_part(std::filesystem::path const& hidden, Contribution c, int64_t rank, Hash hash, Between const& between) {
     auto const path = hidden / rank_file(rank);
     SafetensorsWriter file(c.tensors, path, {});
     Hasher hasher(hash);
-    file.write([&](void const* data, int64_t bytes) { hasher.add(data, bytes); });
+    file.write([&](void const* data, int64_t bytes) {
+        hasher.add(data, bytes);
+        between();
+    });
     file.publish();
     only_for_owner(path);
     c.tells["size"] = file.bytes(), c.tells["hash"] = hasher.text();
@@ -145,7 +149,7 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
     int64_t bytes = 0;
     try {
         std::string mine;
-        together(comm, [&] { mine = detail::write_part(hidden, detail::contribution(components, comm.rank()), comm.rank(), hash); });
+        together(comm, [&] { mine = detail::write_part(hidden, detail::contribution(components, comm.rank()), comm.rank(), hash, [] {}); });
         auto const told = comm.all_gather_bytes(mine);
         together(comm, [&] {
             if (comm.rank() == 0) bytes = detail::publish_checkpoint(hidden, dir, told, about);

@@ -2,6 +2,7 @@
 
 #include <accelerate/core/error.hpp>
 #include <accelerate/core/log.hpp>
+#include <accelerate/state/pace.hpp>
 #include <exception>
 #include <functional>
 #include <thread>
@@ -9,13 +10,14 @@
 
 namespace accelerate::state {
 
-/// What a thread of this rank is writing. Whoever asks waits for its end and has its error; where nobody asks, the error is logged.
+/// What a thread of this rank is writing, at a pace that leaves training alone. Whoever asks hurries it, waits for its end and has its error;
+/// where nobody asks, the error is logged.
 class PendingSave {
 public:
-    explicit PendingSave(std::function<void()> write)
+    explicit PendingSave(std::function<void(Pace&)> write)
         : thread_([this, write = std::move(write)] {
               try {
-                  write();
+                  write(pace_);
               } catch (...) {
                   failure_ = std::current_exception();
               }
@@ -32,11 +34,13 @@ public:
     }
 
     void wait() {
+        pace_.hurry();
         thread_.join();
         if (failure_) std::rethrow_exception(failure_);
     }
 
 private:
+    Pace pace_;
     std::exception_ptr failure_;
     std::thread thread_;  // last: it uses the others
 };
