@@ -113,8 +113,13 @@ private:
             auto const n = ::write(file_.get(), from, std::min(size, size_t{16} << 20));  // much larger ones are slower
             if (n < 0 && errno == EINTR) continue;
             if (n < 0) fail_with("cannot write", errno);
-            from += n, size -= static_cast<size_t>(n);
+            from += n, size -= static_cast<size_t>(n), written_ += n;
         }
+        // The disk begins while the rest is written; what it has not done is left to fsync, which also hears of what goes wrong.
+        constexpr int64_t batch = int64_t{16} << 20;
+        if (written_ - begun_ < batch) return;
+        ::sync_file_range(file_.get(), begun_, written_ - begun_, SYNC_FILE_RANGE_WRITE);
+        begun_ = written_;
     }
 
     [[noreturn]] void fail_with(char const* what, int error) {
@@ -131,6 +136,7 @@ private:
     Descriptor folder_, file_;
     std::string temporary_;
     std::vector<char> buffer_;
+    int64_t written_ = 0, begun_ = 0;  ///< bytes given to the system, and those that it has been told to write
 };
 
 /// A small file, whole or not at all, durable when this returns.
