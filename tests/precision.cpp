@@ -3,6 +3,7 @@
 
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
 
+#include <accelerate/comm/threads.hpp>
 #include <accelerate/device/cpu.hpp>
 #include <accelerate/module/intercept.hpp>
 #include <accelerate/module/linear.hpp>
@@ -879,6 +880,79 @@ TEST_CASE("a delayed layer scales by the steps before, and its watch counts what
     CHECK(close(fresh, torch::matmul(by_hand<Recipe>(rows, e4m3, Operand::Activation), w8.t()) + layer->bias.detach().to(at::kDouble)));
     acc::precision::load_fp8_state_dict(model, state);
     CHECK(torch::equal(run(rows, steeper), y));
+}
+
+namespace {
+
+/// Two ranks that each keep a part of a weight, cut in the middle of a row, and send it in fp8, against a layer that has all of it.
+template <class Recipe, acc::Gemm G>
+void travels_in_fp8() {
+    using Policy = acc::precision::Fp8<Recipe, acc::fp8{.margin = 1, .gemm = G}>;
+    using Layer = acc::Linear<acc::Strategy<acc::place::Resident, Policy>>;
+    torch::manual_seed(3);
+    Layer whole(32, 48);
+    whole->runs_in_fp8 = true;
+    auto const weight = whole->weight.detach().clone(), bias = whole->bias.detach().clone(), x = torch::randn({16, 32});
+    auto const learnt = [&](Layer& layer) {
+        auto const in = x.clone().requires_grad_();
+        torch::Tensor y;
+        {
+            typename Policy::template scope<Cpu> scope;
+            y = layer(in);
+        }
+        y.to(at::kFloat).square().sum().backward();
+        return std::vector<torch::Tensor>{y.detach(), in.grad(), layer->weight.grad(), layer->bias.grad()};
+    };
+    auto const expected = learnt(whole);
+    std::atomic<int64_t> right = 0, bytes = 0;
+    acc::comm::Threads::run(2, [&](acc::comm::Threads const& comm) {
+        auto const flat = weight.view({-1});
+        auto const cut = 5 * 32 + 7;
+        auto const mine = comm.rank() == 0 ? flat.slice(0, 0, cut) : flat.slice(0, cut);
+        Layer layer(32, 48);
+        if (layer->weight_travels()) return;  // nobody has said that it runs in fp8
+        layer->runs_in_fp8 = true;
+        {
+            torch::NoGradGuard const no_grad;
+            layer->bias.copy_(bias);
+            layer->weight.fill_(std::numeric_limits<float>::quiet_NaN());  // must not be read
+        }
+        if (!layer->weight_travels()) return;
+        auto const amax = mine.abs().max();
+        comm.all_reduce(amax, acc::comm::Reduction::Max);
+        auto const scale = layer->weight_scale(amax);
+        auto const sent = acc::precision::saturated(mine * scale, at::kFloat8_e4m3fn);
+        bytes += static_cast<int64_t>(sent.nbytes());
+        layer->take_weight({comm.all_gather(sent.view(at::kByte)).view(at::kFloat8_e4m3fn).view({48, 32}), scale});
+        auto const found = learnt(layer);
+        for (size_t i = 0; i < expected.size(); ++i) right += torch::equal(found[i], expected[i]);
+        layer->kept->forget();
+        right += learnt(layer)[0].isnan().all().template item<bool>();
+        layer->eval();
+        right += !layer->weight_travels();  // runs in bf16
+    });
+    CHECK(right == 2 * 6);
+    CHECK(bytes == 32 * 48);
+}
+
+template <class Recipe, acc::fp8 O = acc::fp8{}>
+bool travels() {
+    acc::Linear<acc::Strategy<acc::place::Resident, acc::precision::Fp8<Recipe, O>>> layer(32, 48);
+    layer->runs_in_fp8 = true;
+    return layer->weight_travels();
+}
+
+}  // namespace
+
+TEST_CASE("an fp8 layer takes a weight that was gathered in fp8", "[fp8_linear][weight_cache]") {
+    travels_in_fp8<acc::recipe::Tensorwise, acc::Gemm::Widened>();
+    travels_in_fp8<acc::recipe::Tensorwise, acc::Gemm::Native>();
+    travels_in_fp8<acc::recipe::Delayed<4>, acc::Gemm::Widened>();
+    CHECK_FALSE(travels<acc::recipe::Rowwise>());
+    CHECK_FALSE(travels<acc::recipe::Blockwise>());
+    CHECK(travels<acc::recipe::LowBitOptimizer<2>>());
+    CHECK_FALSE(travels<acc::recipe::Tensorwise, acc::fp8{.override_dgrad = true}>());
+    CHECK_FALSE(travels<acc::recipe::Tensorwise, acc::fp8{.shadow = true}>());
 }
 
 TEST_CASE("an fp8 layer runs in bf16 where it is told to", "[fp8_linear][fp8]") {

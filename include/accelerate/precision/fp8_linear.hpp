@@ -89,6 +89,15 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         return {to_x, to_weight, to_bias, at::Tensor(), at::Tensor()};
     }
 
+    /// The weight in e4m3, rounded elsewhere, becomes what the products take.
+    static void take(Fp8State const& state, Rounded const& weight) {
+        auto const with = [&](WeightCache::Form form, at::Tensor const& numbers) {
+            state.kept->take(form, on_units(numbers) ? Rounded{detail::padded_columns(numbers), weight.scale} : Rounded{numbers.to(at::kFloat) / weight.scale, {}});
+        };
+        with(WeightCache::Rows, weight.numbers);
+        with(WeightCache::Columns, weight.numbers.t());
+    }
+
 private:
     /// How products take a matrix: summing over its columns, or over its rows.
     struct Ways {
@@ -157,6 +166,15 @@ struct Fp8Layer : WeightKeeper {
     explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history), kept)) {}
     Fp8Layer(Fp8Layer const& other) : WeightKeeper(other), runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(other.state->history, kept)) {}
     Fp8Layer& operator=(Fp8Layer const&) = delete;
+    virtual ~Fp8Layer() = default;
+
+    /// For shardings that gather weights in fp8, a quarter of the bytes (torchao's `enable_fsdp_float8_all_gather`). Where the weight `travels`,
+    /// each rank rounds what it keeps of it (`saturated(part * scale, kFloat8_e4m3fn)`) by the scale of the largest magnitude on all ranks, and
+    /// the layer takes the whole: forward and backward are those of the weight itself, whose memory is not read until `kept->forget()`.
+    /// It does not travel where a layer has several scales, or needs it in bf16 as well.
+    virtual bool weight_travels() const = 0;
+    virtual at::Tensor weight_scale(at::Tensor const& amax) const = 0;
+    virtual void take_weight(Rounded const& rounded) = 0;
 
     bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
     c10::intrusive_ptr<Fp8State> state;
@@ -181,7 +199,7 @@ public:
 
     at::Tensor forward(at::Tensor const& x) {
         auto const device = x.device().type();
-        if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+        if (!in_fp8() || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias, *this->kept);
         AutocastPause const pause(device);
         return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state, at::GradMode::is_enabled() && this->weight.requires_grad());
@@ -190,6 +208,13 @@ public:
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
         return clone_of<Impl>(*this, device);
     }
+
+    bool weight_travels() const override { return scales_of<Recipe> == Fp8Scales::Matrix && !O.override_fprop && !O.override_dgrad && !O.shadow && in_fp8(); }
+    at::Tensor weight_scale(at::Tensor const& amax) const override { return fp8_scale(amax, at::kFloat8_e4m3fn, O.margin); }
+    void take_weight(Rounded const& rounded) override { Fp8Product<Recipe, O>::take(*this->state, rounded); }
+
+private:
+    bool in_fp8() const { return this->runs_in_fp8 && (O.use_autocast_during_eval || this->is_training()); }
 };
 
 }  // namespace precision

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <memory>
+#include <utility>
 
 namespace accelerate::precision {
 
@@ -14,8 +15,8 @@ struct Rounded {
 };
 
 /// What a layer makes of its weight for its products. Once `keep` has been called it is made at the first use and lasts until the weight
-/// changes: operations on it are noticed, and prepared models, whose optimizers write past LibTorch, call `forget`. Costs the size of
-/// what is kept.
+/// changes: operations on it are noticed, and prepared models, whose optimizers write past LibTorch, call `forget`. What was made elsewhere
+/// is given by `take`, and lasts until `forget` whatever the weight's memory holds. Costs the size of what is kept.
 class WeightCache {
 public:
     enum Form {
@@ -26,11 +27,13 @@ public:
 
     void keep() { keeps_ = true; }
     bool keeps() const { return keeps_; }
-    void forget() { kept_ = {}; }
+    void forget() { kept_ = {}, taken_ = {}; }
+    void take(Form form, Rounded made) { taken_[form] = std::move(made); }
 
     /// The weight in that form: as kept, else `make()`.
     template <class F>
     Rounded get(at::Tensor const& weight, Form form, F&& make) {
+        if (taken_[form].numbers.defined()) return taken_[form];
         if (!keeps_ || weight.is_inference()) return make();
         auto& [made, data, version] = kept_[form];
         auto const& numbers = made.numbers;
@@ -48,6 +51,7 @@ private:
     };
 
     std::array<Kept, 3> kept_;
+    std::array<Rounded, 3> taken_;
     bool keeps_ = false;
 };
 
