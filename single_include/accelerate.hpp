@@ -123,6 +123,7 @@
 #include <xxhash.h>
 #include <variant>
 #include <c10/util/ArrayRef.h>
+#include <time.h>
 #include <ATen/Version.h>
 #include <torch/version.h>
 #include <ATen/ops/ones.h>
@@ -1098,8 +1099,8 @@ struct Rounded {
 };
 
 /// What a layer makes of its weight for its products. Once `keep` has been called it is made at the first use and lasts until the weight
-/// changes: operations on it are noticed, and prepared models, whose optimizers write past LibTorch, call `forget`. Costs the size of
-/// what is kept.
+/// changes: operations on it are noticed, and prepared models, whose optimizers write past LibTorch, call `forget`. What was made elsewhere
+/// is given by `take`, and lasts until `forget` whatever the weight's memory holds. Costs the size of what is kept.
 class WeightCache {
 public:
     enum Form {
@@ -1110,11 +1111,13 @@ public:
 
     void keep() { keeps_ = true; }
     bool keeps() const { return keeps_; }
-    void forget() { kept_ = {}; }
+    void forget() { kept_ = {}, taken_ = {}; }
+    void take(Form form, Rounded made) { taken_[form] = std::move(made); }
 
     /// The weight in that form: as kept, else `make()`.
     template <class F>
     Rounded get(at::Tensor const& weight, Form form, F&& make) {
+        if (taken_[form].numbers.defined()) return taken_[form];
         if (!keeps_ || weight.is_inference()) return make();
         auto& [made, data, version] = kept_[form];
         auto const& numbers = made.numbers;
@@ -1132,6 +1135,7 @@ private:
     };
 
     std::array<Kept, 3> kept_;
+    std::array<Rounded, 3> taken_;
     bool keeps_ = false;
 };
 
@@ -13223,17 +13227,26 @@ public:
     int64_t size() const { return static_cast<int64_t>(at_open_.st_size); }
     int descriptor() const { return fd_.get(); }
 
-    /// Reads exactly `bytes` bytes from `position`. Error E_ST_CHANGED when the file has become shorter than it was.
+    /// Reads exactly `bytes` bytes from `position`; many in halves on two threads, as one core moves less than the memory could. Error E_ST_CHANGED
+    /// when the file has become shorter than it was.
     void read_at(void* to, int64_t bytes, int64_t position) const {
-        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
-        auto* out = static_cast<char*>(to);
-        while (bytes > 0) {
-            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) fail_io("cannot read", path_, errno);
-            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
-            out += n, bytes -= n, position += n;
+        auto* const out = static_cast<char*>(to);
+        static bool const cores = std::thread::hardware_concurrency() > 1;
+        constexpr int64_t many = int64_t{8} << 20;
+        if (bytes < many || !cores) return read_here(out, bytes, position);
+        auto const half = bytes / 2;
+        std::exception_ptr failure;
+        {
+            std::jthread const other([&] {
+                try {
+                    read_here(out + half, bytes - half, position + half);
+                } catch (...) {
+                    failure = std::current_exception();
+                }
+            });
+            read_here(out, half, position);
         }
+        if (failure) std::rethrow_exception(failure);
     }
 
     /// All of it, as text.
@@ -13252,6 +13265,17 @@ public:
 
 private:
     static constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+
+    void read_here(char* out, int64_t bytes, int64_t position) const {
+        constexpr int64_t most = int64_t{1} << 30;  // Linux moves at most 2^31 bytes a call
+        while (bytes > 0) {
+            auto const n = ::pread(fd_.get(), out, static_cast<size_t>(std::min(bytes, most)), static_cast<off_t>(position));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail_io("cannot read", path_, errno);
+            check(n > 0, code::st_changed, path_, " ends at byte ", position, " but had ", size(), " bytes when it was opened; is somebody writing it?");
+            out += n, bytes -= n, position += n;
+        }
+    }
 
     template <class Open>
     void opened(Open const& open) {
@@ -14615,8 +14639,13 @@ private:
             auto const n = ::write(file_.get(), from, std::min(size, size_t{16} << 20));  // much larger ones are slower
             if (n < 0 && errno == EINTR) continue;
             if (n < 0) fail_with("cannot write", errno);
-            from += n, size -= static_cast<size_t>(n);
+            from += n, size -= static_cast<size_t>(n), written_ += n;
         }
+        // The disk begins while the rest is written; what it has not done is left to fsync, which also hears of what goes wrong.
+        constexpr int64_t batch = int64_t{16} << 20;
+        if (written_ - begun_ < batch) return;
+        ::sync_file_range(file_.get(), begun_, written_ - begun_, SYNC_FILE_RANGE_WRITE);
+        begun_ = written_;
     }
 
     [[noreturn]] void fail_with(char const* what, int error) {
@@ -14633,6 +14662,7 @@ private:
     Descriptor folder_, file_;
     std::string temporary_;
     std::vector<char> buffer_;
+    int64_t written_ = 0, begun_ = 0;  ///< bytes given to the system, and those that it has been told to write
 };
 
 /// A small file, whole or not at all, durable when this returns.
@@ -14778,8 +14808,13 @@ private:
         c10::NoGradGuard const no_grad;
         auto const& t = order_[next_++];
         auto const plain = t.tensor->cpu().resolve_conj().resolve_neg().contiguous();
-        file_.write(plain.const_data_ptr(), t.bytes);
-        seen(plain.const_data_ptr(), t.bytes);
+        auto const* const data = static_cast<char const*>(plain.const_data_ptr());
+        constexpr int64_t piece = 1 << 20;  // is in the cache when it is looked at again
+        for (int64_t at = 0; at < t.bytes; at += piece) {
+            auto const n = std::min(piece, t.bytes - at);
+            file_.write(data + at, n);
+            seen(data + at, n);
+        }
     }
 
     std::string head(std::filesystem::path const& path, std::map<std::string, std::string> const& metadata) const {
@@ -15139,12 +15174,18 @@ enum class Hash { Xxh3, Sha256 };
 
 namespace state {
 
+/// xxHash's own choice by the CPU's units, where the library was built with it: on x86 it is twice as fast as what is compiled for all CPUs.
+extern "C" __attribute__((weak)) XXH_errorcode XXH3_128bits_update_dispatch(XXH3_state_t*, void const*, size_t);
+
 /// XXH3, 128 bits, seed 0, fed piece by piece.
 class Xxh3 {
 public:
     Xxh3() : state_(XXH3_createState(), &XXH3_freeState) { check(state_ != nullptr && XXH3_128bits_reset(state_.get()) == XXH_OK, code::internal, "cannot make the state of a hash"); }
 
-    void add(void const* data, int64_t bytes) { XXH3_128bits_update(state_.get(), data, static_cast<size_t>(bytes)); }
+    void add(void const* data, int64_t bytes) {
+        auto* const update = XXH3_128bits_update_dispatch != nullptr ? XXH3_128bits_update_dispatch : XXH3_128bits_update;
+        update(state_.get(), data, static_cast<size_t>(bytes));
+    }
     std::string digits() {
         auto const digest = XXH3_128bits_digest(state_.get());
         char text[40];
@@ -16067,12 +16108,16 @@ std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path c
     return hidden;
 }
 
-/// Writes one rank's file into the hidden folder, durable; gives what rank 0 must know of it.
-inline std::string write_part(std::filesystem::path const& hidden, Contribution c, int64_t rank, Hash hash) {
+/// Writes one rank's file into the hidden folder, durable; gives what rank 0 must know of it. `between()` is called after each piece.
+template <class Between>
+std::string write_part(std::filesystem::path const& hidden, Contribution c, int64_t rank, Hash hash, Between const& between) {
     auto const path = hidden / rank_file(rank);
     SafetensorsWriter file(c.tensors, path, {});
     Hasher hasher(hash);
-    file.write([&](void const* data, int64_t bytes) { hasher.add(data, bytes); });
+    file.write([&](void const* data, int64_t bytes) {
+        hasher.add(data, bytes);
+        between();
+    });
     file.publish();
     only_for_owner(path);
     c.tells["size"] = file.bytes(), c.tells["hash"] = hasher.text();
@@ -16110,7 +16155,7 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
     int64_t bytes = 0;
     try {
         std::string mine;
-        together(comm, [&] { mine = detail::write_part(hidden, detail::contribution(components, comm.rank()), comm.rank(), hash); });
+        together(comm, [&] { mine = detail::write_part(hidden, detail::contribution(components, comm.rank()), comm.rank(), hash, [] {}); });
         auto const told = comm.all_gather_bytes(mine);
         together(comm, [&] {
             if (comm.rank() == 0) bytes = detail::publish_checkpoint(hidden, dir, told, about);
@@ -16124,17 +16169,51 @@ int64_t write_checkpoint(Comm const& comm, std::filesystem::path const& dir, std
 
 }  // namespace accelerate::state
 
+// ---- accelerate/state/pace.hpp
+
+namespace accelerate::state {
+
+/// How a thread that writes beside training lets it go first: it rests three times as long as it has computed, and so takes its share of the
+/// memory's rate from several steps a little instead of from one all; until somebody waits for it. Waiting for the disk counts as rest.
+class Pace {
+public:
+    /// By the thread, now and then.
+    void rest() {
+        constexpr std::chrono::nanoseconds worth = std::chrono::microseconds(500), longest = std::chrono::milliseconds(20);
+        auto const computed = this_thread() - before_;
+        if (hurried() || computed < worth) return;
+        std::this_thread::sleep_for(std::min(3 * computed, longest));
+        before_ = this_thread();
+    }
+    /// By who waits for the thread: it rests no more.
+    void hurry() { hurried_.store(true, std::memory_order_relaxed); }
+    bool hurried() const { return hurried_.load(std::memory_order_relaxed); }
+
+private:
+    static std::chrono::nanoseconds this_thread() {
+        timespec used{};
+        ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+        return std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
+    }
+
+    std::chrono::nanoseconds before_{0};
+    std::atomic<bool> hurried_ = false;
+};
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state/pending_save.hpp
 
 namespace accelerate::state {
 
-/// What a thread of this rank is writing. Whoever asks waits for its end and has its error; where nobody asks, the error is logged.
+/// What a thread of this rank is writing, at a pace that leaves training alone. Whoever asks hurries it, waits for its end and has its error;
+/// where nobody asks, the error is logged.
 class PendingSave {
 public:
-    explicit PendingSave(std::function<void()> write)
+    explicit PendingSave(std::function<void(Pace&)> write)
         : thread_([this, write = std::move(write)] {
               try {
-                  write();
+                  write(pace_);
               } catch (...) {
                   failure_ = std::current_exception();
               }
@@ -16151,11 +16230,13 @@ public:
     }
 
     void wait() {
+        pace_.hurry();
         thread_.join();
         if (failure_) std::rethrow_exception(failure_);
     }
 
 private:
+    Pace pace_;
     std::exception_ptr failure_;
     std::thread thread_;  // last: it uses the others
 };
@@ -16258,7 +16339,7 @@ inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Erro
 
 }  // namespace detail
 
-/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds; the call takes as long as copying. Threads of different ranks
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of different ranks
 /// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
 /// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
 template <class Comm>
@@ -16275,9 +16356,9 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
         if (comm.rank() == 0) detail::discard_checkpoint(hidden);
         throw;
     }
-    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)] {
+    return std::make_unique<PendingSave>([=, rank = comm.rank(), world = comm.size(), about = std::move(about), published = std::move(published)](Pace& pace) {
         try {
-            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash));
+            write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash, [&] { pace.rest(); }));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
         } catch (std::exception const& e) {
@@ -16431,7 +16512,7 @@ namespace accelerate {
 
 /// How `save_state` writes.
 struct save_state_options {
-    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on. Needs memory for the copy
+    bool asynchronous = false;  ///< copies the state and returns; a thread writes the copy while training goes on, in no hurry until somebody waits for it. Needs memory for the copy
     Hash hash = Hash::Xxh3;     ///< of the files
 };
 
@@ -20846,6 +20927,15 @@ struct Fp8Product : torch::autograd::Function<Fp8Product<Recipe, O>> {
         return {to_x, to_weight, to_bias, at::Tensor(), at::Tensor()};
     }
 
+    /// The weight in e4m3, rounded elsewhere, becomes what the products take.
+    static void take(Fp8State const& state, Rounded const& weight) {
+        auto const with = [&](WeightCache::Form form, at::Tensor const& numbers) {
+            state.kept->take(form, on_units(numbers) ? Rounded{detail::padded_columns(numbers), weight.scale} : Rounded{numbers.to(at::kFloat) / weight.scale, {}});
+        };
+        with(WeightCache::Rows, weight.numbers);
+        with(WeightCache::Columns, weight.numbers.t());
+    }
+
 private:
     /// How products take a matrix: summing over its columns, or over its rows.
     struct Ways {
@@ -20914,6 +21004,15 @@ struct Fp8Layer : WeightKeeper {
     explicit Fp8Layer(AmaxHistory history) : state(c10::make_intrusive<Fp8State>(std::move(history), kept)) {}
     Fp8Layer(Fp8Layer const& other) : WeightKeeper(other), runs_in_fp8(other.runs_in_fp8), state(c10::make_intrusive<Fp8State>(other.state->history, kept)) {}
     Fp8Layer& operator=(Fp8Layer const&) = delete;
+    virtual ~Fp8Layer() = default;
+
+    /// For shardings that gather weights in fp8, a quarter of the bytes (torchao's `enable_fsdp_float8_all_gather`). Where the weight `travels`,
+    /// each rank rounds what it keeps of it (`saturated(part * scale, kFloat8_e4m3fn)`) by the scale of the largest magnitude on all ranks, and
+    /// the layer takes the whole: forward and backward are those of the weight itself, whose memory is not read until `kept->forget()`.
+    /// It does not travel where a layer has several scales, or needs it in bf16 as well.
+    virtual bool weight_travels() const = 0;
+    virtual at::Tensor weight_scale(at::Tensor const& amax) const = 0;
+    virtual void take_weight(Rounded const& rounded) = 0;
 
     bool runs_in_fp8 = false;  ///< decided by `prepare`; until then in bf16
     c10::intrusive_ptr<Fp8State> state;
@@ -20938,7 +21037,7 @@ public:
 
     at::Tensor forward(at::Tensor const& x) {
         auto const device = x.device().type();
-        if (!this->runs_in_fp8 || !(O.use_autocast_during_eval || this->is_training()) || !at::autocast::is_autocast_enabled(device))
+        if (!in_fp8() || !at::autocast::is_autocast_enabled(device))
             return Product<at::kBFloat16, O.gemm>::linear(x, this->weight, this->bias, *this->kept);
         AutocastPause const pause(device);
         return Fp8Product<Recipe, O>::apply(x, this->weight, this->bias.defined() ? std::optional(this->bias) : std::nullopt, this->state, at::GradMode::is_enabled() && this->weight.requires_grad());
@@ -20947,6 +21046,13 @@ public:
     std::shared_ptr<torch::nn::Module> clone(std::optional<at::Device> const& device = std::nullopt) const override {
         return clone_of<Impl>(*this, device);
     }
+
+    bool weight_travels() const override { return scales_of<Recipe> == Fp8Scales::Matrix && !O.override_fprop && !O.override_dgrad && !O.shadow && in_fp8(); }
+    at::Tensor weight_scale(at::Tensor const& amax) const override { return fp8_scale(amax, at::kFloat8_e4m3fn, O.margin); }
+    void take_weight(Rounded const& rounded) override { Fp8Product<Recipe, O>::take(*this->state, rounded); }
+
+private:
+    bool in_fp8() const { return this->runs_in_fp8 && (O.use_autocast_during_eval || this->is_training()); }
 };
 
 }  // namespace precision
