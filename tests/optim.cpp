@@ -251,7 +251,13 @@ TEST_CASE("maximize climbs where the same recipe would descend", "[rules]") {
 TEST_CASE("recipes with impossible values are refused by name", "[recipes][rules]") {
     auto model = std::make_shared<FakeModel>(some_parameters());
     auto refused = [&](auto recipe) { return code_of([&] { bind(recipe, std::vector{model}); }); };
-    CHECK(refused(acc::optim::AdamW{.lr = -1}) == acc::code::config);
+    double const nan = std::numeric_limits<double>::quiet_NaN(), infinite = std::numeric_limits<double>::infinity();
+    for (double const bad : {-1.0, nan, infinite}) {
+        CHECK(refused(acc::optim::AdamW{.lr = bad}) == acc::code::config);
+        CHECK(refused(acc::optim::Sgd{.weight_decay = bad}) == acc::code::config);
+        CHECK(refused(acc::optim::AdamW{.groups = {{.lr = bad}}}) == acc::code::config);
+        CHECK(refused(acc::optim::AdamW{.groups = {{.match = [](std::string const&) { return false; }, .weight_decay = bad}}}) == acc::code::config);
+    }
     CHECK(refused(acc::optim::AdamW{.betas = {0.9, 1.0}}) == acc::code::config);
     CHECK(refused(acc::optim::Adam{.eps = -1}) == acc::code::config);
     CHECK(refused(Sgd{.nesterov = true}) == acc::code::config);
@@ -759,6 +765,7 @@ TEST_CASE("parameter groups: first match, no decay on norms and biases, ratios u
     CHECK(difference(parameters, reference) < 2e-6);
 
     optimizer.set_lr(5e-3);
+    for (double const bad : {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) CHECK(code_of([&] { optimizer.set_lr(bad); }) == acc::code::config);
     CHECK(optimizer.lr() == 5e-3);
     for (auto& group : expected.param_groups()) group.options().set_lr(group.options().get_lr() / 2);
     for (int64_t i = 5; i < 10; ++i) step(i);
@@ -1082,6 +1089,7 @@ TEST_CASE("a torch::optim optimizer behind the same interface", "[torch_adapter]
     optimizer.step();
     CHECK((optimizer.step_was_skipped() && optimizer.updates() == 4));
     optimizer.set_lr(5e-3);
+    CHECK(code_of([&] { optimizer.set_lr(-1); }) == acc::code::config);
     CHECK(optimizer.lr() == 5e-3);
     CHECK(optimizer.unwrap().param_groups()[0].options().get_lr() == 5e-3);
     CHECK(optimizer.models().size() == 1);

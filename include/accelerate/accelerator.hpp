@@ -48,7 +48,6 @@ public:
 
     explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
         if constexpr (requires { Device::select(int64_t{}); }) Device::select(training_->comm.local_rank());
-        training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
         this->watch_signals();
     }
     Accelerator(Accelerator const&) = delete;

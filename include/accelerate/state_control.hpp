@@ -165,8 +165,7 @@ private:
             log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
         };
         if (how.asynchronous) {
-            std::chrono::milliseconds const deadline(static_cast<int64_t>(t.options.timeout_s * 1e3));
-            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, deadline, published); });
+            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, t.deadline(), published); });
             return;
         }
         on_each_node([&] {

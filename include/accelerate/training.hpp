@@ -135,7 +135,11 @@ public:
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
+        comm.set_deadline(deadline());
     }
+    /// At most a year, so that it can be counted.
+    std::chrono::milliseconds deadline() const { return std::chrono::milliseconds(static_cast<int64_t>(std::max(1.0, 1e3 * std::min(options.timeout_s, 365 * 24 * 3600.0)))); }
 
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.

@@ -4,7 +4,10 @@
 #include <accelerate/core/log.hpp>
 #include <accelerate/optim/callable.hpp>
 #include <accelerate/sharding/flat.hpp>
+#include <cmath>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace accelerate::optim {
@@ -16,6 +19,9 @@ struct ParameterGroup {
     std::optional<double> lr = {};
     std::optional<double> weight_decay = {};
 };
+
+/// Error E_CONFIG for a learning rate, or a weight decay, with which an update would go the other way or nowhere.
+inline void check_hyper(double value, std::string_view what) { check(value >= 0 && std::isfinite(value), code::config, what, " is ", value, "; it must be at least 0, and finite"); }
 
 /// The hyper-parameters that may differ between parameters, and what `set_lr` needs to scale them.
 struct Hyper {
@@ -32,8 +38,12 @@ public:
     template <class Recipe>
     explicit Grouping(Recipe const& recipe)
         : base_{recipe.lr, recipe.lr, recipe.weight_decay}, no_decay_(recipe.no_decay_on_norms_and_biases), rules_(recipe.groups), used_(recipe.groups.size()) {
-        for (auto const& rule : rules_)
+        for (size_t i = 0; i < rules_.size(); ++i) {
+            auto const& rule = rules_[i];
+            check_hyper(rule.lr.value_or(0), concat("optimizer: lr of parameter group ", i));
+            check_hyper(rule.weight_decay.value_or(0), concat("optimizer: weight_decay of parameter group ", i));
             check(!rule.lr || recipe.lr != 0, code::config, "optimizer: a parameter group with its own lr needs a recipe whose lr is not 0, since set_lr keeps the ratio of the two");
+        }
     }
 
     /// Index of the set that the parameter belongs to. A group's explicit `weight_decay` wins over `no_decay_on_norms_and_biases`.

@@ -46,7 +46,7 @@ public:
     /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
     double lr() const { return shared_->grouping.lr(); }
     void set_lr(double lr) {
-        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        check_hyper(lr, "optimizer.set_lr: the learning rate");
         shared_->grouping.set_lr(lr);
     }
 

@@ -69,8 +69,8 @@ inline void validate_betas(std::pair<double, double> const& betas, char const* k
 
 template <class R>
 void validate_common(R const& r, char const* kind) {
-    validate(r.lr >= 0, kind, "lr must be at least 0, and a number");
-    validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    check_hyper(r.lr, concat("optim::", kind, ": lr"));
+    check_hyper(r.weight_decay, concat("optim::", kind, ": weight_decay"));
     validate(r.ema_decay >= 0 && r.ema_decay < 1, kind, "ema_decay must be in [0, 1)");
     validate_storage(r.storage, r.operations, kind);
 }

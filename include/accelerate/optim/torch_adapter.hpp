@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/core/log.hpp>
+#include <accelerate/optim/groups.hpp>
 #include <accelerate/optim/torch_state.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <concepts>
@@ -46,7 +47,7 @@ public:
     /// Of the first parameter group; the others keep their ratio to it.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
-        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        check_hyper(lr, "optimizer.set_lr: the learning rate");
         auto& s = *shared_;
         s.lr = lr;
         auto& groups = s.held->param_groups();
