@@ -80,7 +80,10 @@ struct Cosine {
 
     static constexpr char const* kind = "Cosine";
     Unit unit() const { return common_unit(kind, {warmup, total}); }
-    void validate() const { detail::validate_lengths(kind, warmup, total); }
+    void validate() const {
+        detail::validate_lengths(kind, warmup, total);
+        check(std::isfinite(cycles), code::config, "schedule::Cosine: .cycles is ", cycles, "; it must be finite");  // its factor would be 0
+    }
     double factor(int64_t s) const {
         return detail::warmed(s, warmup, [&](int64_t t) {
             auto const x = detail::progress(t, warmup, total);
