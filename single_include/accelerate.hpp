@@ -2306,7 +2306,11 @@ public:
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
+        comm.set_deadline(deadline());
     }
+    /// At most a year, so that it can be counted.
+    std::chrono::milliseconds deadline() const { return std::chrono::milliseconds(static_cast<int64_t>(std::max(1.0, 1e3 * std::min(options.timeout_s, 365 * 24 * 3600.0)))); }
 
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
@@ -9503,6 +9507,7 @@ public:
     void gradients_cleared() { cleared_ = versions(); }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        bring_parameters_home();
         return true;
     }
     void after_step() {}
@@ -9582,6 +9587,24 @@ protected:
         buckets_ = plan.buckets;
         cleared_.clear();
         ++layout_;
+    }
+
+    /// A parameter that was given other memory since (`set_data`, `module->to`) goes back into its flat with its new values: an optimizer would
+    /// update what nobody uses. Error E_CONFIG when it has become something else.
+    void bring_parameters_home() {
+        for (size_t f = 0; f < views_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto& [name, p, begin, numel, registration] = flats_[f].slots[s];
+                auto const& flat = flats_[f].parameters;
+                if (p.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == flat.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) [[likely]]
+                    continue;
+                check(p.dtype() == flat.dtype() && p.device() == flat.device() && p.sizes() == views_[f][s].sizes(), code::config, "optimizer.step: parameter ", name, " is ", p.toString(), " ", p.sizes(),
+                      " now; when it was prepared it was ", flat.toString(), " ", views_[f][s].sizes(), ". Change a model before prepare");
+                at::NoGradGuard const no_grad;
+                auto const home = view_like(flat, begin, views_[f][s]);
+                home.copy_(p.detach());
+                p.set_data(home);
+            }
     }
 
     /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
@@ -10590,6 +10613,9 @@ struct ParameterGroup {
     std::optional<double> weight_decay = {};
 };
 
+/// Error E_CONFIG for a learning rate, or a weight decay, with which an update would go the other way or nowhere.
+inline void check_hyper(double value, std::string_view what) { check(value >= 0 && std::isfinite(value), code::config, what, " is ", value, "; it must be at least 0, and finite"); }
+
 /// The hyper-parameters that may differ between parameters, and what `set_lr` needs to scale them.
 struct Hyper {
     double lr = 0;            ///< in force now
@@ -10605,8 +10631,12 @@ public:
     template <class Recipe>
     explicit Grouping(Recipe const& recipe)
         : base_{recipe.lr, recipe.lr, recipe.weight_decay}, no_decay_(recipe.no_decay_on_norms_and_biases), rules_(recipe.groups), used_(recipe.groups.size()) {
-        for (auto const& rule : rules_)
+        for (size_t i = 0; i < rules_.size(); ++i) {
+            auto const& rule = rules_[i];
+            check_hyper(rule.lr.value_or(0), concat("optimizer: lr of parameter group ", i));
+            check_hyper(rule.weight_decay.value_or(0), concat("optimizer: weight_decay of parameter group ", i));
             check(!rule.lr || recipe.lr != 0, code::config, "optimizer: a parameter group with its own lr needs a recipe whose lr is not 0, since set_lr keeps the ratio of the two");
+        }
     }
 
     /// Index of the set that the parameter belongs to. A group's explicit `weight_decay` wins over `no_decay_on_norms_and_biases`.
@@ -10997,8 +11027,8 @@ inline void validate_betas(std::pair<double, double> const& betas, char const* k
 
 template <class R>
 void validate_common(R const& r, char const* kind) {
-    validate(r.lr >= 0, kind, "lr must be at least 0, and a number");
-    validate(r.weight_decay >= 0, kind, "weight_decay must not be negative");
+    check_hyper(r.lr, concat("optim::", kind, ": lr"));
+    check_hyper(r.weight_decay, concat("optim::", kind, ": weight_decay"));
     validate(r.ema_decay >= 0 && r.ema_decay < 1, kind, "ema_decay must be in [0, 1)");
     validate_storage(r.storage, r.operations, kind);
 }
@@ -11331,7 +11361,7 @@ public:
     /// The recipe's learning rate as it is now; groups with their own keep their ratio to it.
     double lr() const { return shared_->grouping.lr(); }
     void set_lr(double lr) {
-        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        check_hyper(lr, "optimizer.set_lr: the learning rate");
         shared_->grouping.set_lr(lr);
     }
 
@@ -11683,7 +11713,7 @@ public:
     /// Of the first parameter group; the others keep their ratio to it.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
-        check(lr >= 0, code::config, "optimizer.set_lr: the learning rate is ", lr, "; it must not be negative");
+        check_hyper(lr, "optimizer.set_lr: the learning rate");
         auto& s = *shared_;
         s.lr = lr;
         auto& groups = s.held->param_groups();
@@ -11987,7 +12017,10 @@ struct Cosine {
 
     static constexpr char const* kind = "Cosine";
     Unit unit() const { return common_unit(kind, {warmup, total}); }
-    void validate() const { detail::validate_lengths(kind, warmup, total); }
+    void validate() const {
+        detail::validate_lengths(kind, warmup, total);
+        check(std::isfinite(cycles), code::config, "schedule::Cosine: .cycles is ", cycles, "; it must be finite");  // its factor would be 0
+    }
     double factor(int64_t s) const {
         return detail::warmed(s, warmup, [&](int64_t t) {
             auto const x = detail::progress(t, warmup, total);
@@ -16656,8 +16689,7 @@ private:
             log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
         };
         if (how.asynchronous) {
-            std::chrono::milliseconds const deadline(static_cast<int64_t>(t.options.timeout_s * 1e3));
-            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, deadline, published); });
+            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, t.deadline(), published); });
             return;
         }
         on_each_node([&] {
@@ -16788,7 +16820,6 @@ public:
 
     explicit Accelerator(options given = {}, communicator c = communicator::world()) : training_(std::make_shared<Shared>(std::move(given), std::move(c))) {
         if constexpr (requires { Device::select(int64_t{}); }) Device::select(training_->comm.local_rank());
-        training_->comm.set_deadline(std::chrono::milliseconds(static_cast<int64_t>(training_->options.timeout_s * 1e3)));
         this->watch_signals();
     }
     Accelerator(Accelerator const&) = delete;
@@ -21728,6 +21759,8 @@ struct ShardEngine {
 /// rank keeps its stretch of the unit's flat buffer and nothing else. The storage that the parameters are views of is emptied and
 /// filled again in place, so that what autograd has saved stays valid.
 ///
+/// While they are away the parameters share a storage that says so to whoever reads or writes them.
+///
 /// Made unplaced, where it is an ordinary module's worth of parameters; `place` cuts it, `bind` gives it an engine.
 template <comm::communicator Comm>
 class ShardedUnit {
@@ -21761,6 +21794,7 @@ public:
         shard_ = at::zeros({chunk_}, options);
         gradient_ = at::zeros({chunk_}, options);
         full_ = at::empty({chunk_ * size}, options);
+        away_ = nothing(device, name_);
         begin_ = chunk_ * rank;
         for (auto& slot : slots_) {
             auto const view = view_like(full_, slot.begin, slot.parameter);
@@ -21830,8 +21864,22 @@ public:
         to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
         to->set_nbytes(bytes);
         gathered_ = at::Tensor();
+        for (auto const& slot : slots_) {
+            auto const* const memory = slot.parameter.storage().unsafeGetStorageImpl();
+            check(memory == away_.unsafeGetStorageImpl() || memory == to, code::call_order, "unit \"", name_, "\": parameter ", slot.name,
+                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
+            lend(slot.parameter);
+        }
         storage_ = Storage::Full;
     }
+
+    /// What parameters have for memory: while they are there, and while they are away. None where there are no parameters.
+    std::vector<c10::StorageImpl const*> storages() const {
+        if (slots_.empty()) return {};
+        return {full_.storage().unsafeGetStorageImpl(), away_.unsafeGetStorageImpl()};
+    }
+    /// While the parameters are there: gives `t`, a parameter or what was made from one while they were away, their memory.
+    void lend(at::Tensor const& t) const { set_storage(t, full_.storage()); }
 
     /// The parameters leave; the next `acquire` gathers them again.
     void release() {
@@ -21891,6 +21939,7 @@ private:
         at::NoGradGuard no_grad;
         shard_ = shard_.to(options), gradient_ = gradient_.to(options);
         full_ = at::empty(full_.sizes(), options);
+        away_ = nothing(full_.device(), name_);
         for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
         drop();
     }
@@ -21899,7 +21948,21 @@ private:
         auto* const storage = full_.storage().unsafeGetStorageImpl();
         storage->set_data_ptr_noswap(at::DataPtr(nullptr, full_.device()));
         storage->set_nbytes(0);
+        for (auto const& slot : slots_) set_storage(slot.parameter, away_);
         storage_ = Storage::Sharded;
+    }
+
+    static void set_storage(at::Tensor const& t, c10::Storage const& storage) {
+        auto* const impl = t.unsafeGetTensorImpl();
+        impl->set_allow_tensor_metadata_change(true);  // not so of what `detach` has made
+        impl->set_storage_keep_dtype(storage);
+    }
+    /// No memory, and a sentence instead of a crash for who wants some.
+    static c10::Storage nothing(at::Device device, std::string const& unit) {
+        auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), 0, at::DataPtr(nullptr, device), nullptr, false);
+        storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
+            concat(code::call_order, ": a parameter of ", unit.empty() ? "the root unit" : concat("unit \"", unit, "\""), " was read or written while it is spread over the ranks: it is whole in its unit's forward and backward only. accelerator.get_state_dict(model) gathers parameters"));
+        return storage;
     }
 
     void expect_gradients() {
@@ -21936,6 +21999,7 @@ private:
     std::string name_;
     std::vector<Slot> slots_;
     at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    c10::Storage away_;  ///< of the parameters while they are
     double squares_ = std::numeric_limits<double>::quiet_NaN();
     int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
     bool placed_ = false, complete_ = false;
@@ -22170,7 +22234,7 @@ public:
     void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
         std::unordered_map<c10::StorageImpl const*, Unit*> unit_of;
         for (auto* unit : engine_->units)
-            if (!unit->slots().empty()) unit_of.emplace(unit->slots().front().parameter.storage().unsafeGetStorageImpl(), unit);
+            for (auto const* storage : unit->storages()) unit_of.emplace(storage, unit);
         std::vector<Unit*> turns;  // nullptr: a buffer
         for (auto const& t : tensors) {
             auto const found = unit_of.find(t.has_storage() ? t.storage().unsafeGetStorageImpl() : nullptr);
@@ -22191,6 +22255,7 @@ public:
                 auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
                 if (next != turns.end()) (*next)->prefetch();
             }
+            if (here != nullptr && turns[i] == here) here->lend(tensors[i]);
             f(i);
         }
     }

@@ -179,6 +179,24 @@ TEST_CASE("what cannot be clipped to, or optimised, is refused", "[clipping][opt
     CHECK_THROWS_WITH(accelerator.prepare(frozen, acc::optim::Sgd{.lr = 1.0}), contains("E_CONFIG") && contains("requires gradients"));
 }
 
+TEST_CASE("a parameter that was given other memory is still the one that is trained", "[flat_model]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 0.5});
+    auto const step = [&, &model = model, &optimizer = optimizer] {
+        accelerator.backward(model(torch::ones({1})).sum());
+        optimizer.step();
+        optimizer.zero_grad();
+        return model->w.template item<double>();
+    };
+    CHECK(step() == 0);
+    model->w.set_data(torch::full_like(model->w, 7));
+    CHECK(step() == 6.5);
+    CHECK(step() == 6);
+    model->to(torch::kDouble);
+    accelerator.backward(model(torch::ones({1}, torch::kDouble)).sum());
+    CHECK_THROWS_WITH(optimizer.step(), contains("E_CONFIG") && contains("parameter w is") && contains("Double") && contains("before prepare"));
+}
+
 TEST_CASE("module->zero_grad(), which drops the views, does no harm", "[flat_model]") {
     Run<> accelerator;
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});

@@ -234,6 +234,39 @@ TEST_CASE("between its forward and its backward a unit holds nothing", "[sharded
     CHECK(model.state().engine().prefetched * 2 > model.state().engine().gathers);
 }
 
+TEST_CASE("a parameter that is away is a sentence to who touches it", "[sharded_unit]") {
+    Spread<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(by_make(accelerator), sgd);
+    auto const& net = *model;
+    auto const& weight = net.twice->weight;
+    auto const away = [&](torch::Tensor const& t, std::string const& of_unit) {
+        torch::NoGradGuard const no_grad;
+        CHECK_THROWS_WITH(t.sum(), contains("E_CALL_ORDER") && contains(of_unit) && contains("get_state_dict"));
+        CHECK_THROWS_WITH(t.add(1), contains(of_unit));
+        CHECK_THROWS_WITH(t.fill_(1), contains(of_unit));
+        CHECK_THROWS_WITH(t.view({-1}).clone(), contains(of_unit));
+        CHECK((t.numel() > 0 && t.storage().nbytes() == 0 && t.requires_grad()));
+    };
+    auto const tokens = torch::arange(2 * Model<>::context).view({2, -1}) % Model<>::vocabulary;
+    for (int64_t step = 0; step < 2; ++step) {
+        away(weight, "unit \"twice\"");
+        away(net.position, "the root unit");
+        auto const loss = model(tokens).pow(2).mean();
+        away(weight, "unit \"twice\"");
+        CHECK(net.position.detach().sum().isfinite().item<bool>());  // the root is there until its backward has ended
+        accelerator.backward(loss);
+        away(weight, "unit \"twice\"");
+        away(net.position, "the root unit");
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    CHECK(accelerator.get_state_dict(model).at("twice.weight").isfinite().all().item<bool>());
+    away(weight, "unit \"twice\"");
+    auto const whole = torch::ones(weight.sizes());
+    static_cast<torch::Tensor>(weight).set_data(whole);  // would be lost when it is gathered
+    CHECK_THROWS_WITH(model(tokens), contains("E_CALL_ORDER") && contains("twice.weight") && contains("other memory"));
+}
+
 TEST_CASE("thread ranks shard as processes do", "[sharded_unit]") {
     Alone one;
     auto const expected = train(one, by_make, sgd, 10);

@@ -60,6 +60,7 @@ public:
     void gradients_cleared() { cleared_ = versions(); }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        bring_parameters_home();
         return true;
     }
     void after_step() {}
@@ -139,6 +140,24 @@ protected:
         buckets_ = plan.buckets;
         cleared_.clear();
         ++layout_;
+    }
+
+    /// A parameter that was given other memory since (`set_data`, `module->to`) goes back into its flat with its new values: an optimizer would
+    /// update what nobody uses. Error E_CONFIG when it has become something else.
+    void bring_parameters_home() {
+        for (size_t f = 0; f < views_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto& [name, p, begin, numel, registration] = flats_[f].slots[s];
+                auto const& flat = flats_[f].parameters;
+                if (p.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == flat.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) [[likely]]
+                    continue;
+                check(p.dtype() == flat.dtype() && p.device() == flat.device() && p.sizes() == views_[f][s].sizes(), code::config, "optimizer.step: parameter ", name, " is ", p.toString(), " ", p.sizes(),
+                      " now; when it was prepared it was ", flat.toString(), " ", views_[f][s].sizes(), ". Change a model before prepare");
+                at::NoGradGuard const no_grad;
+                auto const home = view_like(flat, begin, views_[f][s]);
+                home.copy_(p.detach());
+                p.set_data(home);
+            }
     }
 
     /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)

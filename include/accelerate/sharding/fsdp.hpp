@@ -97,7 +97,7 @@ public:
     void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
         std::unordered_map<c10::StorageImpl const*, Unit*> unit_of;
         for (auto* unit : engine_->units)
-            if (!unit->slots().empty()) unit_of.emplace(unit->slots().front().parameter.storage().unsafeGetStorageImpl(), unit);
+            for (auto const* storage : unit->storages()) unit_of.emplace(storage, unit);
         std::vector<Unit*> turns;  // nullptr: a buffer
         for (auto const& t : tensors) {
             auto const found = unit_of.find(t.has_storage() ? t.storage().unsafeGetStorageImpl() : nullptr);
@@ -118,6 +118,7 @@ public:
                 auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
                 if (next != turns.end()) (*next)->prefetch();
             }
+            if (here != nullptr && turns[i] == here) here->lend(tensors[i]);
             f(i);
         }
     }

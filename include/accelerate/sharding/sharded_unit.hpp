@@ -35,6 +35,8 @@ struct ShardEngine {
 /// rank keeps its stretch of the unit's flat buffer and nothing else. The storage that the parameters are views of is emptied and
 /// filled again in place, so that what autograd has saved stays valid.
 ///
+/// While they are away the parameters share a storage that says so to whoever reads or writes them.
+///
 /// Made unplaced, where it is an ordinary module's worth of parameters; `place` cuts it, `bind` gives it an engine.
 template <comm::communicator Comm>
 class ShardedUnit {
@@ -68,6 +70,7 @@ public:
         shard_ = at::zeros({chunk_}, options);
         gradient_ = at::zeros({chunk_}, options);
         full_ = at::empty({chunk_ * size}, options);
+        away_ = nothing(device, name_);
         begin_ = chunk_ * rank;
         for (auto& slot : slots_) {
             auto const view = view_like(full_, slot.begin, slot.parameter);
@@ -137,8 +140,22 @@ public:
         to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
         to->set_nbytes(bytes);
         gathered_ = at::Tensor();
+        for (auto const& slot : slots_) {
+            auto const* const memory = slot.parameter.storage().unsafeGetStorageImpl();
+            check(memory == away_.unsafeGetStorageImpl() || memory == to, code::call_order, "unit \"", name_, "\": parameter ", slot.name,
+                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
+            lend(slot.parameter);
+        }
         storage_ = Storage::Full;
     }
+
+    /// What parameters have for memory: while they are there, and while they are away. None where there are no parameters.
+    std::vector<c10::StorageImpl const*> storages() const {
+        if (slots_.empty()) return {};
+        return {full_.storage().unsafeGetStorageImpl(), away_.unsafeGetStorageImpl()};
+    }
+    /// While the parameters are there: gives `t`, a parameter or what was made from one while they were away, their memory.
+    void lend(at::Tensor const& t) const { set_storage(t, full_.storage()); }
 
     /// The parameters leave; the next `acquire` gathers them again.
     void release() {
@@ -198,6 +215,7 @@ private:
         at::NoGradGuard no_grad;
         shard_ = shard_.to(options), gradient_ = gradient_.to(options);
         full_ = at::empty(full_.sizes(), options);
+        away_ = nothing(full_.device(), name_);
         for (auto& slot : slots_) module::rebind(slot.parameter, view_like(full_, slot.begin, slot.parameter));
         drop();
     }
@@ -206,7 +224,21 @@ private:
         auto* const storage = full_.storage().unsafeGetStorageImpl();
         storage->set_data_ptr_noswap(at::DataPtr(nullptr, full_.device()));
         storage->set_nbytes(0);
+        for (auto const& slot : slots_) set_storage(slot.parameter, away_);
         storage_ = Storage::Sharded;
+    }
+
+    static void set_storage(at::Tensor const& t, c10::Storage const& storage) {
+        auto* const impl = t.unsafeGetTensorImpl();
+        impl->set_allow_tensor_metadata_change(true);  // not so of what `detach` has made
+        impl->set_storage_keep_dtype(storage);
+    }
+    /// No memory, and a sentence instead of a crash for who wants some.
+    static c10::Storage nothing(at::Device device, std::string const& unit) {
+        auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), 0, at::DataPtr(nullptr, device), nullptr, false);
+        storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
+            concat(code::call_order, ": a parameter of ", unit.empty() ? "the root unit" : concat("unit \"", unit, "\""), " was read or written while it is spread over the ranks: it is whole in its unit's forward and backward only. accelerator.get_state_dict(model) gathers parameters"));
+        return storage;
     }
 
     void expect_gradients() {
@@ -243,6 +275,7 @@ private:
     std::string name_;
     std::vector<Slot> slots_;
     at::Tensor shard_, gradient_, full_, gathered_, unreduced_;
+    c10::Storage away_;  ///< of the parameters while they are
     double squares_ = std::numeric_limits<double>::quiet_NaN();
     int64_t chunk_ = 0, begin_ = 0, trainable_ = 0, pending_ = 0;
     bool placed_ = false, complete_ = false;
