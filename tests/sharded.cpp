@@ -203,6 +203,28 @@ TEST_CASE("a model that knows nothing of units is one unit", "[fsdp]") {
     compare(train(spread, plain, sgd, 10), train(one, plain, sgd, 10));
 }
 
+namespace {
+
+struct NeverTrained : torch::nn::Module {
+    explicit NeverTrained(at::ScalarType dtype) : scale(register_parameter("scale", torch::full({3}, 2).to(dtype), false)), weight(register_parameter("weight", torch::ones({3}))) {}
+    torch::Tensor forward(torch::Tensor const& x) { return x * scale * weight; }
+    torch::Tensor scale, weight;
+};
+
+}  // namespace
+
+TEST_CASE("a parameter that has never required a gradient is sharded, and goes", "[ready_hook][sharded_unit]") {
+    Spread<> accelerator;
+    {
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<NeverTrained>(at::kFloat), acc::optim::Sgd{.lr = 0.25});
+        accelerator.backward(model(torch::ones({3})).sum());
+        optimizer.step();
+        auto const state = accelerator.get_state_dict(model);
+        CHECK((state.at("weight").eq(0.5).all().item<bool>() && state.at("scale").eq(2).all().item<bool>()));
+    }
+    CHECK_THROWS_WITH(accelerator.prepare(std::make_shared<NeverTrained>(at::kLong)), contains("E_CONFIG") && contains("units of their own"));
+}
+
 TEST_CASE("between its forward and its backward a unit holds nothing", "[sharded_unit]") {
     Spread<> accelerator;
     auto [model, optimizer] = accelerator.prepare(by_make(accelerator), sgd);

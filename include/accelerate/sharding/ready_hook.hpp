@@ -22,6 +22,7 @@ public:
 
     /// Puts back what was there before `install`.
     static void remove(at::Tensor const& parameter, Reducer* reducer) {
+        if (torch::autograd::impl::get_autograd_meta(parameter) == nullptr) return;  // it has never had a gradient, nor a hook
         auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
         auto* ours = dynamic_cast<ReadyHook*>(current.get());
         if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
