@@ -731,7 +731,8 @@ enum class Fold { Sum, Max, Min };
 
 /// The p-norm of many 1-D buffers as if they were one vector, in two levels: one flat fp32 norm in LibTorch is wrong by 1e-3 at
 /// 25 M elements, this one is within 1e-6 of fp64. A partial result (the sum of p-th powers, or the extreme for p = +-infinity)
-/// can be folded with those of other ranks before `finish`. For p = 0 it counts the elements that are not zero.
+/// can be folded with those of other ranks before `finish`. For p = 0 it counts the elements that are not zero. Of complex numbers it takes
+/// the magnitudes.
 class Norm {
 public:
     explicit Norm(double p) : p_(p) {}
@@ -779,8 +780,8 @@ private:
     /// First level: norms of rows that are short enough for fp32 accumulation.
     at::Tensor rows(at::Tensor const& x) const {
         int64_t const width = p_ == 2 ? 4096 : 256;  // LibTorch adds in lanes for p = 2 only
-        auto const dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        auto const flat = x.reshape(-1);
+        auto const flat = (x.is_complex() ? x.abs() : x).reshape(-1);
+        auto const dtype = flat.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
         auto const n = flat.numel() / width;
         std::vector<at::Tensor> norms;
         if (n > 0) norms.push_back(at::linalg_vector_norm(flat.narrow(0, 0, n * width).view({n, width}), p_, {1}, false, dtype));
@@ -804,7 +805,7 @@ inline at::Tensor total_norm(std::span<at::Tensor const> buffers, double p = 2) 
     auto dtype = at::kFloat;
     bool on_cpu = true;
     for (auto const& x : buffers) {
-        if (x.scalar_type() == at::kDouble) dtype = at::kDouble;
+        if (c10::toRealValueType(x.scalar_type()) == at::kDouble) dtype = at::kDouble;
         on_cpu = on_cpu && x.is_cpu();
     }
     if (on_cpu) return at::scalar_tensor(norm.finish(norm.partial(buffers)), dtype);
@@ -9691,6 +9692,7 @@ public:
 
     /// Puts back what was there before `install`.
     static void remove(at::Tensor const& parameter, Reducer* reducer) {
+        if (torch::autograd::impl::get_autograd_meta(parameter) == nullptr) return;  // it has never had a gradient, nor a hook
         auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
         auto* ours = dynamic_cast<ReadyHook*>(current.get());
         if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
@@ -11485,6 +11487,10 @@ private:
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             check(std::ranges::any_of(models, [](auto const& model) { return !std::span<sharding::Flat const>(model->flats()).empty(); }), code::config, "optim::", Rule<Recipe>::kind,
                   ": no parameter of the model requires gradients, so there is nothing to optimise");
+            for (auto const& model : models)
+                for (sharding::Flat const& flat : model->flats())
+                    check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
+                          " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
             sweeps = can_sweep();
         }
 

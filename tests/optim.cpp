@@ -264,6 +264,8 @@ TEST_CASE("recipes with impossible values are refused by name", "[recipes][rules
     CHECK(refused(acc::optim::Adagrad{.lr_decay = -1}) == acc::code::config);
     CHECK(refused(acc::optim::AdamW{.lr = 0, .groups = {{.lr = 1e-3}}}) == acc::code::config);
     CHECK(code_of([] { Optimizer<Sgd, FakeModel>({}, {}); }) == acc::code::config);
+    model = std::make_shared<FakeModel>(std::vector<std::pair<std::string, at::Tensor>>{{"z", torch::ones({2}, at::kComplexFloat).requires_grad_()}});
+    CHECK(refused(Sgd{}) == acc::code::config);
 }
 
 TEST_CASE("a step calls no operation where it sweeps, else LibTorch's fused ones", "[optimizer][batches][sweeps]") {
@@ -984,6 +986,15 @@ TEST_CASE("norms of flat buffers are those of fp64", "[norm][reductions]") {
             CHECK(norm.finish(norm.partial_tensor(buffers)).item<double>() == Approx(expected).epsilon(1e-6));
         }
     CHECK(total_norm(std::vector<at::Tensor>{}).item<float>() == 0);
+    // Of complex numbers the magnitudes count.
+    for (auto const dtype : {at::kComplexFloat, at::kComplexDouble}) {
+        auto const z = torch::randn({5000}, dtype);
+        for (double const p : {1.0, 2.0, std::numeric_limits<double>::infinity()}) {
+            auto const found = total_norm(std::vector{z}, p);
+            CHECK(found.scalar_type() == c10::toRealValueType(dtype));
+            CHECK(found.item<double>() == Approx(torch::linalg_vector_norm(z.to(at::kComplexDouble).abs(), p).item<double>()).epsilon(1e-6));
+        }
+    }
 }
 
 TEST_CASE("kernels agree at every length and on special values", "[reductions]") {

@@ -170,6 +170,10 @@ private:
             check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
             check(std::ranges::any_of(models, [](auto const& model) { return !std::span<sharding::Flat const>(model->flats()).empty(); }), code::config, "optim::", Rule<Recipe>::kind,
                   ": no parameter of the model requires gradients, so there is nothing to optimise");
+            for (auto const& model : models)
+                for (sharding::Flat const& flat : model->flats())
+                    check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
+                          " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
             sweeps = can_sweep();
         }
 
