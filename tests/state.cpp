@@ -385,7 +385,7 @@ TEST_CASE("a file that changes while it is read is noticed", "[input_file][reade
         acc::save_file({{"a", values}}, large);
         state::SafetensorsReader const reader(large);
         CHECK(reader.read("a").equal(values));
-        for (uintmax_t const size : {20'000'000, 5'000'000}) {
+        for (uintmax_t const size : {20'000'000u, 5'000'000u}) {
             fs::resize_file(large, size);
             std::string message;
             CHECK(code_of([&] { reader.read("a"); }, &message) == "E_ST_CHANGED");
