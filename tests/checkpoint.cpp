@@ -843,7 +843,7 @@ TEST_CASE("why a rank's writer has failed reaches rank 0", "[async_checkpoint][t
 TEST_CASE("a file's XXH3 is xxHash's of its bytes", "[file_hash]") {
     Folder folder;
     std::string bytes;
-    for (size_t const size : {0, 1, 240, 241, 1024, 262'144, 1'000'003}) {
+    for (size_t const size : std::initializer_list<size_t>{0, 1, 240, 241, 1024, 262'144, 1'000'003}) {
         while (bytes.size() < size) bytes += static_cast<char>(bytes.size() * 2654435761 >> 13);
         auto const whole = XXH3_128bits(bytes.data(), bytes.size());
         char expected[48];
