@@ -970,5 +970,16 @@ TEST_CASE("collectives on structs, vectors and maps", "[nested]") {
         comm::broadcast(c, b, n - 1);
         found.expect(conformance::single(b.loss) == static_cast<double>(n - 1) && conformance::every(b.parts[0].eq(n - 1)), "broadcast");
         found.expect(conformance::every(b.maybe->eq(1 - n)) && b.id == me, "broadcast: the rest");
+
+        at::Tensor undefined;
+        found.fails(acc::code::config, {"undefined"}, [&] { comm::gather(c, undefined); });
+        found.fails(acc::code::config, {"undefined"}, [&] { comm::reduce(c, undefined, "sum"); });
+        found.fails(acc::code::config, {"undefined"}, [&] { comm::broadcast(c, undefined, 0); });
+        found.expect(!comm::gather(c, std::vector<at::Tensor>{undefined})[0].defined(), "an absent member stays absent");
+        // On one rank alone it is no wait of its peers.
+        if (n > 1) {
+            auto const lone = me == 0 ? undefined : at::ones({2});
+            found.fails(me == 0 ? acc::code::config : acc::code::collective_mismatch, {me == 0 ? "undefined" : "refused"}, [&] { comm::gather(c, lone); });
+        }
     });
 }
