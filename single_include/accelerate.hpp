@@ -1112,15 +1112,15 @@ public:
 
     void keep() { keeps_ = true; }
     bool keeps() const { return keeps_; }
-    void forget() { kept_ = {}, taken_ = {}; }
-    void take(Form form, Rounded made) { taken_[form] = std::move(made); }
+    void forget() { kept_ = {}; }
+    void take(Form form, Rounded made) { kept_[form] = {.made = std::move(made), .taken = true}; }
 
     /// The weight in that form: as kept, else `make()`.
     template <class F>
     Rounded get(at::Tensor const& weight, Form form, F&& make) {
-        if (taken_[form].numbers.defined()) return taken_[form];
+        auto& [made, data, version, taken] = kept_[form];
+        if (taken) return made;
         if (!keeps_ || weight.is_inference()) return make();
-        auto& [made, data, version] = kept_[form];
         auto const& numbers = made.numbers;
         // What was made without grad mode has no graph to the weight.
         bool const usable = numbers.defined() && data == weight.const_data_ptr() && version == weight._version() && (!at::GradMode::is_enabled() || numbers.requires_grad() == weight.requires_grad());
@@ -1133,10 +1133,10 @@ private:
         Rounded made;
         void const* data = nullptr;
         int64_t version = 0;
+        bool taken = false;
     };
 
     std::array<Kept, 3> kept_;
-    std::array<Rounded, 3> taken_;
     bool keeps_ = false;
 };
 
@@ -16389,9 +16389,9 @@ inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Erro
 
 }  // namespace detail
 
-/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of different ranks
-/// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
-/// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of
+/// different ranks tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is
+/// called by rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
 template <class Comm>
 std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json about, Hash hash, Snapshot& snapshot,
                                                     std::chrono::milliseconds deadline, std::function<void(int64_t)> published) {
@@ -21874,6 +21874,7 @@ public:
         if (storage_ == Storage::Gathering) ++engine_->prefetched;
         prefetch();
         work_.wait();
+        check_untouched();  // before anything is moved: an error leaves the unit as it was
         // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
         auto* const from = gathered_.storage().unsafeGetStorageImpl();
         auto* const to = full_.storage().unsafeGetStorageImpl();
@@ -21881,12 +21882,7 @@ public:
         to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
         to->set_nbytes(bytes);
         gathered_ = at::Tensor();
-        for (auto const& slot : slots_) {
-            auto const* const memory = slot.parameter.storage().unsafeGetStorageImpl();
-            check(memory == away_.unsafeGetStorageImpl() || memory == to, code::call_order, "unit \"", name_, "\": parameter ", slot.name,
-                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
-            lend(slot.parameter);
-        }
+        for (auto const& slot : slots_) lend(slot.parameter);
         storage_ = Storage::Full;
     }
 
@@ -21967,6 +21963,13 @@ private:
         storage->set_nbytes(0);
         for (auto const& slot : slots_) set_storage(slot.parameter, away_);
         storage_ = Storage::Sharded;
+    }
+
+    void check_untouched() const {
+        auto const ours = storages();
+        for (auto const& slot : slots_)
+            check(std::ranges::find(ours, slot.parameter.storage().unsafeGetStorageImpl()) != ours.end(), code::call_order, "unit \"", name_, "\": parameter ", slot.name,
+                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
     }
 
     static void set_storage(at::Tensor const& t, c10::Storage const& storage) {
@@ -22272,7 +22275,7 @@ public:
                 auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
                 if (next != turns.end()) (*next)->prefetch();
             }
-            if (here != nullptr && turns[i] == here) here->lend(tensors[i]);
+            if (turns[i] != nullptr) here->lend(tensors[i]);
             f(i);
         }
     }

@@ -27,15 +27,15 @@ public:
 
     void keep() { keeps_ = true; }
     bool keeps() const { return keeps_; }
-    void forget() { kept_ = {}, taken_ = {}; }
-    void take(Form form, Rounded made) { taken_[form] = std::move(made); }
+    void forget() { kept_ = {}; }
+    void take(Form form, Rounded made) { kept_[form] = {.made = std::move(made), .taken = true}; }
 
     /// The weight in that form: as kept, else `make()`.
     template <class F>
     Rounded get(at::Tensor const& weight, Form form, F&& make) {
-        if (taken_[form].numbers.defined()) return taken_[form];
+        auto& [made, data, version, taken] = kept_[form];
+        if (taken) return made;
         if (!keeps_ || weight.is_inference()) return make();
-        auto& [made, data, version] = kept_[form];
         auto const& numbers = made.numbers;
         // What was made without grad mode has no graph to the weight.
         bool const usable = numbers.defined() && data == weight.const_data_ptr() && version == weight._version() && (!at::GradMode::is_enabled() || numbers.requires_grad() == weight.requires_grad());
@@ -48,10 +48,10 @@ private:
         Rounded made;
         void const* data = nullptr;
         int64_t version = 0;
+        bool taken = false;
     };
 
     std::array<Kept, 3> kept_;
-    std::array<Rounded, 3> taken_;
     bool keeps_ = false;
 };
 

@@ -118,7 +118,7 @@ public:
                 auto const next = std::find_if(turns.begin() + static_cast<std::ptrdiff_t>(i), turns.end(), [&](Unit const* other) { return other != nullptr && other != here; });
                 if (next != turns.end()) (*next)->prefetch();
             }
-            if (here != nullptr && turns[i] == here) here->lend(tensors[i]);
+            if (turns[i] != nullptr) here->lend(tensors[i]);
             f(i);
         }
     }

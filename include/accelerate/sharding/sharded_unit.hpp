@@ -8,6 +8,7 @@
 #include <accelerate/module/place_on.hpp>
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/ready_hook.hpp>
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -133,6 +134,7 @@ public:
         if (storage_ == Storage::Gathering) ++engine_->prefetched;
         prefetch();
         work_.wait();
+        check_untouched();  // before anything is moved: an error leaves the unit as it was
         // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
         auto* const from = gathered_.storage().unsafeGetStorageImpl();
         auto* const to = full_.storage().unsafeGetStorageImpl();
@@ -140,12 +142,7 @@ public:
         to->set_data_ptr_noswap(from->set_data_ptr(at::DataPtr(nullptr, full_.device())));
         to->set_nbytes(bytes);
         gathered_ = at::Tensor();
-        for (auto const& slot : slots_) {
-            auto const* const memory = slot.parameter.storage().unsafeGetStorageImpl();
-            check(memory == away_.unsafeGetStorageImpl() || memory == to, code::call_order, "unit \"", name_, "\": parameter ", slot.name,
-                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
-            lend(slot.parameter);
-        }
+        for (auto const& slot : slots_) lend(slot.parameter);
         storage_ = Storage::Full;
     }
 
@@ -226,6 +223,13 @@ private:
         storage->set_nbytes(0);
         for (auto const& slot : slots_) set_storage(slot.parameter, away_);
         storage_ = Storage::Sharded;
+    }
+
+    void check_untouched() const {
+        auto const ours = storages();
+        for (auto const& slot : slots_)
+            check(std::ranges::find(ours, slot.parameter.storage().unsafeGetStorageImpl()) != ours.end(), code::call_order, "unit \"", name_, "\": parameter ", slot.name,
+                  " was given other memory since the model was prepared (set_data, module->to); change a model before prepare, or load values by accelerator.load_state");
     }
 
     static void set_storage(at::Tensor const& t, c10::Storage const& storage) {

@@ -57,9 +57,9 @@ inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Erro
 
 }  // namespace detail
 
-/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of different ranks
-/// tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is called by
-/// rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
+/// As `write_checkpoint`, but a thread writes, from a copy that `snapshot` holds, at its own pace; the call takes as long as copying. Threads of
+/// different ranks tell each other through files in the hidden folder, so that no collective runs beside training's. `published(bytes)` is
+/// called by rank 0's thread when the folder has its name. Collective, and so is waiting for what it gives (see `wait_together`).
 template <class Comm>
 std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::filesystem::path const& dir, std::vector<Component> const& components, nlohmann::json about, Hash hash, Snapshot& snapshot,
                                                     std::chrono::milliseconds deadline, std::function<void(int64_t)> published) {
