@@ -2777,13 +2777,14 @@ namespace accelerate::comm {
 
 /// Each tensor of a nested value padded with `pad_index` along `dim` (negative: from behind) to the longest one of all ranks, at
 /// its end or, with `pad_first`, at its beginning (Python's `pad_across_processes`). A tensor without that dimension stays as it
-/// is. Collective: one small gather a tensor.
+/// is. Collective: one small gather a tensor. An undefined tensor is as in `gather`.
 template <communicator Comm, class Value>
 Value pad_across_processes(Comm const& ranks, Value value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) {
-    for_each_tensor(value, [&](at::Tensor& t) {
-        auto const d = dim < 0 ? dim + t.dim() : dim;
-        auto const has = d >= 0 && d < t.dim();
-        auto const longest = ranks.all_gather(at::full({1}, has ? t.size(d) : 0, at::kLong)).max().template item<int64_t>();
+    detail::for_each_sent(value, [&](at::Tensor& t) {
+        auto const d = t.defined() && dim < 0 ? dim + t.dim() : dim;
+        auto const has = t.defined() && d >= 0 && d < t.dim();
+        auto const length = t.defined() ? at::full({1}, has ? t.size(d) : 0, at::kLong) : at::Tensor();
+        auto const longest = ranks.all_gather(length).max().template item<int64_t>();
         if (!has || t.size(d) == longest) return;
         auto sizes = t.sizes().vec();
         sizes[static_cast<size_t>(d)] = longest;
@@ -3244,7 +3245,8 @@ namespace accelerate::data {
 ///   vector with one element a sample (numbers, strings, tensors of different shapes)    the elements of all ranks
 ///   tuple, map, struct, optional, other vector    the same of their parts
 ///
-/// Anything else stays this rank's own. Tensors must agree in all dimensions but the first (`pad_across_processes` first where they do not).
+/// Anything else stays this rank's own; an undefined tensor is absent where it is part of something, E_CONFIG on all ranks where it is all. Tensors must
+/// agree in all dimensions but the first (`pad_across_processes` first where they do not).
 template <comm::communicator Comm>
 class GatherForMetrics {
 public:
@@ -3252,6 +3254,8 @@ public:
 
     template <class T>
     T operator()(T value) const {
+        if constexpr (std::same_as<T, at::Tensor>)
+            if (!value.defined()) return ranks_.all_gather(value);  // is refused, on all ranks
         gather(value);
         return value;
     }

@@ -728,6 +728,26 @@ TEST_CASE("`latest` names the last checkpoint; what it may not be is no reason n
     CHECK_FALSE(fs::exists(dead));
 }
 
+TEST_CASE("a snapshot has every tensor's values and none of its memory", "[snapshot]") {
+    acc::state::Snapshot snapshot;
+    for (int64_t n : {100, 300'000, 5}) {  // smaller again: the memory is kept
+        acc::TensorMap tensors;
+        tensors.insert("rows", torch::randn({n, 3}));
+        tensors.insert("columns", torch::randn({3, n}).t());
+        tensors.insert("odd", torch::randint(0, 200, {n + 1}, torch::kByte).narrow(0, 1, n));
+        tensors.insert("none", torch::empty({0, 4}));
+        tensors.insert("bf16", torch::randn({2, n}).to(torch::kBFloat16));
+        auto const copies = snapshot.copy(tensors);
+        for (auto const& [name, t] : tensors) {
+            CAPTURE(n, name);
+            CHECK(torch::equal(copies.at(name), t));
+            CHECK_FALSE(copies.at(name).is_alias_of(t));
+        }
+        tensors.at("rows").zero_();
+        CHECK_FALSE(torch::equal(copies.at("rows"), tensors.at("rows")));
+    }
+}
+
 TEST_CASE("an asynchronous save is of the moment of the call, and training goes on", "[async_checkpoint][snapshot][pending_save]") {
     Folder folder;
     for (int64_t ranks : {1, 2}) {

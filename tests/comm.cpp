@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include <accelerate/comm/nested.hpp>
+#include <accelerate/comm/pad.hpp>
 #include <accelerate/comm/process_memory.hpp>
 #include <accelerate/comm/self.hpp>
 #include <accelerate/comm/threads.hpp>
@@ -975,11 +976,15 @@ TEST_CASE("collectives on structs, vectors and maps", "[nested]") {
         found.fails(acc::code::config, {"undefined"}, [&] { comm::gather(c, undefined); });
         found.fails(acc::code::config, {"undefined"}, [&] { comm::reduce(c, undefined, "sum"); });
         found.fails(acc::code::config, {"undefined"}, [&] { comm::broadcast(c, undefined, 0); });
-        found.expect(!comm::gather(c, std::vector<at::Tensor>{undefined})[0].defined(), "an absent member stays absent");
+        found.fails(acc::code::config, {"undefined"}, [&] { comm::pad_across_processes(c, undefined, -1); });
+        std::vector const absent{undefined};
+        found.expect(!comm::gather(c, absent)[0].defined() && !comm::pad_across_processes(c, absent)[0].defined(), "an absent member stays absent");
         // On one rank alone it is no wait of its peers.
         if (n > 1) {
             auto const lone = me == 0 ? undefined : at::ones({2});
-            found.fails(me == 0 ? acc::code::config : acc::code::collective_mismatch, {me == 0 ? "undefined" : "refused"}, [&] { comm::gather(c, lone); });
+            auto const code = me == 0 ? acc::code::config : acc::code::collective_mismatch;
+            found.fails(code, {me == 0 ? "undefined" : "refused"}, [&] { comm::gather(c, lone); });
+            found.fails(code, {me == 0 ? "undefined" : "refused"}, [&] { comm::pad_across_processes(c, lone); });
         }
     });
 }

@@ -279,10 +279,18 @@ void evaluate(int64_t ranks, int64_t n, data::options o, int64_t every = 1) {
             }
         }
         auto const outside = accelerator.gather_for_metrics(torch::arange(2));
+        auto const absent = accelerator.gather_for_metrics(std::pair(torch::Tensor(), 1));
+        bool refused = false;
+        try {
+            accelerator.gather_for_metrics(torch::Tensor());
+        } catch (acc::Error const& e) {
+            refused = e.code() == acc::code::config;
+        }
         std::lock_guard lock(mutex);
         CHECK(static_cast<int64_t>(count.size()) == expected);
         for (auto const& [i, times] : count) CHECK(times == 1);
         CHECK(torch::equal(outside, torch::arange(2).repeat({ranks})));  // outside a loop all is gathered
+        CHECK((refused && !absent.first.defined()));
     });
 }
 }  // namespace

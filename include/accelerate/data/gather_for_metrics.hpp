@@ -16,7 +16,8 @@ namespace accelerate::data {
 ///   vector with one element a sample (numbers, strings, tensors of different shapes)    the elements of all ranks
 ///   tuple, map, struct, optional, other vector    the same of their parts
 ///
-/// Anything else stays this rank's own. Tensors must agree in all dimensions but the first (`pad_across_processes` first where they do not).
+/// Anything else stays this rank's own; an undefined tensor is absent where it is part of something, E_CONFIG on all ranks where it is all. Tensors must
+/// agree in all dimensions but the first (`pad_across_processes` first where they do not).
 template <comm::communicator Comm>
 class GatherForMetrics {
 public:
@@ -24,6 +25,8 @@ public:
 
     template <class T>
     T operator()(T value) const {
+        if constexpr (std::same_as<T, at::Tensor>)
+            if (!value.defined()) return ranks_.all_gather(value);  // is refused, on all ranks
         gather(value);
         return value;
     }
