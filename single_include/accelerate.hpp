@@ -1616,6 +1616,8 @@ struct Component {
     Whose whose = Whose::All;
     std::function<StateDict()> save;
     std::function<void(StateDict const&)> load;
+    /// Throws what `load` would throw of a state, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
+    std::function<void(StateDict const&)> fits = {};
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
     /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.
@@ -2307,6 +2309,7 @@ public:
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
         check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
         comm.set_deadline(deadline());
     }
@@ -4063,6 +4066,11 @@ public:
     Order const& order() const { return order_; }
     Collation& collation() { return collate_; }
 
+    /// How samples come, for people and for the state: "sequential", "shuffled", or "in an order of their own".
+    std::string order_name() const {
+        if constexpr (std::same_as<Order, order::Standard>) return order_.shuffle ? "shuffled" : "sequential";
+        else return std::same_as<Order, order::Shuffled> ? "shuffled" : std::same_as<Order, order::Sequential> ? "sequential" : "in an order of their own";
+    }
     /// The seed of the order, or of the order inside a batch sampler; else that of the options.
     int64_t seed() const {
         if constexpr (requires { order_.seed; }) return order_.seed;
@@ -4703,7 +4711,7 @@ public:
         if constexpr (hashed) values["hash"] = loader_.dataset().hash();
     }
     /// Error E_DATA when it was another data set.
-    void load(StateDict const& state, int64_t consumed) const {
+    void check_state(StateDict const& state, int64_t consumed) const {
         constexpr auto who = "data::Loader";
         auto const size = state.value<int64_t>("size", who);
         check(size == samples_, code::data, who, ".load_state_dict: the data set has ", samples_, " samples, it had ", size,
@@ -4716,6 +4724,7 @@ public:
         }
         check(consumed <= positions(), code::data, who, ".load_state_dict: ", consumed, " of ", positions(), " samples consumed cannot be");
     }
+    void load(StateDict const&) const {}
 
 private:
     static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };
@@ -4827,9 +4836,10 @@ public:
     void save(nlohmann::json& values) const {
         if constexpr (shardable) values["offsets"] = offsets_;
     }
-    void load(StateDict const& state, int64_t consumed) {
+    /// Error E_DATA for offsets that cannot be.
+    void check_state(StateDict const& state, int64_t consumed) const {
         if constexpr (shardable) {
-            auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
+            auto const offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
             for (auto o : offsets) {
                 check(o >= 0 && o <= consumed, code::data, "data::Loader.load_state_dict: ", o, " samples of a part consumed, of ", consumed, " in all, cannot be");
@@ -4837,8 +4847,10 @@ public:
             }
             check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
                   ", consumed are ", consumed);
-            offsets_ = std::move(offsets);
         }
+    }
+    void load(StateDict const& state) {
+        if constexpr (shardable) offsets_ = state.value<std::vector<int64_t>>("offsets", "data::Loader");
     }
 
     /// How far each part was consumed; at an epoch's beginning there is one part for each rank.
@@ -5059,7 +5071,8 @@ public:
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
     void save(nlohmann::json& values) const { whole_.save(values); }
-    void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
+    void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
+    void load(StateDict const& state) { whole_.load(state); }
 
 private:
     /// What rank 0 reads: its batches are those of all ranks together.
@@ -5265,25 +5278,45 @@ public:
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
     /// hand. The seed comes from the state, so that the epoch goes on in the order in which it began.
     void load_state_dict(StateDict const& s) {
+        check_state_dict(s);
         constexpr auto who = "data::Loader";
-        auto const seed = s.value<int64_t>("seed", who), e = s.value<int64_t>("epoch", who), consumed = s.value<int64_t>("consumed", who);
-        check(e >= 0 && consumed >= 0, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " samples consumed cannot be");
-        core_->source->load(s, consumed);
-        core_->source->loader().set_seed(seed);
-        core_->go_to(e, consumed);
+        core_->source->load(s);
+        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
         core_->resume = true;
     }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& s) const {
+        constexpr auto who = "data::Loader";
+        static_cast<void>(s.value<int64_t>("seed", who));
+        auto const e = s.value<int64_t>("epoch", who), consumed = s.value<int64_t>("consumed", who);
+        check(e >= 0 && consumed >= 0, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " samples consumed cannot be");
+        core_->source->check_state(s, consumed);
+    }
 
-    /// Saves and restores this loader as long as somebody has it.
+    /// Saves and restores this loader as long as somebody has it. Its state says also in which order the samples came: inside an epoch
+    /// another one would give some twice and others never.
     class Handle {
     public:
         explicit Handle(Prepared const& loader) : core_(loader.core_) {}
 
         bool gone() const { return core_.expired(); }
-        StateDict state_dict() const { return Prepared(core_.lock()).state_dict(); }
+        StateDict state_dict() const {
+            auto s = Prepared(core_.lock()).state_dict();
+            s.values["order"] = order();
+            return s;
+        }
         void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+        void check_state_dict(StateDict const& s) const {
+            Prepared(core_.lock()).check_state_dict(s);
+            auto const saved = s.value<std::string>("order", "data::Loader");
+            check(saved == order() || s.value<int64_t>("consumed", "data::Loader") == 0, code::data, "data::Loader.load_state_dict: the samples come ", order(), ", they came ", saved,
+                  " when the state was saved, inside an epoch; use the same order, or start the epoch anew with set_epoch");
+        }
 
     private:
+        std::string order() const { return core_.lock()->source->loader().order_name(); }
+
         std::weak_ptr<Core> core_;
     };
 
@@ -9982,7 +10015,11 @@ public:
         at::NoGradGuard const no_grad;
         for (size_t i = 0; i < weights_.size(); ++i) shared.moments.stretches()[i].parameters.copy_(weights_[i]);
         shared.averaged = false;
-        tell();
+        try {
+            tell();
+        } catch (std::exception const& e) {
+            log::warning(log::From::Everyone, "average_parameters: ", e.what());  // a destructor must not throw; the next collective will
+        }
     }
     AverageScope(AverageScope const&) = delete;
     AverageScope& operator=(AverageScope const&) = delete;
@@ -10488,20 +10525,15 @@ public:
     /// parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
-        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         auto const kept = kept_of(stretches_);
-        for (auto const& part : parts_)
-            for (auto const& [name, tensor] : kept[part.stretch]) {
-                auto const key = name + "." + part.key;
-                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
-                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
-                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
-            }
-        for (auto const& [name, tensor] : state.tensors)
-            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
-        for (auto& [target, source] : copies)
+        for (auto& [target, source] : copies_for(state, kept))
             if (!same_memory(target, source)) target.copy_(source);
         put_back(stretches_, kept);
+    }
+    /// Throws what `load` would.
+    template <std::same_as<StateDict> State>
+    void check_fits(State const& state) const {
+        static_cast<void>(copies_for(state, kept_of(stretches_)));
     }
 
     /// Back to the value before the first update.
@@ -10514,6 +10546,24 @@ public:
     }
 
 private:
+    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
+
+    /// From where in a state each part of what is kept comes.
+    template <std::same_as<StateDict> State>
+    std::vector<std::pair<at::Tensor, at::Tensor>> copies_for(State const& state, std::vector<Kept> const& kept) const {
+        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        for (auto const& part : parts_)
+            for (auto const& [name, tensor] : kept[part.stretch]) {
+                auto const key = name + "." + part.key;
+                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
+                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
+                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
+            }
+        for (auto const& [name, tensor] : state.tensors)
+            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
+        return copies;
+    }
+
     /// Parts by parameter, in ascending order within each.
     std::map<std::string, std::vector<size_t>> index() const {
         std::map<std::string, std::vector<size_t>> by_key;
@@ -10521,8 +10571,6 @@ private:
         for (auto& [key, indices] : by_key) std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) { return parts_[a].from < parts_[b].from; });
         return by_key;
     }
-
-    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
 
     /// What is kept of each stretch, by name; of stretches of one dtype the same. States in blocks are copies in fp32, which `put_back`
     /// takes.
@@ -11430,6 +11478,17 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
+        check_state_dict(state);
+        auto& s = *shared_;
+        at::NoGradGuard const no_grad;
+        auto const steps = state.value<int64_t>("steps", Rule<Recipe>::kind);
+        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        else s.moments.load(state);
+        s.grouping.set_lr(state.value<double>("lr", Rule<Recipe>::kind));
+        s.count(steps);
+    }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& state) {
         auto& s = *shared_;
         auto const who = concat("optim::", Rule<Recipe>::kind);
         auto const kind = state.value<std::string>("kind", who);
@@ -11439,12 +11498,8 @@ public:
         auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
         check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
         check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
-        at::NoGradGuard const no_grad;
-        if (s.stale()) s.bind();
-        if (steps == 0 && state.tensors.empty()) s.moments.reset();
-        else s.moments.load(state);
-        s.grouping.set_lr(lr);
-        s.count(steps);
+        make_state();
+        if (steps != 0 || !state.tensors.empty()) s.moments.check_fits(state);
     }
 
 private:
@@ -11778,42 +11833,55 @@ public:
 
     /// Takes what `state_dict` gave, or the state of a recipe of the same kind.
     void load_state_dict([[maybe_unused]] StateDict const& state) {
-        [[maybe_unused]] auto& s = *shared_;
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
         else {
-            auto const who = concat("torch::optim::", torch_state<Held>::kind);
-            auto const kind = state.value<std::string>("kind", who);
-            check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-            auto const saved_lr = state.value<double>("lr", who);
-            auto const steps = state.value<int64_t>("steps", who);
-            using State = typename torch_state<Held>::type;
-            std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
-                auto own = std::make_unique<State>();
-                bool any = false;
-                for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
-                    auto found = state.tensors.find(concat(name, ".", key));
-                    if (found == state.tensors.end()) return;
-                    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
-                          ", the parameter ", parameter.sizes());
-                    write(found->second.to(parameter.options(), false, true));
-                    any = true;
-                });
-                if constexpr (requires { own->step(); }) {
-                    auto const& each = state.values.contains("parameter_steps") ? state.values["parameter_steps"] : nlohmann::json::object();
-                    own->step(each.value(key, static_cast<decltype(own->step() + 0)>(steps)));
-                }
-                if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
-            });
-            check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+            auto& s = *shared_;
+            auto loaded = states_in(state);
             s.held->state().clear();
             for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
-            set_lr(saved_lr);
-            s.steps = steps;
+            set_lr(state.value<double>("lr", torch_state<Held>::kind));
+            s.steps = state.value<int64_t>("steps", torch_state<Held>::kind);
         }
+    }
+    /// Throws what `load_state_dict` would, and changes nothing. Costs a copy of the state.
+    void check_state_dict([[maybe_unused]] StateDict const& state) const {
+        if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
+        else static_cast<void>(states_in(state));
     }
 
 private:
+    /// LibTorch's own form of a state, by parameter.
+    auto states_in(StateDict const& state) const {
+        auto& s = *shared_;
+        auto const who = concat("torch::optim::", torch_state<Held>::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
+        auto const lr = state.value<double>("lr", who);
+        auto const steps = state.value<int64_t>("steps", who);
+        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
+        StateDict const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
+        using State = typename torch_state<Held>::type;
+        std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
+        s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+            auto own = std::make_unique<State>();
+            bool any = false;
+            for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
+                auto found = state.tensors.find(concat(name, ".", key));
+                if (found == state.tensors.end()) return;
+                check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
+                      ", the parameter ", parameter.sizes());
+                write(found->second.to(parameter.options(), false, true));
+                any = true;
+            });
+            if constexpr (requires { own->step(); }) {
+                own->step(each.values.contains(key) ? each.value<int64_t>(key, who) : steps);
+            }
+            if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
+        });
+        check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+        return loaded;
+    }
+
     struct Shared {
         Shared(std::shared_ptr<Held> h, std::vector<std::shared_ptr<Model>> m) : held(std::move(h)), models(std::move(m)) {
             check(held != nullptr && !models.empty() && !held->param_groups().empty(), code::config, "prepare: a torch::optim optimizer needs parameters and a model");
@@ -12403,43 +12471,50 @@ public:
     /// this recipe's. Error E_DATA for another kind of schedule or another unit.
     void load_state_dict(StateDict const& state) {
         auto& s = *shared_;
-        auto const who = concat("schedule::", Recipe::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        auto const unit = state.value<std::string>("unit", who);
-        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
-        auto const position = state.value<int64_t>("position", who);
-        auto const base_lr = state.value<double>("base_lr", who);
-        check(position >= 0 && std::isfinite(base_lr) && base_lr >= 0, code::data, who, ".load_state_dict: position ", position, " with a base lr of ", base_lr, " cannot be");
-        if constexpr (observes) {
-            typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
-            if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);
-            s.memory = memory;
-        }
-        s.position = position;
-        s.base_lr = base_lr;
+        static_cast<Progress&>(s) = progress_in(state);
         s.seen = s.optimizer.updates();
         s.apply();
     }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& state) const { static_cast<void>(progress_in(state)); }
 
 private:
     struct Nothing {};
-    struct Shared {
-        Shared(Recipe r, Optimizer o, options h) : recipe(std::move(r)), optimizer(std::move(o)), how(h), base_lr(optimizer.lr()), seen(optimizer.updates()) {}
+    /// What is saved.
+    struct Progress {
+        double base_lr = 0;
+        int64_t position = 0;
+        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory = {};
+    };
+    struct Shared : Progress {
+        Shared(Recipe r, Optimizer o, options h) : Progress{o.lr()}, recipe(std::move(r)), optimizer(std::move(o)), how(h), seen(optimizer.updates()) {}
 
         void apply() {
-            if constexpr (observes) optimizer.set_lr(base_lr * memory.scale);
-            else optimizer.set_lr(base_lr * recipe.factor(position));
+            if constexpr (observes) optimizer.set_lr(this->base_lr * this->memory.scale);
+            else optimizer.set_lr(this->base_lr * recipe.factor(this->position));
         }
 
         Recipe recipe;
         Optimizer optimizer;
         options how;
-        double base_lr;
         int64_t seen;          // of the optimizer's updates
-        int64_t position = 0;
         Unit unit = Unit::Any;
-        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory;
     };
+
+    Progress progress_in(StateDict const& state) const {
+        auto const& s = *shared_;
+        auto const who = concat("schedule::", Recipe::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        auto const unit = state.value<std::string>("unit", who);
+        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
+        Progress progress{state.value<double>("base_lr", who), state.value<int64_t>("position", who), {}};
+        check(progress.position >= 0 && std::isfinite(progress.base_lr) && progress.base_lr >= 0, code::data, who, ".load_state_dict: position ", progress.position, " with a base lr of ", progress.base_lr, " cannot be");
+        if constexpr (observes) {
+            progress.memory = {state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
+            if (state.values.contains("best") && !state.values["best"].is_null()) progress.memory.best = state.value<double>("best", who);
+        }
+        return progress;
+    }
 
     std::shared_ptr<Shared> shared_;
 };
@@ -14762,24 +14837,29 @@ struct Outgoing {
     int64_t bytes = 0;
 };
 
+/// Place in `dtypes` of a tensor that a file can hold under this name; error E_ST_* of `where()` for others.
+template <class Where>
+int64_t dtype_to_save(std::string const& name, at::Tensor const& t, Where const& where) {
+    auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat(where(), ": tensor ", quote(name), ": ", why...)); };
+    if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
+    if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
+    if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
+    if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
+    if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
+    if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
+    auto const dtype = find_dtype(t.scalar_type());
+    if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
+    if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
+    return dtype;
+}
+
 /// Checks what can be checked without writing, and puts the tensors in the order of the file: largest dtype first, then by name.
 inline std::vector<Outgoing> outgoing_order(TensorMap const& tensors, std::filesystem::path const& path) {
     std::vector<Outgoing> order;
     order.reserve(tensors.size());
     for (auto const& item : tensors) {
-        auto const& name = item.first;
-        auto const& t = item.second;
-        auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat("save_file(", path, "): tensor ", quote(name), ": ", why...)); };
-        if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
-        if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
-        if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
-        if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
-        if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
-        auto const dtype = find_dtype(t.scalar_type());
-        if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
-        if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
-        order.push_back({&name, &t, dtype, t.numel() * static_cast<int64_t>(t.element_size())});
+        auto const dtype = dtype_to_save(item.first, item.second, [&] { return concat("save_file(", path, ")"); });
+        order.push_back({&item.first, &item.second, dtype, item.second.numel() * static_cast<int64_t>(item.second.element_size())});
     }
     std::ranges::sort(order, [](Outgoing const& a, Outgoing const& b) { return a.dtype != b.dtype ? a.dtype > b.dtype : *a.name < *b.name; });
     return order;
@@ -15295,6 +15375,54 @@ inline std::string hash_of(InputFile const& file, Hash kind) {
 }  // namespace state
 }  // namespace accelerate
 
+// ---- accelerate/state/json_values.hpp
+
+/// What a `StateDict` holds beside tensors, as JSON text can hold it: JSON has no infinity and no NaN, which a "best loss so far" begins with.
+/// They are written as {"__float__": "inf"}, "-inf" and "nan", and come back as what they were.
+namespace accelerate::state {
+
+inline constexpr char const* float_key = "__float__";
+
+/// `values` as they are written. Error E_CONFIG naming `who` and the key for what would come back as something else: binary values, text that
+/// is not UTF-8, an object that looks like such a number; and for a state whose values are no object.
+inline nlohmann::json to_json_text(std::string const& who, nlohmann::json values, std::string_view key = "", bool inside = false) {
+    auto const refuse = [&](auto const&... why) { throw Error(code::config, concat("save_state: ", quote(who), inside ? concat(", value ", quote(key)) : "", ": ", why...)); };
+    auto const check_text = [&](std::string const& text) {
+        if (utf8_end(text) != text.size()) refuse("the text ", quote(text), " is not UTF-8");
+    };
+    if (!inside && !values.is_object()) refuse("the values of a StateDict are an object of names; found ", values.type_name());
+    if (values.is_binary()) refuse("JSON text has no binary values; use a tensor");
+    if (values.is_string()) check_text(values.get_ref<std::string const&>());
+    if (values.is_number_float() && !std::isfinite(values.get<double>())) {
+        auto const x = values.get<double>();
+        return {{float_key, std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf"}};
+    }
+    if (values.is_object() && values.contains(float_key)) refuse("the name ", quote(float_key), " is taken");
+    if (values.is_object())
+        for (auto const& [name, value] : values.items()) {
+            check_text(name);
+            value = to_json_text(who, std::move(value), name, true);
+        }
+    if (values.is_array())
+        for (auto& value : values) value = to_json_text(who, std::move(value), key, true);
+    return values;
+}
+
+/// The reverse.
+inline nlohmann::json from_json_text(nlohmann::json values) {
+    if (values.is_object() && values.size() == 1 && values.contains(float_key) && values.front().is_string()) {
+        using limits = std::numeric_limits<double>;
+        auto const& text = values.front().get_ref<std::string const&>();
+        if (text == "nan") return limits::quiet_NaN();
+        if (text == "inf" || text == "-inf") return text == "inf" ? limits::infinity() : -limits::infinity();
+    }
+    if (values.is_structured())
+        for (auto& value : values) value = from_json_text(std::move(value));
+    return values;
+}
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state/manifest.hpp
 
 namespace accelerate::state {
@@ -15564,7 +15692,7 @@ public:
         }
         auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
         check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
-        StateDict state{{}, values.at(component.name)};
+        StateDict state{{}, from_json_text(values.at(component.name))};
         if (own) {
             auto& file = reader(rank);
             auto const prefix = "own/" + component.name + "/";
@@ -15738,6 +15866,27 @@ void together(Comm const& comm, F&& f, std::string_view who = "rank") {
     if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
 }
 
+/// Error E_COLLECTIVE_MISMATCH on all ranks where one calls `who` with other `items` than rank 0. Collective.
+template <class Comm>
+void check_agreed(Comm const& comm, std::string_view who, std::vector<std::string> const& items) {
+    std::string mine;
+    for (auto const& item : items) mine += item + '\n';
+    auto const all = comm.all_gather_bytes(mine);
+    auto const other = std::find_if(all.begin(), all.end(), [&](std::string const& one) { return one != all[0]; });
+    if (other == all.end()) return;
+    auto const split = [](std::string const& text) {
+        std::vector<std::string> lines;
+        std::istringstream in(text);
+        for (std::string line; std::getline(in, line);) lines.push_back(line);
+        return lines;
+    };
+    auto const here = split(all[0]), there = split(*other);
+    auto const differ = std::mismatch(here.begin(), here.end(), there.begin(), there.end());
+    auto const item = [](auto at, auto end) { return at == end ? std::string("nothing more") : *at; };
+    throw Error(code::collective_mismatch, concat(who, ": the ranks disagree: rank 0 has ", item(differ.first, here.end()), ", rank ", other - all.begin(), " has ", item(differ.second, there.end()),
+                                                  "; every rank must call it alike, with the same objects prepared and registered"));
+}
+
 }  // namespace accelerate::state
 
 // ---- accelerate/checkpointing.hpp
@@ -15753,9 +15902,9 @@ struct load_state_options {
 
 namespace detail {
 
-/// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
-/// E_CK_KEYS that lists them; nothing has been copied then.
-inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+/// What loaded tensors and those that are there do not have in common, and shapes and dtypes that differ, are one error E_CK_KEYS that lists
+/// them.
+inline void check_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
     std::string differences;
     int64_t count = 0;
     auto const add = [&](auto const&... parts) {
@@ -15770,6 +15919,11 @@ inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMa
     for (auto const& [name, t] : loaded)
         if (!here.contains(name)) add(state::quote(name), " is unexpected");
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+}
+
+/// Copies loaded tensors into those that are there, if they fit.
+inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    check_by_name(who, here, loaded);
     at::NoGradGuard const no_grad;
     for (auto const& [name, t] : here)
         if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
@@ -15817,6 +15971,8 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             if (b.value().defined()) s.tensors.insert(b.key(), b.value());
         return s;
     };
+    auto const parameters_fit = [=](StateDict const& s) { check_by_name(name, parameters().tensors, s.tensors); };
+    auto const buffers_fit = [=](StateDict const& s) { check_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
@@ -15825,35 +15981,42 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
-                    {"ranks", model->replicas()}};
+                    {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) s.tensors = gradients_of(*model);
         return s;
     };
-    auto const load_window = [=](StateDict const& s) {
+    auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
         bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
-        auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
+        auto const ranks = s.value<int64_t>("ranks", who), of = s.value<int64_t>("steps", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
         auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
         bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
-        check(closed || micro_batches < steps, code::ck_accum, "the checkpoint is inside a window, behind its micro-batch ", micro_batches, "; with gradient_accumulation_steps ", steps, " there is no such place");
-        if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
+        check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
+              ". Save at a window's end to change that");
+        static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
+    };
+    auto const load_window = [=](StateDict const& s) {
+        window_fits(s);
+        auto const who = name + "_window";
+        if (s.value<bool>("gradients", who)) copy_by_name(who, gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
-        model->window().restore(position, micro_batches, closed);
-        model->restore_stage(static_cast<sharding::Stage>(stage));
+        model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
+        model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->forget_verdict();
         model->take_scale();
-        model->scale_gradients(gradient_scale);
-        model->loss_scale = loss_scale;
+        model->scale_gradients(s.value<double>("gradient_scale", who));
+        model->loss_scale = s.value<double>("loss_scale", who);
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
     using state::Names;
-    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
-            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
-            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
+            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .fits = buffers_fit, .names = Names::Parameter},
+            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .fits = window_fits, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
@@ -15864,6 +16027,7 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
                            if constexpr (requires { kept->live_state(); }) return kept->live_state();
                            else return kept->state_dict();
                        }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
+    if constexpr (requires(StateDict const& s) { kept->check_state_dict(s); }) c.fits = [kept](StateDict const& s) { kept->check_state_dict(s); };
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(), kept->live_state(); })
         c.into = [kept] {
@@ -15878,6 +16042,30 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
     return c;
 }
 
+/// An object of the user's, which outlives this.
+template <class Object>
+state::Component registered_component(std::string name, Object& object) {
+    state::Component c{.name = std::move(name), .whose = state::Whose::All, .save = [&object] { return StateDict(object.state_dict()); }, .load = [&object](StateDict const& s) { object.load_state_dict(s); }};
+    if constexpr (requires(StateDict const& s) { object.check_state_dict(s); }) c.fits = [&object](StateDict const& s) { object.check_state_dict(s); };
+    return c;
+}
+
+/// Whether a small state fits, found out by taking it and going back.
+template <class Save, class Load>
+std::function<void(StateDict const&)> tried(Save save, Load load) {
+    return [=](StateDict const& s) {
+        auto before = save();
+        for (auto& item : before.tensors) item.second = item.second.clone();
+        try {
+            load(s);
+        } catch (...) {
+            load(before);
+            throw;
+        }
+        load(before);
+    };
+}
+
 /// The random streams of the CPU and of a device.
 inline state::Component random_component(at::DeviceType device) {
     auto const set = [](at::DeviceType type, at::Tensor const& saved) {
@@ -15887,19 +16075,18 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    return {.name = "random", .whose = state::Whose::Each,
-            .save = [=] {
-                StateDict s;
-                s.tensors.insert("cpu", random_state(at::kCPU));
-                if (device != at::kCPU) s.tensors.insert("device", random_state(device));
-                return s;
-            },
-            .load = [=](StateDict const& s) {
-                check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
-                set(at::kCPU, s.tensors.at("cpu"));
-                if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
-            },
-            .unfit = code::ck_rng};
+    auto const save = [=] {
+        StateDict s;
+        s.tensors.insert("cpu", random_state(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        return s;
+    };
+    auto const load = [=](StateDict const& s) {
+        check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+        set(at::kCPU, s.tensors.at("cpu"));
+        if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+    };
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
 }
 
 /// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
@@ -15932,9 +16119,9 @@ std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::
     return reader;
 }
 
-/// Gives a component its state; what does not fit has the component's code.
-inline void load_component(state::Component const& component, StateDict const& state) try {
-    component.load(state);
+/// Shows a component a state, or gives it to it; what does not fit has the component's code.
+inline void give(state::Component const& component, std::function<void(StateDict const&)> const& to, StateDict const& state) try {
+    to(state);
 } catch (Error const& e) {
     bool const unfit = e.code() == code::data || e.code() == code::config;
     throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
@@ -15959,8 +16146,9 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had; where the
-/// disk fails while they are read into place, what was read stays. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had or does not
+/// fit; where only an object of the user's can say that, those that it comes behind have theirs. Where the disk fails while states are read
+/// into place, what was read stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());
@@ -15969,13 +16157,19 @@ void load_components(Comm const& comm, state::CheckpointReader& reader, std::vec
         check_same_components(reader, components, options.skip);
         for (size_t i = 0; i < components.size(); ++i)
             if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && components[i].fits) give(components[i], components[i].fits, *states[i]);
+    });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && !components[i].fits) give(components[i], components[i].load, *states[i]);
     });
     state::together(comm, [&] { reader.read_into_place(); });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (skipped(components[i])) continue;
-            if (states[i]) load_component(components[i], *states[i]);
-            else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+            if (states[i] && components[i].fits) give(components[i], components[i].load, *states[i]);
+            else if (!states[i]) log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }
@@ -16107,17 +16301,21 @@ inline Contribution contribution(std::vector<Component> const& components, int64
     Contribution c;
     for (auto const& component : components) {
         auto state = component.save();
-        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
-        state.values.erase("slices"), state.values.erase("shapes");
+        nlohmann::json slices = nlohmann::json::object(), shapes = slices;
+        if (component.whose == Whose::Parts) {
+            slices = state.values.value("slices", slices), shapes = state.values.value("shapes", shapes);
+            state.values.erase("slices"), state.values.erase("shapes");
+        }
         bool const own = is_own(component.whose);
-        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
+        c.tells[own ? "own" : "values"][component.name] = to_json_text(component.name, std::move(state.values));
         for (auto const& [name, tensor] : state.tensors) {
             auto const key = (own ? "own/" : "") + component.name + "/" + name;
+            auto const dtype = dtype_to_save(key, tensor, [] { return "save_state"; });
             bool const part = slices.contains(name);
             if (component.whose == Whose::All && rank != 0) continue;
             c.tensors.insert(key, tensor);
             if (own) continue;
-            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
+            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(dtype)].name}};
             if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
             else entry["shape"] = tensor.sizes().vec();
         }
@@ -16153,7 +16351,10 @@ std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path c
     std::string hidden;
     together(comm, [&] {
         if (comm.rank() != 0) return;
-        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
+        struct stat there {};
+        auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
+        check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
+        if (error != ENOENT) fail_io("cannot make the folder", dir, error);
         remove_leftovers(folder_for(dir));
         hidden = (folder_for(dir) / hidden_name(dir.filename().string())).string();
         if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
@@ -16575,13 +16776,13 @@ template <class Derived>
 class StateControl {
 public:
     /// Adds objects of yours to what `save_state` saves, as "custom_checkpoint_0" and so on (Python's `register_for_checkpointing`). They have
-    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator.
+    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator. Infinities and NaN among their values come
+    /// back. One that also has `check_state_dict(state)` is asked first, with all others, whether a state fits.
     template <class... Objects>
     void register_for_checkpointing(Objects&... objects) {
         static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
         if constexpr ((stateful<Objects> && ...))
-            (own().training_->components.push_back({.name = concat("custom_checkpoint_", own().training_->registered++), .whose = state::Whose::All, .save = [&objects] { return StateDict(objects.state_dict()); },
-                                              .load = [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+            (own().training_->components.push_back(detail::registered_component(concat("custom_checkpoint_", own().training_->registered++), objects)), ...);
     }
 
     /// Calls `hook(components, dir)` before every `save_state`, or `load_state` and `resume`, on every rank (Python's functions of these names).
@@ -16618,10 +16819,12 @@ public:
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder is not as it was written, or is of another run. Parameters and optimizer state are read
-    /// into place: a disk that fails after the hashes were checked leaves them half read.
+    /// nothing has been changed where the folder is not as it was written, or is of another run; objects that were registered come first, so that
+    /// what one of them throws leaves all else as it was. Parameters and optimizer state are read into place: a disk that fails after the
+    /// hashes were checked leaves them half read.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
+        check_agreed("load_state", options);
         load(*open(dir, options.verify), options);
     }
 
@@ -16629,6 +16832,7 @@ public:
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
     bool resume(load_state_options const& options = {}) {
         wait_for_checkpoint();
+        check_agreed("resume", options);
         auto& comm = own().training_->settled().comm;
         auto const folder = checkpoints();
         std::string numbers;
@@ -16695,10 +16899,13 @@ protected:
 private:
     /// `behind` is called by rank 0, or its thread, when the folder is there.
     template <class Behind>
-    void save(std::filesystem::path const& dir, save_state_options const& how, Behind const& behind) {
+    void save(std::filesystem::path const& named, save_state_options const& how, Behind const& behind) {
         wait_for_checkpoint();
+        check(!named.empty(), code::config, "save_state: the folder's name is empty");
+        auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
         auto const begin = std::chrono::steady_clock::now();
         auto& t = own().training_->settled();
+        check_agreed("save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
         auto components = all_components();
         save_hooks_.call(components, dir);
         auto& writers = t.writers();
@@ -16717,6 +16924,17 @@ private:
             auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
             if (t.writes()) published(bytes);
         });
+    }
+
+    /// Ranks that saved or loaded other things would lose some, or wait for each other.
+    void check_agreed(std::string_view who, std::vector<std::string> how) const {
+        for (auto const& component : all_components()) how.push_back(state::quote(component.name));
+        state::check_agreed(own().training_->settled().comm, who, how);
+    }
+    void check_agreed(std::string_view who, load_state_options const& options) const {
+        std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
+        for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
+        check_agreed(who, std::move(how));
     }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
@@ -16761,18 +16979,24 @@ private:
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         auto const guard = own().training_->guard;
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
-            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }, .unfit = code::ck_scaler});
+            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); },
+                           .fits = [guard](StateDict const& s) {
+                               auto scaler = guard->scaler();
+                               scaler.load_state_dict(s);
+                           },
+                           .unfit = code::ck_scaler});
         }
         auto const progress = [guard, independent = state::is_own(own().shared())] {
             StateDict s{{}, {{"steps", guard->steps()}}};
             if (independent) s.values["independent"] = true;
             return s;
         };
-        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [guard](StateDict const& s) {
-                           auto const steps = s.value<int64_t>("steps", "progress");
-                           check(steps >= 0, code::data, "step ", steps, " cannot be");
-                           guard->set_steps(steps);
-                       }});
+        auto const steps_in = [](StateDict const& s) {
+            auto const steps = s.value<int64_t>("steps", "progress");
+            check(steps >= 0, code::data, "step ", steps, " cannot be");
+            return steps;
+        };
+        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }});
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }
@@ -17071,8 +17295,11 @@ public:
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
         for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
-        if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = [module] { return Precision::state_dict(*module); }, .load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); }, .unfit = code::ck_precision});
+        if constexpr (requires { Precision::state_dict(*module); }) {
+            auto const save = [module] { return Precision::state_dict(*module); };
+            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
+            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
+        }
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 
@@ -21877,7 +22104,7 @@ public:
         if (slots_.empty() || storage_ == Storage::Full) return;
         if (storage_ == Storage::Gathering) ++engine_->prefetched;
         prefetch();
-        work_.wait();
+        arrive();
         check_untouched();  // before anything is moved: an error leaves the unit as it was
         // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
         auto* const from = gathered_.storage().unsafeGetStorageImpl();
@@ -21898,10 +22125,10 @@ public:
     /// While the parameters are there: gives `t`, a parameter or what was made from one while they were away, their memory.
     void lend(at::Tensor const& t) const { set_storage(t, full_.storage()); }
 
-    /// The parameters leave; the next `acquire` gathers them again.
+    /// The parameters leave; the next `acquire` gathers them again. Throws what a gather that was under way has failed with.
     void release() {
-        if (storage_ == Storage::Gathering) work_.wait(), gathered_ = at::Tensor();
-        if (storage_ != Storage::Sharded) drop();
+        if (storage_ == Storage::Full) drop();
+        if (storage_ == Storage::Gathering) arrive(), gathered_ = at::Tensor();
     }
 
     /// Before a part of this unit's backward runs: the parameters come back, and gradients get memory to be added in.
@@ -21949,6 +22176,12 @@ private:
     /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
     void leave() {
         if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    /// Waits for what is gathered, which is nobody's yet.
+    void arrive() {
+        storage_ = Storage::Sharded;
+        work_.wait();
     }
 
     void keep_as(at::TensorOptions const& options) {
@@ -22238,9 +22471,7 @@ public:
         set_squares(sum_over_ranks(squares));
     }
 
-    void after_step() {
-        for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
-    }
+    void after_step() { release_units(); }  // what an evaluation left gathered is old now
 
     static constexpr bool owns_everything = false;
     void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
@@ -22267,7 +22498,10 @@ public:
         struct Released {
             FsdpModel& model;
             ~Released() {
-                for (auto* unit : model.engine_->units) unit->release();
+                try {
+                    model.release_units();
+                } catch (...) {  // a gather is still under way only where another one has failed, whose error is heard of
+                }
             }
         } const at_the_end{*this};
         Unit* here = nullptr;
@@ -22299,6 +22533,17 @@ public:
 
 private:
     Unit& root() { return *engine_->units.front(); }
+
+    /// All parameters leave; throws the first error behind the last unit.
+    void release_units() {
+        std::exception_ptr failure;
+        for (auto* unit : engine_->units) try {
+                unit->release();
+            } catch (...) {
+                if (!failure) failure = std::current_exception();
+            }
+        if (failure) std::rethrow_exception(failure);
+    }
 
     /// The optimizer's view of a unit: this rank's stretch, in which slots may begin before it and end behind it.
     void add_flat(Unit& unit) {

@@ -224,6 +224,31 @@ TEST_CASE("what is no whole checkpoint is refused by name, and the one before it
     CHECK(has(error_of([&] { without.save_state(); }), {"E_CONFIG", "project_dir"}));
 }
 
+namespace {
+
+/// All that a checkpoint would hold now.
+Snapshot everything(std::vector<acc::state::Component> const& components) {
+    Snapshot s;
+    for (auto const& c : components) {
+        auto const state = c.save();
+        for (auto const& [name, t] : state.tensors) s.tensors.insert(c.name + "/" + name, t.clone());
+        s.values += c.name + state.values.dump();
+    }
+    return s;
+}
+
+/// The error of loading a folder, which must have changed nothing.
+std::string refusal(auto& accelerator, fs::path const& dir) {
+    std::vector<acc::state::Component> components;
+    Snapshot before;
+    auto handle = accelerator.register_load_state_pre_hook([&](auto& all, fs::path const&) { components = all, before = everything(all); });
+    auto const error = error_of([&] { accelerator.load_state(dir); });
+    CHECK((components.empty() || everything(components) == before));
+    return error;
+}
+
+}  // namespace
+
 TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing][component][manifest][checkpoint_hooks][state_dict]") {
     Folder folder;
     using Half = Run<Fp16<>, Ddp<>>;
@@ -266,7 +291,7 @@ TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing
         j.at(nlohmann::json::json_pointer(pointer)) = nlohmann::json::parse(json);
         std::ofstream(dir / "manifest.json") << j.dump();
         std::string error;
-        run([&](auto& accelerator, auto&) { error = error_of([&] { accelerator.load_state(dir); }); });
+        run([&](auto& accelerator, auto&) { error = refusal(accelerator, dir); });
         CHECK(has(error, {code, state_name(pointer)}));
     }
     auto const parsed = [&](auto&& edit) {
@@ -310,7 +335,7 @@ TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing
             fs::remove_all(folder / "unchanged");
             accelerator.save_state(folder / "unchanged");
             accelerator.load_state(folder / "unchanged");
-            error = error_of([&] { accelerator.load_state(other); });
+            error = refusal(accelerator, other);
         });
         return error;
     };
@@ -346,6 +371,159 @@ TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing
         accelerator.load_state(dir);
         CHECK(torch::equal(std::get<0>(prepared)->a->weight, weight));
     });
+}
+
+namespace {
+
+struct Numbers {
+    int64_t n = 24;
+    size_t size() const { return static_cast<size_t>(n); }
+    std::pair<torch::Tensor, torch::Tensor> operator[](size_t i) const { return Samples()[i]; }
+};
+
+/// A run that begins with an accelerator's options, a recipe, a loader and a schedule, and does four bodies of a window of three.
+void begun(acc::accelerator_options options, auto recipe, acc::data::Loader<Numbers> loader_given, auto schedule_given, auto&& f) {
+    Run<Fp32, None> accelerator(options, acc::comm::Threads::world());
+    auto [model, optimizer, loader, schedule] = accelerator.prepare(std::make_shared<Net<>>(), recipe, std::move(loader_given), schedule_given);
+    int64_t body = 0;
+    for (auto& batch : loader) {
+        auto opened = accelerator.accumulate(model);
+        accelerator.backward(torch::mse_loss(model(batch.first), batch.second));
+        optimizer.step(), schedule.step(), optimizer.zero_grad();
+        if (++body == 4) break;
+    }
+    f(accelerator);
+}
+
+/// Objects of the user's: one that refuses what it gets, one that can say so before.
+struct Refusing : Counter {
+    void load_state_dict(acc::StateDict const&) { throw std::runtime_error("not this one"); }
+};
+struct Checking : Counter {
+    void check_state_dict(acc::StateDict const&) const { throw std::runtime_error("not that one"); }
+};
+/// One that holds what it is given.
+struct Holding {
+    acc::StateDict held;
+    acc::StateDict state_dict() const { return held; }
+    void load_state_dict(acc::StateDict const& s) { held = s; }
+};
+
+}  // namespace
+
+TEST_CASE("a checkpoint of another run changes nothing, whatever of it does not fit", "[checkpointing][component][prepared][indexed_source][scheduler]") {
+    using acc::data::Loader;
+    Folder folder;
+    auto const dir = folder / "saved";
+    acc::schedule::Cosine const cosine{.total = acc::OptimizerSteps{30}};
+    auto const numbers = [](int64_t n, bool shuffle = false) { return Loader{Numbers{n}, {.batch_size = 2, .shuffle = shuffle}}; };
+    acc::accelerator_options const three{.gradient_accumulation_steps = 3}, two{.gradient_accumulation_steps = 2};
+    acc::optim::AdamW const adamw{.lr = 0.01};
+    begun(three, adamw, numbers(24), cosine, [&](auto& accelerator) { accelerator.save_state(dir); });
+    auto const into = [&](auto const& options, auto recipe, auto loader, auto schedule) {
+        std::string error;
+        begun(options, recipe, std::move(loader), schedule, [&](auto& accelerator) { error = refusal(accelerator, dir); });
+        return error;
+    };
+    begun(three, adamw, numbers(24), cosine, [&](auto& accelerator) { accelerator.load_state(dir); });
+    CHECK(has(into(three, acc::optim::Sgd{.lr = 0.01}, numbers(24), cosine), {"E_CK_OPTIM", "saved by AdamW"}));
+    CHECK(has(into(three, acc::optim::Lion{}, numbers(24), cosine), {"E_CK_OPTIM", "saved by AdamW"}));
+    CHECK(has(into(three, adamw, numbers(26), cosine), {"E_CK_LOADER", "26 samples", "24"}));
+    CHECK(has(into(three, adamw, numbers(24, true), cosine), {"E_CK_LOADER", "shuffled", "sequential"}));
+    CHECK(has(into(three, adamw, numbers(24), acc::schedule::Linear{.total = acc::OptimizerSteps{30}}), {"E_CK_SCHED", "Cosine"}));
+    CHECK(has(into(two, adamw, numbers(24), cosine), {"E_CK_ACCUM", "gradient_accumulation_steps 3"}));
+
+    // Objects of the user's, which alone can say whether a state is theirs, come before all else.
+    auto const registered = [&](auto object, fs::path const& from, bool saves) {
+        std::string error;
+        begun(three, adamw, numbers(24), cosine, [&](auto& accelerator) {
+            accelerator.register_for_checkpointing(object);
+            if (saves) accelerator.save_state(from);
+            else error = refusal(accelerator, from);
+        });
+        return error;
+    };
+    registered(Counter(), folder / "registered", true);
+    CHECK(has(registered(Refusing(), folder / "registered", false), {"not this one"}));
+    CHECK(has(registered(Checking(), folder / "registered", false), {"not that one"}));
+
+    CHECK(has(error_of([] { Run<Fp32, None>({.total_limit = -1}, acc::comm::Threads::world()); }), {"E_CONFIG", "total_limit", "-1"}));
+}
+
+TEST_CASE("ranks that save or load unlike each other are told what differs", "[together][state_control]") {
+    Folder folder;
+    std::mutex mutex;
+    std::vector<std::string> errors;
+    auto const unlike = [&](auto&& f) {
+        errors.clear();
+        acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+            Run<Fp32, Ddp<>> accelerator({.timeout_s = 60}, comm);
+            Counter counter;
+            auto model = accelerator.prepare(accelerator.template make<Net>());
+            auto const error = error_of([&] { f(accelerator, counter, comm.rank() == 0); });
+            std::lock_guard const lock(mutex);
+            errors.push_back(error);
+        });
+        CHECK(errors[0] == errors[1]);
+        return errors[0];
+    };
+    auto const dir = folder / "saved";
+    CHECK(unlike([&](auto& a, auto&, bool) { a.save_state(dir); }) == "nothing was thrown");
+    auto const other = folder / "other";
+    CHECK(has(unlike([&](auto& a, auto&, bool first) { a.save_state(other, {.asynchronous = first}); }), {"E_COLLECTIVE_MISMATCH", "save_state", "rank 0 has an asynchronous save", "rank 1 has a save that waits"}));
+    CHECK(has(unlike([&](auto& a, auto&, bool first) { a.save_state(other, {.hash = first ? acc::Hash::Xxh3 : acc::Hash::Sha256}); }), {"E_COLLECTIVE_MISMATCH", "XXH3", "SHA-256"}));
+    CHECK(has(unlike([&](auto& a, auto& counter, bool first) {
+                  if (!first) a.register_for_checkpointing(counter);
+                  a.save_state(other);
+              }),
+              {"E_COLLECTIVE_MISMATCH", "rank 1 has \"custom_checkpoint_0\""}));
+    CHECK(has(unlike([&](auto& a, auto&, bool first) { a.load_state(dir, {.verify = first}); }), {"E_COLLECTIVE_MISMATCH", "load_state", "hashes"}));
+    CHECK(has(unlike([&](auto& a, auto&, bool first) { a.load_state(dir, {.skip = first ? std::vector<std::string>{"model"} : std::vector<std::string>()}); }), {"E_COLLECTIVE_MISMATCH", "\"model\" to skip"}));
+    CHECK_FALSE(fs::exists(other));
+}
+
+TEST_CASE("values that JSON lacks come back, and what would not is refused by name", "[json_values][state_dict]") {
+    Folder folder;
+    int64_t saves = 0;
+    auto const through = [&](auto fill) {
+        Run<Fp32, None> accelerator({}, acc::comm::Threads::world());
+        Holding object;
+        fill(object.held);
+        accelerator.register_for_checkpointing(object);
+        auto const dir = folder / acc::concat("held", saves++, "/");  // with the stroke that people write behind folders
+        accelerator.save_state(dir);
+        object.held = {};
+        accelerator.load_state(dir);
+        return object.held;
+    };
+    auto const infinity = std::numeric_limits<double>::infinity();
+    auto const back = through([&](acc::StateDict& s) {
+        s.values = {{"best", infinity}, {"worst", {{"list", {1.5, -infinity, nullptr}}}}, {"none", std::nan("")}, {"word", "inf"}, {"slices", 7}, {"large", std::numeric_limits<uint64_t>::max()}};
+        s.tensors.insert("weights", torch::ones({2}));
+    }).values;
+    CHECK(back["best"] == infinity);
+    CHECK(back["worst"]["list"] == nlohmann::json({1.5, -infinity, nullptr}));
+    CHECK(std::isnan(back["none"].get<double>()));
+    CHECK((back["word"] == "inf" && back["slices"] == 7 && back["large"] == std::numeric_limits<uint64_t>::max() && back.size() == 6));
+
+    auto const refused = [&](auto fill) {
+        auto const error = error_of([&] { through(fill); });
+        CHECK(fs::directory_iterator(folder / acc::concat("held", 0)) != fs::directory_iterator());
+        for (auto const& entry : fs::directory_iterator(folder.path)) CHECK(entry.path().filename() == "held0");  // nothing is left of the others
+        return error;
+    };
+    CHECK(has(refused([](auto& s) { s.values["name"] = "\xff"; }), {"E_CONFIG", "custom_checkpoint_0", "\"name\"", "UTF-8"}));
+    CHECK(has(refused([](auto& s) { s.values["\xff"] = 1; }), {"E_CONFIG", "UTF-8"}));
+    CHECK(has(refused([](auto& s) { s.values["raw"] = nlohmann::json::binary({1, 2}); }), {"E_CONFIG", "\"raw\"", "binary", "tensor"}));
+    CHECK(has(refused([](auto& s) { s.values = nlohmann::json::array({1}); }), {"E_CONFIG", "object", "array"}));
+    CHECK(has(refused([](auto& s) { s.values["a"]["__float__"] = 1; }), {"E_CONFIG", "__float__"}));
+    CHECK(has(refused([](auto& s) { s.tensors.insert("t", torch::Tensor()); }), {"E_ST_BAD_TENSOR", "custom_checkpoint_0/t", "undefined"}));
+    CHECK(has(refused([](auto& s) { s.tensors.insert("t", torch::ones({2}, torch::kComplexDouble)); }), {"E_ST_UNSUPPORTED_DTYPE", "custom_checkpoint_0/t"}));
+    CHECK(has(refused([](auto& s) { s.tensors.insert("t", torch::eye(2).to_sparse()); }), {"E_ST_BAD_TENSOR", "sparse"}));
+
+    Run<Fp32, None> accelerator({}, acc::comm::Threads::world());
+    CHECK(has(error_of([&] { accelerator.save_state(fs::path()); }), {"E_CONFIG", "empty"}));
+    CHECK(has(error_of([&] { accelerator.save_state(folder / std::string(300, 'x')); }), {"E_IO", "xxx"}));
 }
 
 namespace {

@@ -5,7 +5,9 @@
 
 #include <accelerate.hpp>
 #include <accelerate/sharding/fsdp.hpp>
+#include <atomic>
 #include <fstream>
+#include <unistd.h>
 
 namespace acc = accelerate;
 
@@ -301,6 +303,26 @@ TEST_CASE("thread ranks shard as processes do", "[sharded_unit]") {
             compare(ours, expected);
         });
     }
+}
+
+TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {
+    std::atomic<int64_t> heard = 0;
+    auto const dir = std::filesystem::temp_directory_path() / acc::concat("accelerate_lonely_", ::getpid());
+    CHECK_THROWS_WITH(acc::debug_launcher(2,
+                                          [&](acc::comm::Threads communicator) {
+                                              Loop<Threads, acc::sharding::Fsdp<>> accelerator({}, communicator);
+                                              auto model = accelerator.prepare(by_make(accelerator));
+                                              if (communicator.rank() == 1) throw std::runtime_error("has left");
+                                              try {
+                                                  accelerator.save_model(model, dir);
+                                              } catch (acc::Error const& e) {
+                                                  heard += e.code() == acc::code::peer_lost;
+                                              }
+                                          }),
+                      contains("has left"));
+    CHECK(heard == 1);
+    CHECK_FALSE(std::filesystem::exists(dir / "model.safetensors"));
+    std::filesystem::remove_all(dir);
 }
 
 TEST_CASE("what a sharded model cannot do is said in one sentence", "[sharded]") {

@@ -278,8 +278,11 @@ public:
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
         for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
-        if constexpr (requires { Precision::state_dict(*module); })
-            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = [module] { return Precision::state_dict(*module); }, .load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); }, .unfit = code::ck_precision});
+        if constexpr (requires { Precision::state_dict(*module); }) {
+            auto const save = [module] { return Precision::state_dict(*module); };
+            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
+            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
+        }
         return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
     }
 

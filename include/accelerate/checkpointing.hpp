@@ -23,9 +23,9 @@ struct load_state_options {
 
 namespace detail {
 
-/// Copies loaded tensors into those that are there. What the two do not have in common, and shapes and dtypes that differ, are one error
-/// E_CK_KEYS that lists them; nothing has been copied then.
-inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+/// What loaded tensors and those that are there do not have in common, and shapes and dtypes that differ, are one error E_CK_KEYS that lists
+/// them.
+inline void check_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
     std::string differences;
     int64_t count = 0;
     auto const add = [&](auto const&... parts) {
@@ -40,6 +40,11 @@ inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMa
     for (auto const& [name, t] : loaded)
         if (!here.contains(name)) add(state::quote(name), " is unexpected");
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+}
+
+/// Copies loaded tensors into those that are there, if they fit.
+inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    check_by_name(who, here, loaded);
     at::NoGradGuard const no_grad;
     for (auto const& [name, t] : here)
         if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
@@ -87,6 +92,8 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             if (b.value().defined()) s.tensors.insert(b.key(), b.value());
         return s;
     };
+    auto const parameters_fit = [=](StateDict const& s) { check_by_name(name, parameters().tensors, s.tensors); };
+    auto const buffers_fit = [=](StateDict const& s) { check_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
@@ -95,35 +102,42 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
-                    {"ranks", model->replicas()}};
+                    {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) s.tensors = gradients_of(*model);
         return s;
     };
-    auto const load_window = [=](StateDict const& s) {
+    auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
         bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
-        auto const ranks = s.value<int64_t>("ranks", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
+        auto const ranks = s.value<int64_t>("ranks", who), of = s.value<int64_t>("steps", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
         check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
               "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
         auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
         bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
-        check(closed || micro_batches < steps, code::ck_accum, "the checkpoint is inside a window, behind its micro-batch ", micro_batches, "; with gradient_accumulation_steps ", steps, " there is no such place");
-        if (with_gradients) copy_by_name(who, gradients_of(*model), s.tensors);
+        check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
+              ". Save at a window's end to change that");
+        static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
+    };
+    auto const load_window = [=](StateDict const& s) {
+        window_fits(s);
+        auto const who = name + "_window";
+        if (s.value<bool>("gradients", who)) copy_by_name(who, gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
-        model->window().restore(position, micro_batches, closed);
-        model->restore_stage(static_cast<sharding::Stage>(stage));
+        model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
+        model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->forget_verdict();
         model->take_scale();
-        model->scale_gradients(gradient_scale);
-        model->loss_scale = loss_scale;
+        model->scale_gradients(s.value<double>("gradient_scale", who));
+        model->loss_scale = s.value<double>("loss_scale", who);
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
     };
     using state::Names;
-    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
-            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .names = Names::Parameter},
-            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .unfit = code::ck_accum, .names = Names::Parameter}};
+    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
+            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .fits = buffers_fit, .names = Names::Parameter},
+            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .fits = window_fits, .unfit = code::ck_accum, .names = Names::Parameter}};
 }
 
 /// Anything that gives and takes a `StateDict`, by a handle that is kept.
@@ -134,6 +148,7 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
                            if constexpr (requires { kept->live_state(); }) return kept->live_state();
                            else return kept->state_dict();
                        }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
+    if constexpr (requires(StateDict const& s) { kept->check_state_dict(s); }) c.fits = [kept](StateDict const& s) { kept->check_state_dict(s); };
     if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
     if constexpr (requires { kept->make_state(), kept->live_state(); })
         c.into = [kept] {
@@ -148,6 +163,30 @@ state::Component stateful_component(std::string name, state::Whose whose, Code c
     return c;
 }
 
+/// An object of the user's, which outlives this.
+template <class Object>
+state::Component registered_component(std::string name, Object& object) {
+    state::Component c{.name = std::move(name), .whose = state::Whose::All, .save = [&object] { return StateDict(object.state_dict()); }, .load = [&object](StateDict const& s) { object.load_state_dict(s); }};
+    if constexpr (requires(StateDict const& s) { object.check_state_dict(s); }) c.fits = [&object](StateDict const& s) { object.check_state_dict(s); };
+    return c;
+}
+
+/// Whether a small state fits, found out by taking it and going back.
+template <class Save, class Load>
+std::function<void(StateDict const&)> tried(Save save, Load load) {
+    return [=](StateDict const& s) {
+        auto before = save();
+        for (auto& item : before.tensors) item.second = item.second.clone();
+        try {
+            load(s);
+        } catch (...) {
+            load(before);
+            throw;
+        }
+        load(before);
+    };
+}
+
 /// The random streams of the CPU and of a device.
 inline state::Component random_component(at::DeviceType device) {
     auto const set = [](at::DeviceType type, at::Tensor const& saved) {
@@ -157,19 +196,18 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    return {.name = "random", .whose = state::Whose::Each,
-            .save = [=] {
-                StateDict s;
-                s.tensors.insert("cpu", random_state(at::kCPU));
-                if (device != at::kCPU) s.tensors.insert("device", random_state(device));
-                return s;
-            },
-            .load = [=](StateDict const& s) {
-                check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
-                set(at::kCPU, s.tensors.at("cpu"));
-                if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
-            },
-            .unfit = code::ck_rng};
+    auto const save = [=] {
+        StateDict s;
+        s.tensors.insert("cpu", random_state(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        return s;
+    };
+    auto const load = [=](StateDict const& s) {
+        check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+        set(at::kCPU, s.tensors.at("cpu"));
+        if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+    };
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
 }
 
 /// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
@@ -202,9 +240,9 @@ std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::
     return reader;
 }
 
-/// Gives a component its state; what does not fit has the component's code.
-inline void load_component(state::Component const& component, StateDict const& state) try {
-    component.load(state);
+/// Shows a component a state, or gives it to it; what does not fit has the component's code.
+inline void give(state::Component const& component, std::function<void(StateDict const&)> const& to, StateDict const& state) try {
+    to(state);
 } catch (Error const& e) {
     bool const unfit = e.code() == code::data || e.code() == code::config;
     throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
@@ -229,8 +267,9 @@ inline void check_same_components(state::CheckpointReader const& reader, std::ve
     check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
 }
 
-/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had; where the
-/// disk fails while they are read into place, what was read stays. Collective.
+/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had or does not
+/// fit; where only an object of the user's can say that, those that it comes behind have theirs. Where the disk fails while states are read
+/// into place, what was read stays. Collective.
 template <class Comm>
 void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
     std::vector<std::optional<StateDict>> states(components.size());
@@ -239,13 +278,19 @@ void load_components(Comm const& comm, state::CheckpointReader& reader, std::vec
         check_same_components(reader, components, options.skip);
         for (size_t i = 0; i < components.size(); ++i)
             if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && components[i].fits) give(components[i], components[i].fits, *states[i]);
+    });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && !components[i].fits) give(components[i], components[i].load, *states[i]);
     });
     state::together(comm, [&] { reader.read_into_place(); });
     state::together(comm, [&] {
         for (size_t i = 0; i < components.size(); ++i) {
             if (skipped(components[i])) continue;
-            if (states[i]) load_component(components[i], *states[i]);
-            else log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+            if (states[i] && components[i].fits) give(components[i], components[i].load, *states[i]);
+            else if (!states[i]) log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
         }
     });
 }

@@ -30,13 +30,13 @@ template <class Derived>
 class StateControl {
 public:
     /// Adds objects of yours to what `save_state` saves, as "custom_checkpoint_0" and so on (Python's `register_for_checkpointing`). They have
-    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator.
+    /// `state_dict()` and `load_state_dict(state)`, the same on every rank, and outlive the accelerator. Infinities and NaN among their values come
+    /// back. One that also has `check_state_dict(state)` is asked first, with all others, whether a state fits.
     template <class... Objects>
     void register_for_checkpointing(Objects&... objects) {
         static_assert((stateful<Objects> && ...), "register_for_checkpointing: give each object StateDict state_dict() const and void load_state_dict(acc::StateDict const&)");
         if constexpr ((stateful<Objects> && ...))
-            (own().training_->components.push_back({.name = concat("custom_checkpoint_", own().training_->registered++), .whose = state::Whose::All, .save = [&objects] { return StateDict(objects.state_dict()); },
-                                              .load = [&objects](StateDict const& s) { objects.load_state_dict(s); }}), ...);
+            (own().training_->components.push_back(detail::registered_component(concat("custom_checkpoint_", own().training_->registered++), objects)), ...);
     }
 
     /// Calls `hook(components, dir)` before every `save_state`, or `load_state` and `resume`, on every rank (Python's functions of these names).
@@ -73,10 +73,12 @@ public:
     }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
-    /// nothing has been changed where the folder is not as it was written, or is of another run. Parameters and optimizer state are read
-    /// into place: a disk that fails after the hashes were checked leaves them half read.
+    /// nothing has been changed where the folder is not as it was written, or is of another run; objects that were registered come first, so that
+    /// what one of them throws leaves all else as it was. Parameters and optimizer state are read into place: a disk that fails after the
+    /// hashes were checked leaves them half read.
     void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
         wait_for_checkpoint();
+        check_agreed("load_state", options);
         load(*open(dir, options.verify), options);
     }
 
@@ -84,6 +86,7 @@ public:
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
     bool resume(load_state_options const& options = {}) {
         wait_for_checkpoint();
+        check_agreed("resume", options);
         auto& comm = own().training_->settled().comm;
         auto const folder = checkpoints();
         std::string numbers;
@@ -150,10 +153,13 @@ protected:
 private:
     /// `behind` is called by rank 0, or its thread, when the folder is there.
     template <class Behind>
-    void save(std::filesystem::path const& dir, save_state_options const& how, Behind const& behind) {
+    void save(std::filesystem::path const& named, save_state_options const& how, Behind const& behind) {
         wait_for_checkpoint();
+        check(!named.empty(), code::config, "save_state: the folder's name is empty");
+        auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
         auto const begin = std::chrono::steady_clock::now();
         auto& t = own().training_->settled();
+        check_agreed("save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
         auto components = all_components();
         save_hooks_.call(components, dir);
         auto& writers = t.writers();
@@ -172,6 +178,17 @@ private:
             auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
             if (t.writes()) published(bytes);
         });
+    }
+
+    /// Ranks that saved or loaded other things would lose some, or wait for each other.
+    void check_agreed(std::string_view who, std::vector<std::string> how) const {
+        for (auto const& component : all_components()) how.push_back(state::quote(component.name));
+        state::check_agreed(own().training_->settled().comm, who, how);
+    }
+    void check_agreed(std::string_view who, load_state_options const& options) const {
+        std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
+        for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
+        check_agreed(who, std::move(how));
     }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
@@ -216,18 +233,24 @@ private:
         std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
         auto const guard = own().training_->guard;
         if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
-            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); }, .unfit = code::ck_scaler});
+            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); },
+                           .fits = [guard](StateDict const& s) {
+                               auto scaler = guard->scaler();
+                               scaler.load_state_dict(s);
+                           },
+                           .unfit = code::ck_scaler});
         }
         auto const progress = [guard, independent = state::is_own(own().shared())] {
             StateDict s{{}, {{"steps", guard->steps()}}};
             if (independent) s.values["independent"] = true;
             return s;
         };
-        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [guard](StateDict const& s) {
-                           auto const steps = s.value<int64_t>("steps", "progress");
-                           check(steps >= 0, code::data, "step ", steps, " cannot be");
-                           guard->set_steps(steps);
-                       }});
+        auto const steps_in = [](StateDict const& s) {
+            auto const steps = s.value<int64_t>("steps", "progress");
+            check(steps >= 0, code::data, "step ", steps, " cannot be");
+            return steps;
+        };
+        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }});
         all.push_back(detail::random_component(Derived::device_type::type));
         return all;
     }

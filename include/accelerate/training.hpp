@@ -135,6 +135,7 @@ public:
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
         check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
         comm.set_deadline(deadline());
     }

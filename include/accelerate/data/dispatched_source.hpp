@@ -39,7 +39,8 @@ public:
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
     void save(nlohmann::json& values) const { whole_.save(values); }
-    void load(StateDict const& state, int64_t consumed) { whole_.load(state, consumed); }
+    void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
+    void load(StateDict const& state) { whole_.load(state); }
 
 private:
     /// What rank 0 reads: its batches are those of all ranks together.

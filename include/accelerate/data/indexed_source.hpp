@@ -51,7 +51,7 @@ public:
         if constexpr (hashed) values["hash"] = loader_.dataset().hash();
     }
     /// Error E_DATA when it was another data set.
-    void load(StateDict const& state, int64_t consumed) const {
+    void check_state(StateDict const& state, int64_t consumed) const {
         constexpr auto who = "data::Loader";
         auto const size = state.value<int64_t>("size", who);
         check(size == samples_, code::data, who, ".load_state_dict: the data set has ", samples_, " samples, it had ", size,
@@ -64,6 +64,7 @@ public:
         }
         check(consumed <= positions(), code::data, who, ".load_state_dict: ", consumed, " of ", positions(), " samples consumed cannot be");
     }
+    void load(StateDict const&) const {}
 
 private:
     static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };

@@ -72,6 +72,11 @@ public:
     Order const& order() const { return order_; }
     Collation& collation() { return collate_; }
 
+    /// How samples come, for people and for the state: "sequential", "shuffled", or "in an order of their own".
+    std::string order_name() const {
+        if constexpr (std::same_as<Order, order::Standard>) return order_.shuffle ? "shuffled" : "sequential";
+        else return std::same_as<Order, order::Shuffled> ? "shuffled" : std::same_as<Order, order::Sequential> ? "sequential" : "in an order of their own";
+    }
     /// The seed of the order, or of the order inside a batch sampler; else that of the options.
     int64_t seed() const {
         if constexpr (requires { order_.seed; }) return order_.seed;

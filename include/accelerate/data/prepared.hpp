@@ -81,25 +81,45 @@ public:
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
     /// hand. The seed comes from the state, so that the epoch goes on in the order in which it began.
     void load_state_dict(StateDict const& s) {
+        check_state_dict(s);
         constexpr auto who = "data::Loader";
-        auto const seed = s.value<int64_t>("seed", who), e = s.value<int64_t>("epoch", who), consumed = s.value<int64_t>("consumed", who);
-        check(e >= 0 && consumed >= 0, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " samples consumed cannot be");
-        core_->source->load(s, consumed);
-        core_->source->loader().set_seed(seed);
-        core_->go_to(e, consumed);
+        core_->source->load(s);
+        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
         core_->resume = true;
     }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& s) const {
+        constexpr auto who = "data::Loader";
+        static_cast<void>(s.value<int64_t>("seed", who));
+        auto const e = s.value<int64_t>("epoch", who), consumed = s.value<int64_t>("consumed", who);
+        check(e >= 0 && consumed >= 0, code::data, who, ".load_state_dict: epoch ", e, " with ", consumed, " samples consumed cannot be");
+        core_->source->check_state(s, consumed);
+    }
 
-    /// Saves and restores this loader as long as somebody has it.
+    /// Saves and restores this loader as long as somebody has it. Its state says also in which order the samples came: inside an epoch
+    /// another one would give some twice and others never.
     class Handle {
     public:
         explicit Handle(Prepared const& loader) : core_(loader.core_) {}
 
         bool gone() const { return core_.expired(); }
-        StateDict state_dict() const { return Prepared(core_.lock()).state_dict(); }
+        StateDict state_dict() const {
+            auto s = Prepared(core_.lock()).state_dict();
+            s.values["order"] = order();
+            return s;
+        }
         void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+        void check_state_dict(StateDict const& s) const {
+            Prepared(core_.lock()).check_state_dict(s);
+            auto const saved = s.value<std::string>("order", "data::Loader");
+            check(saved == order() || s.value<int64_t>("consumed", "data::Loader") == 0, code::data, "data::Loader.load_state_dict: the samples come ", order(), ", they came ", saved,
+                  " when the state was saved, inside an epoch; use the same order, or start the epoch anew with set_epoch");
+        }
 
     private:
+        std::string order() const { return core_.lock()->source->loader().order_name(); }
+
         std::weak_ptr<Core> core_;
     };
 

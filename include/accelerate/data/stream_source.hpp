@@ -47,9 +47,10 @@ public:
     void save(nlohmann::json& values) const {
         if constexpr (shardable) values["offsets"] = offsets_;
     }
-    void load(StateDict const& state, int64_t consumed) {
+    /// Error E_DATA for offsets that cannot be.
+    void check_state(StateDict const& state, int64_t consumed) const {
         if constexpr (shardable) {
-            auto offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
+            auto const offsets = state.value<std::vector<int64_t>>("offsets", "data::Loader");
             int64_t sum = 0;
             for (auto o : offsets) {
                 check(o >= 0 && o <= consumed, code::data, "data::Loader.load_state_dict: ", o, " samples of a part consumed, of ", consumed, " in all, cannot be");
@@ -57,8 +58,10 @@ public:
             }
             check(sum == consumed && (!offsets.empty() || consumed == 0), code::data, "data::Loader.load_state_dict: the parts' offsets add up to ", sum,
                   ", consumed are ", consumed);
-            offsets_ = std::move(offsets);
         }
+    }
+    void load(StateDict const& state) {
+        if constexpr (shardable) offsets_ = state.value<std::vector<int64_t>>("offsets", "data::Loader");
     }
 
     /// How far each part was consumed; at an epoch's beginning there is one part for each rank.

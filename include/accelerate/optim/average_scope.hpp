@@ -4,6 +4,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/core/error.hpp>
+#include <accelerate/core/log.hpp>
+#include <exception>
 #include <vector>
 
 namespace accelerate::optim {
@@ -31,7 +33,11 @@ public:
         at::NoGradGuard const no_grad;
         for (size_t i = 0; i < weights_.size(); ++i) shared.moments.stretches()[i].parameters.copy_(weights_[i]);
         shared.averaged = false;
-        tell();
+        try {
+            tell();
+        } catch (std::exception const& e) {
+            log::warning(log::From::Everyone, "average_parameters: ", e.what());  // a destructor must not throw; the next collective will
+        }
     }
     AverageScope(AverageScope const&) = delete;
     AverageScope& operator=(AverageScope const&) = delete;

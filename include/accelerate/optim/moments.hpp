@@ -129,20 +129,15 @@ public:
     /// parameters. Error E_DATA for a missing, superfluous or misshapen tensor; nothing has been changed then.
     template <std::same_as<StateDict> State>
     void load(State const& state) {
-        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
         auto const kept = kept_of(stretches_);
-        for (auto const& part : parts_)
-            for (auto const& [name, tensor] : kept[part.stretch]) {
-                auto const key = name + "." + part.key;
-                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
-                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
-                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
-            }
-        for (auto const& [name, tensor] : state.tensors)
-            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
-        for (auto& [target, source] : copies)
+        for (auto& [target, source] : copies_for(state, kept))
             if (!same_memory(target, source)) target.copy_(source);
         put_back(stretches_, kept);
+    }
+    /// Throws what `load` would.
+    template <std::same_as<StateDict> State>
+    void check_fits(State const& state) const {
+        static_cast<void>(copies_for(state, kept_of(stretches_)));
     }
 
     /// Back to the value before the first update.
@@ -155,6 +150,24 @@ public:
     }
 
 private:
+    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
+
+    /// From where in a state each part of what is kept comes.
+    template <std::same_as<StateDict> State>
+    std::vector<std::pair<at::Tensor, at::Tensor>> copies_for(State const& state, std::vector<Kept> const& kept) const {
+        std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+        for (auto const& part : parts_)
+            for (auto const& [name, tensor] : kept[part.stretch]) {
+                auto const key = name + "." + part.key;
+                bool const copy = std::find(names_.begin(), names_.end(), name) == names_.end();
+                if (copy && !state.tensors.contains(key)) copies.emplace_back(slice(part, tensor), slice(part, stretches_[part.stretch].parameters));
+                else copies.emplace_back(slice(part, tensor), stored(state, key, part));
+            }
+        for (auto const& [name, tensor] : state.tensors)
+            check(known(name), code::data, "optimizer.load_state_dict: the state has \"", name, "\", which belongs to no parameter of this optimizer");
+        return copies;
+    }
+
     /// Parts by parameter, in ascending order within each.
     std::map<std::string, std::vector<size_t>> index() const {
         std::map<std::string, std::vector<size_t>> by_key;
@@ -162,8 +175,6 @@ private:
         for (auto& [key, indices] : by_key) std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) { return parts_[a].from < parts_[b].from; });
         return by_key;
     }
-
-    using Kept = std::vector<std::pair<std::string, at::Tensor>>;
 
     /// What is kept of each stretch, by name; of stretches of one dtype the same. States in blocks are copies in fp32, which `put_back`
     /// takes.

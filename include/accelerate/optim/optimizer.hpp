@@ -98,6 +98,17 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
+        check_state_dict(state);
+        auto& s = *shared_;
+        at::NoGradGuard const no_grad;
+        auto const steps = state.value<int64_t>("steps", Rule<Recipe>::kind);
+        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        else s.moments.load(state);
+        s.grouping.set_lr(state.value<double>("lr", Rule<Recipe>::kind));
+        s.count(steps);
+    }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& state) {
         auto& s = *shared_;
         auto const who = concat("optim::", Rule<Recipe>::kind);
         auto const kind = state.value<std::string>("kind", who);
@@ -107,12 +118,8 @@ public:
         auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
         check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
         check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
-        at::NoGradGuard const no_grad;
-        if (s.stale()) s.bind();
-        if (steps == 0 && state.tensors.empty()) s.moments.reset();
-        else s.moments.load(state);
-        s.grouping.set_lr(lr);
-        s.count(steps);
+        make_state();
+        if (steps != 0 || !state.tensors.empty()) s.moments.check_fits(state);
     }
 
 private:

@@ -103,43 +103,50 @@ public:
     /// this recipe's. Error E_DATA for another kind of schedule or another unit.
     void load_state_dict(StateDict const& state) {
         auto& s = *shared_;
-        auto const who = concat("schedule::", Recipe::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        auto const unit = state.value<std::string>("unit", who);
-        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
-        auto const position = state.value<int64_t>("position", who);
-        auto const base_lr = state.value<double>("base_lr", who);
-        check(position >= 0 && std::isfinite(base_lr) && base_lr >= 0, code::data, who, ".load_state_dict: position ", position, " with a base lr of ", base_lr, " cannot be");
-        if constexpr (observes) {
-            typename Recipe::Memory memory{state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
-            if (state.values.contains("best") && !state.values["best"].is_null()) memory.best = state.value<double>("best", who);
-            s.memory = memory;
-        }
-        s.position = position;
-        s.base_lr = base_lr;
+        static_cast<Progress&>(s) = progress_in(state);
         s.seen = s.optimizer.updates();
         s.apply();
     }
+    /// Throws what `load_state_dict` would, and changes nothing.
+    void check_state_dict(StateDict const& state) const { static_cast<void>(progress_in(state)); }
 
 private:
     struct Nothing {};
-    struct Shared {
-        Shared(Recipe r, Optimizer o, options h) : recipe(std::move(r)), optimizer(std::move(o)), how(h), base_lr(optimizer.lr()), seen(optimizer.updates()) {}
+    /// What is saved.
+    struct Progress {
+        double base_lr = 0;
+        int64_t position = 0;
+        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory = {};
+    };
+    struct Shared : Progress {
+        Shared(Recipe r, Optimizer o, options h) : Progress{o.lr()}, recipe(std::move(r)), optimizer(std::move(o)), how(h), seen(optimizer.updates()) {}
 
         void apply() {
-            if constexpr (observes) optimizer.set_lr(base_lr * memory.scale);
-            else optimizer.set_lr(base_lr * recipe.factor(position));
+            if constexpr (observes) optimizer.set_lr(this->base_lr * this->memory.scale);
+            else optimizer.set_lr(this->base_lr * recipe.factor(this->position));
         }
 
         Recipe recipe;
         Optimizer optimizer;
         options how;
-        double base_lr;
         int64_t seen;          // of the optimizer's updates
-        int64_t position = 0;
         Unit unit = Unit::Any;
-        [[no_unique_address]] std::conditional_t<observes, Plateau::Memory, Nothing> memory;
     };
+
+    Progress progress_in(StateDict const& state) const {
+        auto const& s = *shared_;
+        auto const who = concat("schedule::", Recipe::kind);
+        auto const kind = state.value<std::string>("kind", who);
+        auto const unit = state.value<std::string>("unit", who);
+        check(kind == Recipe::kind && unit == name(s.unit), code::data, who, ".load_state_dict: the state is of a ", kind, " in ", unit, ", this counts ", name(s.unit));
+        Progress progress{state.value<double>("base_lr", who), state.value<int64_t>("position", who), {}};
+        check(progress.position >= 0 && std::isfinite(progress.base_lr) && progress.base_lr >= 0, code::data, who, ".load_state_dict: position ", progress.position, " with a base lr of ", progress.base_lr, " cannot be");
+        if constexpr (observes) {
+            progress.memory = {state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
+            if (state.values.contains("best") && !state.values["best"].is_null()) progress.memory.best = state.value<double>("best", who);
+        }
+        return progress;
+    }
 
     std::shared_ptr<Shared> shared_;
 };

@@ -6,6 +6,7 @@
 #include <accelerate/sharding/replicate.hpp>
 #include <accelerate/sharding/sharded.hpp>
 #include <algorithm>
+#include <exception>
 #include <unordered_map>
 #include <vector>
 
@@ -77,9 +78,7 @@ public:
         set_squares(sum_over_ranks(squares));
     }
 
-    void after_step() {
-        for (auto* unit : engine_->units) unit->release();  // what an evaluation left gathered is old now
-    }
+    void after_step() { release_units(); }  // what an evaluation left gathered is old now
 
     static constexpr bool owns_everything = false;
     void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
@@ -106,7 +105,10 @@ public:
         struct Released {
             FsdpModel& model;
             ~Released() {
-                for (auto* unit : model.engine_->units) unit->release();
+                try {
+                    model.release_units();
+                } catch (...) {  // a gather is still under way only where another one has failed, whose error is heard of
+                }
             }
         } const at_the_end{*this};
         Unit* here = nullptr;
@@ -138,6 +140,17 @@ public:
 
 private:
     Unit& root() { return *engine_->units.front(); }
+
+    /// All parameters leave; throws the first error behind the last unit.
+    void release_units() {
+        std::exception_ptr failure;
+        for (auto* unit : engine_->units) try {
+                unit->release();
+            } catch (...) {
+                if (!failure) failure = std::current_exception();
+            }
+        if (failure) std::rethrow_exception(failure);
+    }
 
     /// The optimizer's view of a unit: this rank's stretch, in which slots may begin before it and end behind it.
     void add_flat(Unit& unit) {

@@ -133,7 +133,7 @@ public:
         if (slots_.empty() || storage_ == Storage::Full) return;
         if (storage_ == Storage::Gathering) ++engine_->prefetched;
         prefetch();
-        work_.wait();
+        arrive();
         check_untouched();  // before anything is moved: an error leaves the unit as it was
         // The gathered memory becomes that of the parameters: no copy, and no new version that autograd would take for a change.
         auto* const from = gathered_.storage().unsafeGetStorageImpl();
@@ -154,10 +154,10 @@ public:
     /// While the parameters are there: gives `t`, a parameter or what was made from one while they were away, their memory.
     void lend(at::Tensor const& t) const { set_storage(t, full_.storage()); }
 
-    /// The parameters leave; the next `acquire` gathers them again.
+    /// The parameters leave; the next `acquire` gathers them again. Throws what a gather that was under way has failed with.
     void release() {
-        if (storage_ == Storage::Gathering) work_.wait(), gathered_ = at::Tensor();
-        if (storage_ != Storage::Sharded) drop();
+        if (storage_ == Storage::Full) drop();
+        if (storage_ == Storage::Gathering) arrive(), gathered_ = at::Tensor();
     }
 
     /// Before a part of this unit's backward runs: the parameters come back, and gradients get memory to be added in.
@@ -205,6 +205,12 @@ private:
     /// crashes; a unit with frozen parameters must not run in parallel to another one.) What holds other units stays to the end.
     void leave() {
         if (!root() && position_.leaf) engine_->leaving = this;
+    }
+
+    /// Waits for what is gathered, which is nobody's yet.
+    void arrive() {
+        storage_ = Storage::Sharded;
+        work_.wait();
     }
 
     void keep_as(at::TensorOptions const& options) {

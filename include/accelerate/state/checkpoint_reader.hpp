@@ -7,6 +7,7 @@
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
 #include <accelerate/state/folder.hpp>
+#include <accelerate/state/json_values.hpp>
 #include <accelerate/state/manifest.hpp>
 #include <accelerate/state/reader.hpp>
 #include <accelerate/state/rename.hpp>
@@ -74,7 +75,7 @@ public:
         }
         auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
         check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
-        StateDict state{{}, values.at(component.name)};
+        StateDict state{{}, from_json_text(values.at(component.name))};
         if (own) {
             auto& file = reader(rank);
             auto const prefix = "own/" + component.name + "/";

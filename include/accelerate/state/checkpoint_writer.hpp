@@ -2,6 +2,7 @@
 
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/file_hash.hpp>
+#include <accelerate/state/json_values.hpp>
 #include <accelerate/state/leftovers.hpp>
 #include <accelerate/state/manifest.hpp>
 #include <accelerate/state/output_file.hpp>
@@ -47,17 +48,21 @@ inline Contribution contribution(std::vector<Component> const& components, int64
     Contribution c;
     for (auto const& component : components) {
         auto state = component.save();
-        auto const slices = state.values.value("slices", nlohmann::json::object()), shapes = state.values.value("shapes", nlohmann::json::object());
-        state.values.erase("slices"), state.values.erase("shapes");
+        nlohmann::json slices = nlohmann::json::object(), shapes = slices;
+        if (component.whose == Whose::Parts) {
+            slices = state.values.value("slices", slices), shapes = state.values.value("shapes", shapes);
+            state.values.erase("slices"), state.values.erase("shapes");
+        }
         bool const own = is_own(component.whose);
-        c.tells[own ? "own" : "values"][component.name] = std::move(state.values);
+        c.tells[own ? "own" : "values"][component.name] = to_json_text(component.name, std::move(state.values));
         for (auto const& [name, tensor] : state.tensors) {
             auto const key = (own ? "own/" : "") + component.name + "/" + name;
+            auto const dtype = dtype_to_save(key, tensor, [] { return "save_state"; });
             bool const part = slices.contains(name);
             if (component.whose == Whose::All && rank != 0) continue;
             c.tensors.insert(key, tensor);
             if (own) continue;
-            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(find_dtype(tensor.scalar_type()))].name}};
+            auto& entry = c.tells["tensors"][key] = {{"dtype", dtypes[static_cast<size_t>(dtype)].name}};
             if (part) entry.update({{"shape", shapes.at(name).at("shape")}, {"strides", shapes.at(name).at("strides")}, {"from", slices.at(name).at(0)}, {"to", slices.at(name).at(1)}});
             else entry["shape"] = tensor.sizes().vec();
         }
@@ -93,7 +98,10 @@ std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path c
     std::string hidden;
     together(comm, [&] {
         if (comm.rank() != 0) return;
-        check(!std::filesystem::exists(std::filesystem::symlink_status(dir)), code::exists, "save_state: there is something at ", dir, " already");
+        struct stat there {};
+        auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
+        check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
+        if (error != ENOENT) fail_io("cannot make the folder", dir, error);
         remove_leftovers(folder_for(dir));
         hidden = (folder_for(dir) / hidden_name(dir.filename().string())).string();
         if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);

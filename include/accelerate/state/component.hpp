@@ -30,6 +30,8 @@ struct Component {
     Whose whose = Whose::All;
     std::function<StateDict()> save;
     std::function<void(StateDict const&)> load;
+    /// Throws what `load` would throw of a state, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
+    std::function<void(StateDict const&)> fits = {};
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
     /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.

@@ -46,24 +46,29 @@ struct Outgoing {
     int64_t bytes = 0;
 };
 
+/// Place in `dtypes` of a tensor that a file can hold under this name; error E_ST_* of `where()` for others.
+template <class Where>
+int64_t dtype_to_save(std::string const& name, at::Tensor const& t, Where const& where) {
+    auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat(where(), ": tensor ", quote(name), ": ", why...)); };
+    if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
+    if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
+    if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
+    if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
+    if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
+    if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
+    auto const dtype = find_dtype(t.scalar_type());
+    if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
+    if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
+    return dtype;
+}
+
 /// Checks what can be checked without writing, and puts the tensors in the order of the file: largest dtype first, then by name.
 inline std::vector<Outgoing> outgoing_order(TensorMap const& tensors, std::filesystem::path const& path) {
     std::vector<Outgoing> order;
     order.reserve(tensors.size());
     for (auto const& item : tensors) {
-        auto const& name = item.first;
-        auto const& t = item.second;
-        auto const refuse = [&](Code const& code, auto const&... why) { throw Error(code, concat("save_file(", path, "): tensor ", quote(name), ": ", why...)); };
-        if (name == safetensors_metadata_key) refuse(code::st_reserved_name, "this name is reserved for the file's metadata");
-        if (utf8_end(name) != name.size()) refuse(code::st_not_utf8, "the name is not UTF-8");
-        if (!valid_tensor_name(name)) refuse(code::st_bad_name, "a name has at most ", safetensors_name_limit, " bytes and no control characters");
-        if (!t.defined()) refuse(code::st_bad_tensor, "it is undefined");
-        if (t.layout() != at::kStrided || t.is_quantized()) refuse(code::st_bad_tensor, "it is ", t.is_quantized() ? "quantised" : "sparse", "; make it dense first");
-        if (t.is_meta()) refuse(code::st_bad_tensor, "it is on the meta device and has no values");
-        auto const dtype = find_dtype(t.scalar_type());
-        if (dtype < 0) refuse(code::st_unsupported_dtype, "the format has no ", t.scalar_type());
-        if (dtypes[static_cast<size_t>(dtype)].bits < 8 && t.dim() == 0) refuse(code::st_misaligned, "two packed elements need a dim");
-        order.push_back({&name, &t, dtype, t.numel() * static_cast<int64_t>(t.element_size())});
+        auto const dtype = dtype_to_save(item.first, item.second, [&] { return concat("save_file(", path, ")"); });
+        order.push_back({&item.first, &item.second, dtype, item.second.numel() * static_cast<int64_t>(item.second.element_size())});
     }
     std::ranges::sort(order, [](Outgoing const& a, Outgoing const& b) { return a.dtype != b.dtype ? a.dtype > b.dtype : *a.name < *b.name; });
     return order;

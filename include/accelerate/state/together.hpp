@@ -3,8 +3,10 @@
 #include <accelerate/state/codes.hpp>
 #include <algorithm>
 #include <exception>
+#include <sstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace accelerate::state {
 
@@ -33,6 +35,27 @@ void together(Comm const& comm, F&& f, std::string_view who = "rank") {
     auto const all = comm.all_gather_bytes(failure);
     auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
     if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
+}
+
+/// Error E_COLLECTIVE_MISMATCH on all ranks where one calls `who` with other `items` than rank 0. Collective.
+template <class Comm>
+void check_agreed(Comm const& comm, std::string_view who, std::vector<std::string> const& items) {
+    std::string mine;
+    for (auto const& item : items) mine += item + '\n';
+    auto const all = comm.all_gather_bytes(mine);
+    auto const other = std::find_if(all.begin(), all.end(), [&](std::string const& one) { return one != all[0]; });
+    if (other == all.end()) return;
+    auto const split = [](std::string const& text) {
+        std::vector<std::string> lines;
+        std::istringstream in(text);
+        for (std::string line; std::getline(in, line);) lines.push_back(line);
+        return lines;
+    };
+    auto const here = split(all[0]), there = split(*other);
+    auto const differ = std::mismatch(here.begin(), here.end(), there.begin(), there.end());
+    auto const item = [](auto at, auto end) { return at == end ? std::string("nothing more") : *at; };
+    throw Error(code::collective_mismatch, concat(who, ": the ranks disagree: rank 0 has ", item(differ.first, here.end()), ", rank ", other - all.begin(), " has ", item(differ.second, there.end()),
+                                                  "; every rank must call it alike, with the same objects prepared and registered"));
 }
 
 }  // namespace accelerate::state
