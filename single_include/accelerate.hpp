@@ -41,6 +41,9 @@
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <map>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
+#include <unordered_set>
 #include <nlohmann/json.hpp>
 #include <cstdlib>
 #include <set>
@@ -74,7 +77,6 @@
 #include <c10/core/TensorImpl.h>
 #include <ATen/core/List.h>
 #include <ATen/core/ivalue.h>
-#include <unordered_set>
 #include <ATen/ops/empty_strided.h>
 #include <torch/nn/pimpl.h>
 #include <ATen/ops/zeros.h>
@@ -98,7 +100,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/frexp.h>
@@ -146,7 +147,6 @@
 #include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/full_like.h>
-#include <torch/csrc/autograd/function.h>
 #include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -1381,6 +1381,38 @@ concept sharding_policy = requires {
 
 }  // namespace accelerate
 
+// ---- accelerate/sharding/unused.hpp
+
+namespace accelerate::sharding {
+
+/// Which leaves a backward from `loss` will reach. Costs one walk over the graph (about 50 ns a node).
+class ReachableLeaves {
+public:
+    explicit ReachableLeaves(at::Tensor const& loss) {
+        std::vector<torch::autograd::Node*> open;
+        auto visit = [&](torch::autograd::Node* node) {
+            if (node && seen_.insert(node).second) open.push_back(node);
+        };
+        if (loss.grad_fn()) visit(loss.grad_fn().get());
+        while (!open.empty()) {
+            auto* node = open.back();
+            open.pop_back();
+            for (auto const& edge : node->next_edges())
+                if (edge.is_valid()) visit(edge.function.get());
+        }
+    }
+
+    bool contains(at::Tensor const& leaf) const {
+        auto accumulator = torch::autograd::impl::try_get_grad_accumulator(leaf);
+        return accumulator && seen_.contains(accumulator.get());
+    }
+
+private:
+    std::unordered_set<torch::autograd::Node*> seen_;
+};
+
+}  // namespace accelerate::sharding
+
 // ---- accelerate/core/tensor_map.hpp
 
 namespace accelerate {
@@ -2266,6 +2298,11 @@ public:
     }
 
     bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
+    void expect_backward() const {
+        Base::expect_backward();
+        check(!keep_gradients || Base::clears_in_step() || this->stage() != sharding::Stage::Stepped, code::call_order,
+              "accelerator.backward behind optimizer.step: gradients that stay in slices on their ranks (gather_gradients = false) can be kept, but not added to; call optimizer.zero_grad first");
+    }
 
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
@@ -2355,14 +2392,22 @@ public:
         return settled().comm;
     }
 
-    /// The models whose gradients the next backward completes.
-    std::span<model_type* const> armed() {
-        if (in_window()) return window;
-        scratch_.clear();
-        for (auto const& model : models)
-            if (model->forwarded) scratch_.push_back(model.get());
+    /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
+    /// backward; of several only those that it reaches, as a discriminator's loss does not reach the generator.
+    std::span<model_type* const> armed(at::Tensor const& loss) {
+        scratch_.assign(window.begin(), window.end());
+        if (scratch_.empty())
+            for (auto const& model : models)
+                if (model->forwarded) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models) scratch_.push_back(model.get());
+        if (scratch_.size() < 2) return scratch_;
+        sharding::ReachableLeaves const reached(loss);
+        auto const within = std::stable_partition(scratch_.begin(), scratch_.end(), [&](model_type const* model) {
+            auto const& parameters = model->parameters();
+            return std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
+        });
+        if (within != scratch_.begin()) scratch_.erase(within, scratch_.end());  // where it reaches none, each says so
         return scratch_;
     }
 
@@ -2490,8 +2535,7 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
 
 }  // namespace detail
 
-/// The backward of `Accelerator::backward`: outside any autocast, over the models of the open window, or over those that have run
-/// a forward since the last backward where there is no window.
+/// The backward of `Accelerator::backward`: outside any autocast, over the models that `Training::armed` names.
 template <class Training>
 void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
     training.settled();
@@ -2500,7 +2544,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     check(loss.requires_grad(), code::data, "accelerator.backward: the loss depends on no parameter that requires gradients; was it detached, made under torch::NoGradGuard, or are all parameters frozen?");
     auto const steps = training.options.gradient_accumulation_steps;
-    auto const models = training.armed();
+    auto const models = training.armed(loss);
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
         loss = loss * 0;
         if (weight) weight = 0;
@@ -16345,21 +16389,32 @@ inline Manifest merged(std::vector<std::string> const& told, nlohmann::json abou
     return m;
 }
 
+inline void discard_checkpoint(std::filesystem::path const& hidden) {
+    std::error_code ignored;
+    std::filesystem::remove_all(hidden, ignored);
+}
+
 /// A folder for a checkpoint that is to be called `dir`: hidden, beside it, made by rank 0 and known to all. Collective. Errors: E_EXISTS, E_IO.
 template <class Comm>
 std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
     std::string hidden;
-    together(comm, [&] {
-        if (comm.rank() != 0) return;
-        struct stat there {};
-        auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
-        check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
-        if (error != ENOENT) fail_io("cannot make the folder", dir, error);
-        remove_leftovers(folder_for(dir));
-        hidden = (folder_for(dir) / hidden_name(dir.filename().string())).string();
-        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
-    });
-    comm.broadcast_bytes(hidden, 0);
+    try {
+        together(comm, [&] {
+            if (comm.rank() != 0) return;
+            struct stat there {};
+            auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
+            check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
+            if (error != ENOENT) fail_io("cannot make the folder", dir, error);
+            remove_leftovers(folder_for(dir));
+            auto made = (folder_for(dir) / hidden_name(dir.filename().string())).string();
+            if (::mkdir(made.c_str(), 0700) != 0) fail_io("cannot make the folder", made, errno);
+            hidden = std::move(made);
+        });
+        comm.broadcast_bytes(hidden, 0);
+    } catch (...) {
+        if (comm.rank() == 0 && !hidden.empty()) discard_checkpoint(hidden);
+        throw;
+    }
     return hidden;
 }
 
@@ -16392,11 +16447,6 @@ inline int64_t publish_checkpoint(std::filesystem::path const& hidden, std::file
     int64_t bytes = 0;
     for (auto const& f : manifest.files) bytes += f.size;
     return bytes;
-}
-
-inline void discard_checkpoint(std::filesystem::path const& hidden) {
-    std::error_code ignored;
-    std::filesystem::remove_all(hidden, ignored);
 }
 
 }  // namespace detail
@@ -17122,7 +17172,8 @@ public:
     }
 
     /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
-    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank.
+    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank. Of several models only those that the loss reaches
+    /// take part, the same on every rank.
     void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
     /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
     void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
@@ -21640,38 +21691,6 @@ void check_replicas(NamedParameters const& parameters, NamedParameters const& bu
 }  // namespace sharding
 }  // namespace accelerate
 
-// ---- accelerate/sharding/unused.hpp
-
-namespace accelerate::sharding {
-
-/// Which leaves a backward from `loss` will reach. Costs one walk over the graph (about 50 ns a node).
-class ReachableLeaves {
-public:
-    explicit ReachableLeaves(at::Tensor const& loss) {
-        std::vector<torch::autograd::Node*> open;
-        auto visit = [&](torch::autograd::Node* node) {
-            if (node && seen_.insert(node).second) open.push_back(node);
-        };
-        if (loss.grad_fn()) visit(loss.grad_fn().get());
-        while (!open.empty()) {
-            auto* node = open.back();
-            open.pop_back();
-            for (auto const& edge : node->next_edges())
-                if (edge.is_valid()) visit(edge.function.get());
-        }
-    }
-
-    bool contains(at::Tensor const& leaf) const {
-        auto accumulator = torch::autograd::impl::try_get_grad_accumulator(leaf);
-        return accumulator && seen_.contains(accumulator.get());
-    }
-
-private:
-    std::unordered_set<torch::autograd::Node*> seen_;
-};
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/sharding/ddp.hpp
 
 namespace accelerate {
@@ -21733,6 +21752,10 @@ public:
     }
 
     void before_backward(at::Tensor const& loss) {
+        if (sliced() && stage_ == Stage::Stepped) {  // a step clears no slices, as it does what is not sliced; nobody has asked for it since
+            for (auto& flat : flats_) flat.gradients.zero_();
+            stage_ = Stage::Accumulating;
+        }
         if (alone_ || !window_.closed()) return;
         if (sliced())
             check(stage_ == Stage::Accumulating || stage_ == Stage::Stepped, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),

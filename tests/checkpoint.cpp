@@ -479,7 +479,18 @@ TEST_CASE("ranks that save or load unlike each other are told what differs", "[t
               {"E_COLLECTIVE_MISMATCH", "rank 1 has \"custom_checkpoint_0\""}));
     CHECK(has(unlike([&](auto& a, auto&, bool first) { a.load_state(dir, {.verify = first}); }), {"E_COLLECTIVE_MISMATCH", "load_state", "hashes"}));
     CHECK(has(unlike([&](auto& a, auto&, bool first) { a.load_state(dir, {.skip = first ? std::vector<std::string>{"model"} : std::vector<std::string>()}); }), {"E_COLLECTIVE_MISMATCH", "\"model\" to skip"}));
-    CHECK_FALSE(fs::exists(other));
+
+    // One that throws before it has begun: the other hears of it, and takes back what it has made.
+    errors.clear();
+    acc::debug_launcher(2, [&](acc::comm::Threads comm) {
+        Run<Fp32, Ddp<>> accelerator({.timeout_s = 60}, comm);
+        if (comm.rank() == 1) accelerator.register_save_state_pre_hook([](auto&, fs::path const&) { throw std::runtime_error("no"); });
+        auto const error = error_of([&] { accelerator.save_state(other); });
+        std::lock_guard const lock(mutex);
+        errors.push_back(error);
+    });
+    CHECK((errors[0] == "no" || has(errors[0], {"E_PEER_LOST", "rank 1"})));
+    for (auto const& entry : fs::directory_iterator(folder.path)) CHECK(entry.path() == dir);
 }
 
 TEST_CASE("values that JSON lacks come back, and what would not is refused by name", "[json_values][state_dict]") {

@@ -305,6 +305,33 @@ TEST_CASE("thread ranks shard as processes do", "[sharded_unit]") {
     }
 }
 
+TEST_CASE("of two sharded models only those that a loss reaches take part in its backward", "[fsdp]") {
+    auto const trained = [](auto&& accelerator) {
+        auto const fresh = [](int64_t seed) {
+            auto linear = std::make_shared<torch::nn::LinearImpl>(6, 6);
+            torch::NoGradGuard const no_grad;
+            linear->weight.copy_(uniform({6, 6}, seed)), linear->bias.zero_();
+            return linear;
+        };
+        auto [maker, judge, of_maker, of_judge] = accelerator.prepare(fresh(1), fresh(2), acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.05});
+        auto const rows = 8 / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t step = 0; step < 4; ++step) {
+            auto const made = maker(uniform({8, 6}, 10 + step).slice(0, begin, begin + rows));
+            accelerator.backward(judge(made.detach()).square().mean());
+            of_judge.step(), of_judge.zero_grad();
+            accelerator.backward(judge(made).mean());
+            of_maker.step(), of_maker.zero_grad(), of_judge.zero_grad();
+        }
+        std::vector<torch::Tensor> weights;
+        for (auto const& [name, t] : accelerator.get_state_dict(maker)) weights.push_back(t);
+        for (auto const& [name, t] : accelerator.get_state_dict(judge)) weights.push_back(t);
+        return weights;
+    };
+    auto const one = trained(Alone()), ours = trained(Spread<>());
+    REQUIRE(ours.size() == one.size());
+    for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
+}
+
 TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {
     std::atomic<int64_t> heard = 0;
     auto const dir = std::filesystem::temp_directory_path() / acc::concat("accelerate_lonely_", ::getpid());

@@ -272,6 +272,82 @@ TEST_CASE("two models in one window, each with its optimizer", "[window]") {
     for (size_t i = 0; i < one.size(); ++i) CHECK(std::abs(ours[i] - one[i]) <= 2e-6 * std::abs(one[i]));
 }
 
+namespace {
+
+/// A generator and a discriminator that are trained in turns: the discriminator's loss does not reach the generator, whose forward came first.
+template <class Run>
+std::vector<torch::Tensor> adversaries(Run&& accelerator, bool in_window) {
+    auto maker = std::make_shared<torch::nn::LinearImpl>(6, 6);
+    auto judge = std::make_shared<Mlp>();
+    fill(*maker), fill(*judge);
+    auto [generator, discriminator, of_generator, of_discriminator] = accelerator.prepare(maker, judge, acc::optim::Sgd{.lr = 0.1, .momentum = 0.5}, acc::optim::Sgd{.lr = 0.05});
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    for (int64_t step = 0; step < 4; ++step) {
+        auto const x = Mlp::input(step, global_batch).slice(0, begin, begin + rows);
+        auto const turns = [&, &generator = generator, &discriminator = discriminator, &of_generator = of_generator, &of_discriminator = of_discriminator] {
+            auto const made = generator(x);
+            accelerator.backward(discriminator(made.detach()).pow(2).mean() - discriminator(x).mean());
+            accelerator.clip_grad_norm(discriminator, 1.0);
+            of_discriminator.step(), of_discriminator.zero_grad();
+            accelerator.backward(discriminator(made).mean());
+            of_generator.step(), of_generator.zero_grad(), of_discriminator.zero_grad();
+        };
+        if (!in_window) turns();
+        else {
+            auto window = accelerator.accumulate(generator, discriminator);
+            turns();
+        }
+    }
+    std::vector<torch::Tensor> weights;
+    for (auto const& p : generator->parameters()) weights.push_back(p.detach().clone());
+    for (auto const& p : discriminator->parameters()) weights.push_back(p.detach().clone());
+    return weights;
+}
+
+void close(std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& one) {
+    REQUIRE(ours.size() == one.size());
+    for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
+}
+
+}  // namespace
+
+TEST_CASE("a generator and its discriminator train in turns, each where a loss reaches it", "[backward][unused]") {
+    for (bool in_window : {false, true}) {
+        auto const one = adversaries(Alone(), in_window);
+        close(adversaries(Replicated<>(), in_window), one);
+        close(adversaries(Replicated<overlapped>(), in_window), one);
+        close(adversaries(Replicated<sliced>(), in_window), one);
+    }
+}
+
+TEST_CASE("gradients begin anew behind a step, whether or not somebody clears them", "[ddp]") {
+    auto const trained = [](auto&& accelerator, bool clears) {
+        auto net = std::make_shared<Mlp>();
+        fill(*net);
+        auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.1});
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t step = 0; step < 6; ++step) {
+            auto window = accelerator.accumulate(model);
+            accelerator.backward(model(Mlp::input(step, global_batch).slice(0, begin, begin + rows)).pow(2).mean());
+            optimizer.step();
+            if (clears) optimizer.zero_grad();
+        }
+        std::vector<torch::Tensor> weights;
+        for (auto const& p : model->parameters()) weights.push_back(p.detach().clone());
+        return weights;
+    };
+    for (int64_t steps_a_window : {1, 2}) {
+        acc::accelerator_options const options{.gradient_accumulation_steps = steps_a_window};
+        auto const one = trained(Alone(options), true);
+        close(trained(Alone(options), false), one);
+        close(trained(Replicated<>(options), false), one);
+        close(trained(Replicated<sliced>(options), false), one);
+        close(trained(Replicated<sliced_overlapped>(options), false), one);
+    }
+    Replicated<sliced> keeping({.keep_gradients = true});
+    if (keeping.num_processes() > 1) CHECK_THROWS_WITH(trained(keeping, false), contains("E_CALL_ORDER") && contains("zero_grad"));
+}
+
 TEST_CASE("exactly one reduction of every gradient for each optimizer step", "[ddp]") {
     acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Ddp<overlapped>, acc::loader::Stateful<>> accelerator({.gradient_accumulation_steps = 4});
     auto net = std::make_shared<Mlp>();

@@ -105,7 +105,8 @@ public:
     }
 
     /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
-    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank.
+    /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank. Of several models only those that the loss reaches
+    /// take part, the same on every rank.
     void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
     /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
     void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }

@@ -41,8 +41,7 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
 
 }  // namespace detail
 
-/// The backward of `Accelerator::backward`: outside any autocast, over the models of the open window, or over those that have run
-/// a forward since the last backward where there is no window.
+/// The backward of `Accelerator::backward`: outside any autocast, over the models that `Training::armed` names.
 template <class Training>
 void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
     training.settled();
@@ -51,7 +50,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     check(loss.requires_grad(), code::data, "accelerator.backward: the loss depends on no parameter that requires gradients; was it detached, made under torch::NoGradGuard, or are all parameters frozen?");
     auto const steps = training.options.gradient_accumulation_steps;
-    auto const models = training.armed();
+    auto const models = training.armed(loss);
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
         loss = loss * 0;
         if (weight) weight = 0;

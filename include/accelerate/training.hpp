@@ -10,8 +10,10 @@
 #include <accelerate/precision/policy.hpp>
 #include <accelerate/precision/weight_cache.hpp>
 #include <accelerate/sharding/policy.hpp>
+#include <accelerate/sharding/unused.hpp>
 #include <accelerate/state/component.hpp>
 #include <accelerate/step_guard.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -92,6 +94,11 @@ public:
     }
 
     bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
+    void expect_backward() const {
+        Base::expect_backward();
+        check(!keep_gradients || Base::clears_in_step() || this->stage() != sharding::Stage::Stepped, code::call_order,
+              "accelerator.backward behind optimizer.step: gradients that stay in slices on their ranks (gather_gradients = false) can be kept, but not added to; call optimizer.zero_grad first");
+    }
 
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
@@ -181,14 +188,22 @@ public:
         return settled().comm;
     }
 
-    /// The models whose gradients the next backward completes.
-    std::span<model_type* const> armed() {
-        if (in_window()) return window;
-        scratch_.clear();
-        for (auto const& model : models)
-            if (model->forwarded) scratch_.push_back(model.get());
+    /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
+    /// backward; of several only those that it reaches, as a discriminator's loss does not reach the generator.
+    std::span<model_type* const> armed(at::Tensor const& loss) {
+        scratch_.assign(window.begin(), window.end());
+        if (scratch_.empty())
+            for (auto const& model : models)
+                if (model->forwarded) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models) scratch_.push_back(model.get());
+        if (scratch_.size() < 2) return scratch_;
+        sharding::ReachableLeaves const reached(loss);
+        auto const within = std::stable_partition(scratch_.begin(), scratch_.end(), [&](model_type const* model) {
+            auto const& parameters = model->parameters();
+            return std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
+        });
+        if (within != scratch_.begin()) scratch_.erase(within, scratch_.end());  // where it reaches none, each says so
         return scratch_;
     }
 

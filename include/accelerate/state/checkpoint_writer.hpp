@@ -92,21 +92,32 @@ inline Manifest merged(std::vector<std::string> const& told, nlohmann::json abou
     return m;
 }
 
+inline void discard_checkpoint(std::filesystem::path const& hidden) {
+    std::error_code ignored;
+    std::filesystem::remove_all(hidden, ignored);
+}
+
 /// A folder for a checkpoint that is to be called `dir`: hidden, beside it, made by rank 0 and known to all. Collective. Errors: E_EXISTS, E_IO.
 template <class Comm>
 std::filesystem::path begin_checkpoint(Comm const& comm, std::filesystem::path const& dir) {
     std::string hidden;
-    together(comm, [&] {
-        if (comm.rank() != 0) return;
-        struct stat there {};
-        auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
-        check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
-        if (error != ENOENT) fail_io("cannot make the folder", dir, error);
-        remove_leftovers(folder_for(dir));
-        hidden = (folder_for(dir) / hidden_name(dir.filename().string())).string();
-        if (::mkdir(hidden.c_str(), 0700) != 0) fail_io("cannot make the folder", hidden, errno);
-    });
-    comm.broadcast_bytes(hidden, 0);
+    try {
+        together(comm, [&] {
+            if (comm.rank() != 0) return;
+            struct stat there {};
+            auto const error = ::lstat(dir.c_str(), &there) == 0 ? 0 : errno;
+            check(error != 0, code::exists, "save_state: there is something at ", dir, " already");
+            if (error != ENOENT) fail_io("cannot make the folder", dir, error);
+            remove_leftovers(folder_for(dir));
+            auto made = (folder_for(dir) / hidden_name(dir.filename().string())).string();
+            if (::mkdir(made.c_str(), 0700) != 0) fail_io("cannot make the folder", made, errno);
+            hidden = std::move(made);
+        });
+        comm.broadcast_bytes(hidden, 0);
+    } catch (...) {
+        if (comm.rank() == 0 && !hidden.empty()) discard_checkpoint(hidden);
+        throw;
+    }
     return hidden;
 }
 
@@ -139,11 +150,6 @@ inline int64_t publish_checkpoint(std::filesystem::path const& hidden, std::file
     int64_t bytes = 0;
     for (auto const& f : manifest.files) bytes += f.size;
     return bytes;
-}
-
-inline void discard_checkpoint(std::filesystem::path const& hidden) {
-    std::error_code ignored;
-    std::filesystem::remove_all(hidden, ignored);
 }
 
 }  // namespace detail
