@@ -97,6 +97,9 @@ TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpoint
     resumes_again<Fp32, Ddp<>>(2, 4, 9);
     resumes_again<Fp16<>, None, Streamed>(1, 7, 12);
     resumes_again<Bf16<>, Fsdp<>, Dispatched>(2, 3, 8);
+    // Where each rank has reduced only its slice of the gradients.
+    resumes<Fp32, Ddp<acc::ddp{.gather_gradients = false}>>(2, {3, 4, 5, 11});
+    resumes<Fp16<>, Ddp<acc::ddp{.gather_gradients = false}>, Streamed>(3, {4, 6});
     // From its beginning, where no optimizer has a state yet.
     resumes<Fp32, Ddp<>>(2, {0});
     resumes<Fp16<>, None, Streamed>(1, {0});
