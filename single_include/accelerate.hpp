@@ -13075,9 +13075,10 @@ public:
         check(process_index >= 0 && process_index < num_processes(), code::config, "on_process(", process_index, "): there are ", num_processes(), " processes");
         return only(this->process_index() == process_index, std::forward<F>(f));
     }
-    /// On the processes of that index within their node.
+    /// On the processes of that index within their node; on none where no node has so many. Error E_CONFIG for what can be no index.
     template <class F>
     auto on_local_process(int64_t local_process_index, F&& f) {
+        check(local_process_index >= 0 && local_process_index < num_processes(), code::config, "on_local_process(", local_process_index, "): there are ", num_processes(), " processes");
         return only(this->local_process_index() == local_process_index, std::forward<F>(f));
     }
 
@@ -13116,7 +13117,7 @@ private:
 
     template <class F>
     static auto only(bool here, F&& f) {
-        using R = std::invoke_result_t<F>;
+        using R = std::decay_t<std::invoke_result_t<F>>;
         if constexpr (std::is_void_v<R>) {
             if (here) std::forward<F>(f)();
         } else {

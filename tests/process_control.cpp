@@ -91,6 +91,9 @@ TEST_CASE("only the ranks that are meant do it", "[process_control]") {
     CHECK(did == Lists{{0, 3, 42}, {2}, {1, 4}});
     acc::PartialState<acc::device::BasicCpu<acc::comm::Self>> alone;
     CHECK_THROWS_WITH(alone.on_process(1, [] {}), contains("E_CONFIG") && contains("there are 1"));
+    for (int64_t index : {-1, 1}) CHECK_THROWS_WITH(alone.on_local_process(index, [] {}), contains("E_CONFIG") && contains("there are 1"));
+    std::string const name = "a name";
+    CHECK(alone.on_main_process([&]() -> std::string const& { return name; }) == name);
 }
 
 TEST_CASE("the main process goes first", "[process_control]") {
