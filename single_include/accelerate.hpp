@@ -2307,6 +2307,7 @@ public:
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
     double weight = 0;             ///< of the losses in this window, where they are weighted
     int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
@@ -2393,7 +2394,7 @@ public:
     }
 
     /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
-    /// backward; of several only those that it reaches, as a discriminator's loss does not reach the generator.
+    /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
         if (scratch_.empty())
@@ -2405,7 +2406,7 @@ public:
         sharding::ReachableLeaves const reached(loss);
         auto const within = std::stable_partition(scratch_.begin(), scratch_.end(), [&](model_type const* model) {
             auto const& parameters = model->parameters();
-            return std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
+            return model->unfinished || std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
         });
         if (within != scratch_.begin()) scratch_.erase(within, scratch_.end());  // where it reaches none, each says so
         return scratch_;
@@ -2575,7 +2576,8 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;
-        if (!model->window_closed()) continue;
+        model->unfinished = !model->window_closed();
+        if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);
         if (!training.in_window()) model->weight = 0, model->weighted = 0;
     }
@@ -16052,6 +16054,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
+        model->unfinished = !model->window_closed();
         model->forget_verdict();
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));

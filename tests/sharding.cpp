@@ -320,6 +320,28 @@ TEST_CASE("a generator and its discriminator train in turns, each where a loss r
     }
 }
 
+TEST_CASE("of two models in a window each has the gradients of the micro-batches that reached it", "[backward][unused]") {
+    constexpr acc::ddp finding{.find_unused_parameters = true};
+    auto const trained = [](auto&& accelerator) {
+        auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
+        fill(*first), fill(*second);
+        auto [a, b, of_both] = accelerator.prepare(first, second, acc::optim::Sgd{.lr = 0.1});
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t step = 0; step < 6; ++step) {
+            auto window = accelerator.accumulate(a, b);
+            auto const x = Mlp::input(step, global_batch).slice(0, begin, begin + rows);
+            accelerator.backward((step % 2 == 0 ? a(x) : b(x)).pow(2).mean());
+            of_both.step(), of_both.zero_grad();
+        }
+        std::vector<torch::Tensor> weights;
+        for (auto const* model : {&*a, &*b})
+            for (auto const& p : model->parameters()) weights.push_back(p.detach().clone());
+        return weights;
+    };
+    acc::accelerator_options const two{.gradient_accumulation_steps = 2};
+    close(trained(Replicated<finding>(two)), trained(Alone(two)));
+}
+
 TEST_CASE("gradients begin anew behind a step, whether or not somebody clears them", "[ddp]") {
     auto const trained = [](auto&& accelerator, bool clears) {
         auto net = std::make_shared<Mlp>();

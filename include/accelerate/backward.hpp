@@ -81,7 +81,8 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;
-        if (!model->window_closed()) continue;
+        model->unfinished = !model->window_closed();
+        if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);
         if (!training.in_window()) model->weight = 0, model->weighted = 0;
     }

@@ -128,6 +128,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
+        model->unfinished = !model->window_closed();
         model->forget_verdict();
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));

@@ -103,6 +103,7 @@ public:
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
     double weight = 0;             ///< of the losses in this window, where they are weighted
     int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
@@ -189,7 +190,7 @@ public:
     }
 
     /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
-    /// backward; of several only those that it reaches, as a discriminator's loss does not reach the generator.
+    /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
         if (scratch_.empty())
@@ -201,7 +202,7 @@ public:
         sharding::ReachableLeaves const reached(loss);
         auto const within = std::stable_partition(scratch_.begin(), scratch_.end(), [&](model_type const* model) {
             auto const& parameters = model->parameters();
-            return std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
+            return model->unfinished || std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
         });
         if (within != scratch_.begin()) scratch_.erase(within, scratch_.end());  // where it reaches none, each says so
         return scratch_;
