@@ -37,6 +37,12 @@ double memory(std::string const& key) {
     return 0;
 }
 
+double median(std::vector<double> list) {
+    auto const middle = list.begin() + static_cast<std::ptrdiff_t>(list.size() / 2);
+    std::nth_element(list.begin(), middle, list.end());
+    return *middle;
+}
+
 void say(char const* what, double value) { std::printf("{\"arm\": \"ours\", \"what\": \"%s\", \"value\": %.9g}\n", what, value); }
 
 struct Trained {
@@ -84,8 +90,10 @@ void save(fs::path const& folder, int64_t layers, int64_t width, int64_t rounds)
         auto const note = [&](std::vector<double>& list, double value) {
             if (warm) list.push_back(value);
         };
-        auto const once = std::min(run.step(), run.step());
-        note(ordinary, once);
+        std::vector<double> before_saving;
+        for (int i = 0; i < 5; ++i) before_saving.push_back(run.step());
+        note(ordinary, *std::min_element(before_saving.begin(), before_saving.end()));
+        auto const usual = median(before_saving);
         std::array<std::function<void()>, 3> const writers{
             [&] {
                 fs::remove_all(folder / "sync");
@@ -105,8 +113,7 @@ void save(fs::path const& folder, int64_t layers, int64_t width, int64_t rounds)
                 run.accelerator.wait_for_checkpoint();
                 if (!meanwhile.empty()) meanwhile.pop_back();  // the last began beside the writer and may have ended alone
                 if (meanwhile.empty()) return;
-                std::nth_element(meanwhile.begin(), meanwhile.begin() + static_cast<std::ptrdiff_t>(meanwhile.size() / 2), meanwhile.end());
-                note(slower, meanwhile[meanwhile.size() / 2] / once);
+                note(slower, median(meanwhile) / usual);
             },
             [&] {
                 fs::remove(folder / "plain");
