@@ -2357,8 +2357,14 @@ public:
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
     void before_forward(model_type& model) {
-        if (at::GradMode::is_enabled()) model.forwarded = true;
+        if (at::GradMode::is_enabled()) model.forwarded = scoped = true;
         model.before_forward();
+    }
+    /// LibTorch's `model->forward(x)` goes past `before_forward`: outside a window nothing puts it under a precision that casts.
+    void mention_bare_forward() const {
+        if (scoped) return;
+        log::warning_once("accelerator.backward: no prepared model has been called, nor a window opened: what model->forward(x) does runs without ", Precision::name,
+                          "; call model(x), or open accelerator.accumulate(model) or accelerator.autocast()");
     }
 
     bool in_window() const { return !window.empty(); }
@@ -2437,10 +2443,11 @@ public:
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
-    std::vector<state::Component> components;         ///< of everything prepared, in the order in which they are loaded
+    std::vector<state::Component> components;         ///< of everything prepared and registered
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
     bool sync_gradients = true;
+    bool scoped = false;     ///< something has run, or somebody has meant it to, in the precision's scope
     int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
@@ -2462,6 +2469,7 @@ public:
     template <class... Models>
     explicit Accumulation(Training& training, Models&... models) : training_(training.settled()), scope_(training.op_precision.get()) {
         check(!training_.in_window(), code::call_order, "accelerator.accumulate inside another accumulate; name both models in one call: accumulate(a, b)");
+        training_.scoped = true;
         (training_.window.push_back(&models), ...);
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
@@ -2545,6 +2553,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     check(loss.numel() == 1, code::data, "accelerator.backward: the loss must have one element, found shape ", loss.sizes());
     check(loss.requires_grad(), code::data, "accelerator.backward: the loss depends on no parameter that requires gradients; was it detached, made under torch::NoGradGuard, or are all parameters frozen?");
     auto const steps = training.options.gradient_accumulation_steps;
+    if constexpr (Training::autocasts) training.mention_bare_forward();
     auto const models = training.armed(loss);
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
         loss = loss * 0;
@@ -17243,7 +17252,10 @@ public:
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
-    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(training_->op_precision.get(), enabled); }
+    auto autocast(bool enabled = true) {
+        training_->scoped = true;
+        return typename Shared::autocast_scope(training_->op_precision.get(), enabled);
+    }
 
     // ---- collectives ------------------------------------------------------------------------------------------------------
 

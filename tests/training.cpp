@@ -2,6 +2,7 @@
 #include "support/catch.hpp"
 
 #include "support/scale.hpp"
+#include "support/stderr.hpp"
 
 namespace acc = accelerate;
 
@@ -249,6 +250,27 @@ TEST_CASE("a run's own lists of operations hold in its scopes", "[autocast_ops][
     CHECK(torch::addmm(torch::ones({2}), x, torch::ones({3, 2})).scalar_type() == at::kFloat);
     CHECK(torch::matmul(x, torch::ones({3, 2})).scalar_type() == at::kBFloat16);
     CHECK_THROWS_WITH(Run<>({.autocast_ops = {.fp32 = {"aten::linear"}}}), contains("E_CONFIG") && contains("autocast_ops"));
+}
+
+TEST_CASE("a forward that goes past the precision's scope is mentioned", "[backward][autocast]") {
+    auto const said = [](auto&& body) {
+        acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Bf16<>, acc::sharding::None, acc::loader::Stateful<>> accelerator;
+        auto model = accelerator.prepare(std::make_shared<Small>());
+        return stderr_of([&] { body(accelerator, model, torch::ones({2, 3})); });
+    };
+    CHECK(said([](auto& accelerator, auto& model, auto x) { accelerator.backward(loss_of(model(x))); }).empty());
+    CHECK(said([](auto& accelerator, auto& model, auto x) {
+              auto window = accelerator.accumulate(model);
+              accelerator.backward(loss_of(model->forward(x)));
+          }).empty());
+    CHECK(said([](auto& accelerator, auto& model, auto x) {
+              auto y = [&] {
+                  auto scope = accelerator.autocast();
+                  return model->forward(x);
+              }();
+              accelerator.backward(loss_of(y));
+          }).empty());
+    CHECK_THAT(said([](auto& accelerator, auto& model, auto x) { accelerator.backward(loss_of(model->forward(x))); }), contains("model->forward(x)") && contains("call model(x)"));
 }
 
 TEST_CASE("ranks raise together", "[non_finite][step_guard]") {

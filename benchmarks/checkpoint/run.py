@@ -4,9 +4,9 @@
   run.py BINARY [--python PYTHON] [--wait S] [--layers N] [--width N] [--rounds N] [--turns N]
 
 The state is LAYERS x WIDTH x WIDTH parameters with AdamW, 12 bytes each (1.2 GB by default). Stall is (save call and the following step) minus
-an ordinary step, each the best of all rounds; steps while writing are compared by medians of a round. Programs take turns. Exit code 1 when a goal is missed: an asynchronous stall of at
-most 1.2 memcpy and 0.25 of Accelerate's save_state; steps at most 5 % slower while a checkpoint is written; durable at 0.95 of the disk's
-rate; a warm load at 0.8 of memory's.
+an ordinary step, each the best of all rounds; steps while writing are compared by the medians of a round. Programs take turns. Exit code 1
+when a goal is missed: an asynchronous stall of at most 1.2 memcpy and 0.25 of Accelerate's save_state; steps at most 5 % slower while a
+checkpoint is written; durable at 0.95 of the disk's rate; a warm load at 0.8 of memory's.
 """
 import pathlib
 import shutil

@@ -172,7 +172,10 @@ public:
     }
 
     /// Scope of the accelerator's precision for code outside `accumulate`; `autocast(false)` is an island of full precision.
-    auto autocast(bool enabled = true) { return typename Shared::autocast_scope(training_->op_precision.get(), enabled); }
+    auto autocast(bool enabled = true) {
+        training_->scoped = true;
+        return typename Shared::autocast_scope(training_->op_precision.get(), enabled);
+    }
 
     // ---- collectives ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ public:
     template <class... Models>
     explicit Accumulation(Training& training, Models&... models) : training_(training.settled()), scope_(training.op_precision.get()) {
         check(!training_.in_window(), code::call_order, "accelerator.accumulate inside another accumulate; name both models in one call: accumulate(a, b)");
+        training_.scoped = true;
         (training_.window.push_back(&models), ...);
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();

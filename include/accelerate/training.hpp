@@ -153,8 +153,14 @@ public:
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
     void before_forward(model_type& model) {
-        if (at::GradMode::is_enabled()) model.forwarded = true;
+        if (at::GradMode::is_enabled()) model.forwarded = scoped = true;
         model.before_forward();
+    }
+    /// LibTorch's `model->forward(x)` goes past `before_forward`: outside a window nothing puts it under a precision that casts.
+    void mention_bare_forward() const {
+        if (scoped) return;
+        log::warning_once("accelerator.backward: no prepared model has been called, nor a window opened: what model->forward(x) does runs without ", Precision::name,
+                          "; call model(x), or open accelerator.accumulate(model) or accelerator.autocast()");
     }
 
     bool in_window() const { return !window.empty(); }
@@ -233,10 +239,11 @@ public:
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
-    std::vector<state::Component> components;         ///< of everything prepared, in the order in which they are loaded
+    std::vector<state::Component> components;         ///< of everything prepared and registered
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
     bool sync_gradients = true;
+    bool scoped = false;     ///< something has run, or somebody has meant it to, in the precision's scope
     int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
