@@ -206,11 +206,10 @@ public:
             for (auto const& model : models) scratch_.push_back(model.get());
         if (scratch_.size() < 2) return scratch_;
         sharding::ReachableLeaves const reached(loss);
-        auto const within = std::stable_partition(scratch_.begin(), scratch_.end(), [&](model_type const* model) {
-            auto const& parameters = model->parameters();
-            return model->unfinished || std::any_of(parameters.begin(), parameters.end(), [&](auto const& item) { return reached.contains(item.second); });
-        });
-        if (within != scratch_.begin()) scratch_.erase(within, scratch_.end());  // where it reaches none, each says so
+        std::vector<model_type*> within;
+        for (auto* model : scratch_)
+            if (model->unfinished || reached.contains_any(model->parameters())) within.push_back(model);
+        if (!within.empty()) scratch_.swap(within);  // where it reaches none, each says so
         return scratch_;
     }
 

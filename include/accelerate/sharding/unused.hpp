@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <accelerate/sharding/layout.hpp>
 #include <unordered_set>
 #include <vector>
 
@@ -28,6 +29,11 @@ public:
     bool contains(at::Tensor const& leaf) const {
         auto accumulator = torch::autograd::impl::try_get_grad_accumulator(leaf);
         return accumulator && seen_.contains(accumulator.get());
+    }
+    bool contains_any(NamedParameters const& parameters) const {
+        for (auto const& [name, p] : parameters)
+            if (contains(p)) return true;
+        return false;
     }
 
 private:
