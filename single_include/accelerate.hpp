@@ -1652,8 +1652,8 @@ struct Component {
     std::string name;
     Whose whose = Whose::All;
     std::function<StateDict()> save;
-    std::function<void(StateDict const&)> load;
-    /// Throws what `load` would throw of a state, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
+    std::function<void(StateDict const&)> load;  ///< a state that `fits` has been shown, where there is one
+    /// Throws where a state does not fit, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
     std::function<void(StateDict const&)> fits = {};
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
@@ -2843,10 +2843,10 @@ namespace accelerate::comm {
 template <communicator Comm, class Value>
 Value pad_across_processes(Comm const& ranks, Value value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) {
     detail::for_each_sent(value, [&](at::Tensor& t) {
-        auto const d = t.defined() && dim < 0 ? dim + t.dim() : dim;
-        auto const has = t.defined() && d >= 0 && d < t.dim();
-        auto const length = t.defined() ? at::full({1}, has ? t.size(d) : 0, at::kLong) : at::Tensor();
-        auto const longest = ranks.all_gather(length).max().template item<int64_t>();
+        if (!t.defined()) t = ranks.all_gather(t);  // is refused, on all ranks
+        auto const d = dim < 0 ? dim + t.dim() : dim;
+        auto const has = d >= 0 && d < t.dim();
+        auto const longest = ranks.all_gather(at::full({1}, has ? t.size(d) : 0, at::kLong)).max().template item<int64_t>();
         if (!has || t.size(d) == longest) return;
         auto sizes = t.sizes().vec();
         sizes[static_cast<size_t>(d)] = longest;
@@ -5338,11 +5338,7 @@ public:
     /// hand. The seed comes from the state, so that the epoch goes on in the order in which it began.
     void load_state_dict(StateDict const& s) {
         check_state_dict(s);
-        constexpr auto who = "data::Loader";
-        core_->source->load(s);
-        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
-        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
-        core_->resume = true;
+        take(s);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& s) const {
@@ -5365,7 +5361,8 @@ public:
             s.values["order"] = order();
             return s;
         }
-        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+        /// Of a state that `check_state_dict` has found to fit: a data set's hash may cost a pass over it.
+        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).take(s); }
         void check_state_dict(StateDict const& s) const {
             Prepared(core_.lock()).check_state_dict(s);
             auto const saved = s.value<std::string>("order", "data::Loader");
@@ -5381,6 +5378,14 @@ public:
 
 private:
     explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+
+    void take(StateDict const& s) {
+        constexpr auto who = "data::Loader";
+        core_->source->load(s);
+        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
+        core_->resume = true;
+    }
 
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
@@ -9627,10 +9632,7 @@ public:
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
-        if (cleared_ != versions())
-            for (auto& flat : flats_) flat.gradients.zero_();
-        cleared_.clear();
-        stage_ = Stage::Accumulating;
+        begin_anew();
     }
 
     /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
@@ -9651,6 +9653,14 @@ public:
     }
 
 protected:
+    /// Gradients are zero, and nothing has been added to them.
+    void begin_anew() {
+        if (cleared_ != versions())
+            for (auto& flat : flats_) flat.gradients.zero_();
+        cleared_.clear();
+        stage_ = Stage::Accumulating;
+    }
+
     /// One flat for each dtype, in memory of this rank's own, which updates all of it.
     void adopt_whole() {
         constexpr auto whole = std::numeric_limits<int64_t>::max();
@@ -11351,6 +11361,28 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/optim/saved_progress.hpp
+
+namespace accelerate::optim {
+
+/// Where an optimizer stood when its state was saved.
+struct SavedProgress {
+    double lr = 0;
+    int64_t steps = 0;
+};
+
+/// The same in a state that must be of an optimizer of this kind; error E_DATA of `who` for others, and for what cannot be.
+template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
+SavedProgress saved_progress(State const& state, std::string const& who, std::string_view kind) {
+    auto const saved_by = state.template value<std::string>("kind", who);
+    check(saved_by == kind, code::data, who, ".load_state_dict: the state was saved by ", saved_by);
+    SavedProgress const saved{state.template value<double>("lr", who), state.template value<int64_t>("steps", who)};
+    check(saved.steps >= 0 && std::isfinite(saved.lr) && saved.lr >= 0, code::data, who, ".load_state_dict: step ", saved.steps, " with an lr of ", saved.lr, " cannot be");
+    return saved;
+}
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/wide.hpp
 
 // Updates of numbers that are kept in less than fp32: widened, updated by the rule in fp32, rounded back.
@@ -11537,32 +11569,33 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
-        check_state_dict(state);
         auto& s = *shared_;
+        auto const saved = progress_in(state);
         at::NoGradGuard const no_grad;
-        auto const steps = state.value<int64_t>("steps", Rule<Recipe>::kind);
-        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        make_state();
+        if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
         else s.moments.load(state);
-        s.grouping.set_lr(state.value<double>("lr", Rule<Recipe>::kind));
-        s.count(steps);
+        s.grouping.set_lr(saved.lr);
+        s.count(saved.steps);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const who = concat("optim::", Rule<Recipe>::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-        auto const lr = state.value<double>("lr", who);
-        auto const steps = state.value<int64_t>("steps", who);
-        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
-        check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
-        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
+        auto const saved = progress_in(state);
         make_state();
-        if (steps != 0 || !state.tensors.empty()) s.moments.check_fits(state);
+        if (saved.steps != 0 || !state.tensors.empty()) shared_->moments.check_fits(state);
     }
 
 private:
     friend class AverageScope<Optimizer>;
+
+    SavedProgress progress_in(StateDict const& state) const {
+        auto const who = concat("optim::", Rule<Recipe>::kind);
+        auto const saved = saved_progress(state, who, Rule<Recipe>::kind);
+        auto const here = shared_->grouping.rules();
+        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : here;
+        check(groups == here, code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", here);
+        return saved;
+    }
 
     StateDict collect(bool live) const {
         auto& s = *shared_;
@@ -11895,49 +11928,43 @@ public:
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
         else {
             auto& s = *shared_;
-            auto loaded = states_in(state);
+            auto const saved = saved_progress(state, who(), torch_state<Held>::kind);
+            auto loaded = states_in(state, saved.steps);
             s.held->state().clear();
             for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
-            set_lr(state.value<double>("lr", torch_state<Held>::kind));
-            s.steps = state.value<int64_t>("steps", torch_state<Held>::kind);
+            set_lr(saved.lr);
+            s.steps = saved.steps;
         }
     }
     /// Throws what `load_state_dict` would, and changes nothing. Costs a copy of the state.
     void check_state_dict([[maybe_unused]] StateDict const& state) const {
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
-        else static_cast<void>(states_in(state));
+        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind).steps));
     }
 
 private:
-    /// LibTorch's own form of a state, by parameter.
-    auto states_in(StateDict const& state) const {
-        auto& s = *shared_;
-        auto const who = concat("torch::optim::", torch_state<Held>::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-        auto const lr = state.value<double>("lr", who);
-        auto const steps = state.value<int64_t>("steps", who);
-        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
+    static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
+
+    /// LibTorch's own form of a state, by parameter. `steps` for those that say none of their own.
+    auto states_in(StateDict const& state, int64_t steps) const {
         StateDict const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-        s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+        shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
                 auto found = state.tensors.find(concat(name, ".", key));
                 if (found == state.tensors.end()) return;
-                check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
+                check(found->second.sizes() == parameter.sizes(), code::data, who(), ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
                       ", the parameter ", parameter.sizes());
                 write(found->second.to(parameter.options(), false, true));
                 any = true;
             });
-            if constexpr (requires { own->step(); }) {
-                own->step(each.values.contains(key) ? each.value<int64_t>(key, who) : steps);
-            }
+            if constexpr (requires { own->step(); }) own->step(each.values.contains(key) ? each.value<int64_t>(key, who()) : steps);
             if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
         });
-        check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+        check(!loaded.empty() || state.tensors.empty(), code::data, who(), ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
         return loaded;
     }
 
@@ -15981,9 +16008,8 @@ inline void check_by_name(std::string const& who, TensorMap const& here, TensorM
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
 }
 
-/// Copies loaded tensors into those that are there, if they fit.
-inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
-    check_by_name(who, here, loaded);
+/// Copies loaded tensors, which fit, into those that are there.
+inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
     at::NoGradGuard const no_grad;
     for (auto const& [name, t] : here)
         if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
@@ -16022,7 +16048,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         return s;
     };
     auto const load_parameters = [=](StateDict const& s) {
-        copy_by_name(name, parameters().tensors, s.tensors);
+        copy_by_name(parameters().tensors, s.tensors);
         model->parameters_changed();
     };
     auto const buffers = [=] {
@@ -16033,7 +16059,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
     };
     auto const parameters_fit = [=](StateDict const& s) { check_by_name(name, parameters().tensors, s.tensors); };
     auto const buffers_fit = [=](StateDict const& s) { check_by_name(name + "_buffers", buffers().tensors, s.tensors); };
-    auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
+    auto const load_buffers = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
         auto const stage = model->stage();
@@ -16060,9 +16086,8 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
     auto const load_window = [=](StateDict const& s) {
-        window_fits(s);
         auto const who = name + "_window";
-        if (s.value<bool>("gradients", who)) copy_by_name(who, gradients_of(*model), s.tensors);
+        if (s.value<bool>("gradients", who)) copy_by_name(gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
@@ -21772,13 +21797,10 @@ public:
     }
 
     void before_backward(at::Tensor const& loss) {
-        if (sliced() && stage_ == Stage::Stepped) {  // a step clears no slices, as it does what is not sliced; nobody has asked for it since
-            for (auto& flat : flats_) flat.gradients.zero_();
-            stage_ = Stage::Accumulating;
-        }
+        if (sliced() && stage_ == Stage::Stepped) begin_anew();  // a step clears no slices, as it does what is not sliced
         if (alone_ || !window_.closed()) return;
         if (sliced())
-            check(stage_ == Stage::Accumulating || stage_ == Stage::Stepped, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
+            check(stage_ == Stage::Accumulating, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
                   " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
         times_.assign(buckets_.size(), {});

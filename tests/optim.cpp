@@ -896,7 +896,7 @@ TEST_CASE("resume equals never having stopped, bit for bit", "[optimizer][moment
     CHECK(check(acc::optim::Adagrad{.initial_accumulator_value = 0.1}) == 0);
 }
 
-TEST_CASE("a state that does not fit is refused and changes nothing", "[moments][optimizer]") {
+TEST_CASE("a state that does not fit is refused and changes nothing", "[moments][optimizer][saved_progress]") {
     auto a = some_parameters();
     auto model = std::make_shared<FakeModel>(a);
     auto optimizer = bind(acc::optim::AdamW{}, std::vector{model});

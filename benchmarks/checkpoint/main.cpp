@@ -4,6 +4,8 @@
 // The state is a stack of linear layers with AdamW: 12 bytes a parameter.
 #include <torch/torch.h>
 
+#include "../median.hpp"
+
 #include <accelerate.hpp>
 #include <algorithm>
 #include <array>
@@ -35,12 +37,6 @@ double memory(std::string const& key) {
     for (std::string word; in >> word;)
         if (double kb = 0; word == key && in >> kb) return kb * 1024;
     return 0;
-}
-
-double median(std::vector<double> list) {
-    auto const middle = list.begin() + static_cast<std::ptrdiff_t>(list.size() / 2);
-    std::nth_element(list.begin(), middle, list.end());
-    return *middle;
 }
 
 void say(char const* what, double value) { std::printf("{\"arm\": \"ours\", \"what\": \"%s\", \"value\": %.9g}\n", what, value); }

@@ -5,6 +5,8 @@
 //   fp8_gemm --cpu 64   on the CPU, every size divided by 64: what it prints is no speed, but that it runs
 #include <torch/torch.h>
 
+#include "../median.hpp"
+
 #include <accelerate.hpp>
 #include <algorithm>
 #include <chrono>
@@ -38,8 +40,7 @@ double median_ms(std::function<void()> const& f) {
         wait();
         if (i >= 2) ms.push_back(1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
-    std::nth_element(ms.begin(), ms.begin() + 5, ms.end());
-    return ms[5];
+    return median(std::move(ms));
 }
 
 struct Measured {

@@ -3,6 +3,8 @@
 // fp16 stands for its gradient scaler: the arithmetic of this model is the same in both.
 #include <torch/torch.h>
 
+#include "../median.hpp"
+
 #include <accelerate.hpp>
 #include <algorithm>
 #include <chrono>
@@ -40,11 +42,6 @@ double seconds_of(auto&& body) {
     auto const begin = std::chrono::steady_clock::now();
     body();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-    return values[values.size() / 2];
 }
 
 template <class Precision>

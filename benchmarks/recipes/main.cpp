@@ -1,6 +1,7 @@
 // The golden GPT (tests/data/golden/README.md, 110k parameters) under one precision policy or fp8 recipe.
 //   main NAME [STEPS]     trains (400) and prints a JSON line: loss, time, bytes, what fp8 saturated and lost
 //   main --list           the names
+#include "../median.hpp"
 #include "support/golden_gpt.hpp"
 
 #include <accelerate.hpp>
@@ -48,11 +49,10 @@ nlohmann::json run_with(int64_t steps, acc::optimizer_storage const& storage) {
     int64_t parameters = 0, bytes = 0;
     for (auto const& p : model->parameters()) parameters += p.numel(), bytes += 2 * p.numel() * p.element_size();  // and its gradient
     bytes += optimizer.state_bytes();
-    std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2), seconds.end());
     precision::Fp8Counts total;
     for (auto const& row : precision::fp8_report(*model))
         for (auto const& counts : {row.activation, row.weight, row.gradient}) total.numbers += counts.numbers, total.saturated += counts.saturated, total.underflowed += counts.underflowed;
-    return {{"losses", losses}, {"ns_per_step", 1e9 * seconds[seconds.size() / 2]}, {"parameters", parameters}, {"bytes_per_parameter", static_cast<double>(bytes) / static_cast<double>(parameters)},
+    return {{"losses", losses}, {"ns_per_step", 1e9 * median(seconds)}, {"parameters", parameters}, {"bytes_per_parameter", static_cast<double>(bytes) / static_cast<double>(parameters)},
             {"numbers", total.numbers}, {"saturated", total.saturated}, {"underflowed", total.underflowed}, {"fp8_share", precision::fp8_share(precision::choose_fp8_layers(*model, {}))}};
 }
 

@@ -42,9 +42,8 @@ inline void check_by_name(std::string const& who, TensorMap const& here, TensorM
     check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
 }
 
-/// Copies loaded tensors into those that are there, if they fit.
-inline void copy_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
-    check_by_name(who, here, loaded);
+/// Copies loaded tensors, which fit, into those that are there.
+inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
     at::NoGradGuard const no_grad;
     for (auto const& [name, t] : here)
         if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
@@ -83,7 +82,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         return s;
     };
     auto const load_parameters = [=](StateDict const& s) {
-        copy_by_name(name, parameters().tensors, s.tensors);
+        copy_by_name(parameters().tensors, s.tensors);
         model->parameters_changed();
     };
     auto const buffers = [=] {
@@ -94,7 +93,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
     };
     auto const parameters_fit = [=](StateDict const& s) { check_by_name(name, parameters().tensors, s.tensors); };
     auto const buffers_fit = [=](StateDict const& s) { check_by_name(name + "_buffers", buffers().tensors, s.tensors); };
-    auto const load_buffers = [=](StateDict const& s) { copy_by_name(name + "_buffers", buffers().tensors, s.tensors); };
+    auto const load_buffers = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); };
     auto const window = [=] {
         using sharding::Stage;
         auto const stage = model->stage();
@@ -121,9 +120,8 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
     auto const load_window = [=](StateDict const& s) {
-        window_fits(s);
         auto const who = name + "_window";
-        if (s.value<bool>("gradients", who)) copy_by_name(who, gradients_of(*model), s.tensors);
+        if (s.value<bool>("gradients", who)) copy_by_name(gradients_of(*model), s.tensors);
         else
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));

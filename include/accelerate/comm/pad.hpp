@@ -12,10 +12,10 @@ namespace accelerate::comm {
 template <communicator Comm, class Value>
 Value pad_across_processes(Comm const& ranks, Value value, int64_t dim = 0, double pad_index = 0, bool pad_first = false) {
     detail::for_each_sent(value, [&](at::Tensor& t) {
-        auto const d = t.defined() && dim < 0 ? dim + t.dim() : dim;
-        auto const has = t.defined() && d >= 0 && d < t.dim();
-        auto const length = t.defined() ? at::full({1}, has ? t.size(d) : 0, at::kLong) : at::Tensor();
-        auto const longest = ranks.all_gather(length).max().template item<int64_t>();
+        if (!t.defined()) t = ranks.all_gather(t);  // is refused, on all ranks
+        auto const d = dim < 0 ? dim + t.dim() : dim;
+        auto const has = d >= 0 && d < t.dim();
+        auto const longest = ranks.all_gather(at::full({1}, has ? t.size(d) : 0, at::kLong)).max().template item<int64_t>();
         if (!has || t.size(d) == longest) return;
         auto sizes = t.sizes().vec();
         sizes[static_cast<size_t>(d)] = longest;

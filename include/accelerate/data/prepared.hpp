@@ -82,11 +82,7 @@ public:
     /// hand. The seed comes from the state, so that the epoch goes on in the order in which it began.
     void load_state_dict(StateDict const& s) {
         check_state_dict(s);
-        constexpr auto who = "data::Loader";
-        core_->source->load(s);
-        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
-        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
-        core_->resume = true;
+        take(s);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& s) const {
@@ -109,7 +105,8 @@ public:
             s.values["order"] = order();
             return s;
         }
-        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).load_state_dict(s); }
+        /// Of a state that `check_state_dict` has found to fit: a data set's hash may cost a pass over it.
+        void load_state_dict(StateDict const& s) { Prepared(core_.lock()).take(s); }
         void check_state_dict(StateDict const& s) const {
             Prepared(core_.lock()).check_state_dict(s);
             auto const saved = s.value<std::string>("order", "data::Loader");
@@ -125,6 +122,14 @@ public:
 
 private:
     explicit Prepared(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+
+    void take(StateDict const& s) {
+        constexpr auto who = "data::Loader";
+        core_->source->load(s);
+        core_->source->loader().set_seed(s.value<int64_t>("seed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
+        core_->resume = true;
+    }
 
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}

@@ -4,6 +4,7 @@
 
 #include <accelerate/optim/average_scope.hpp>
 #include <accelerate/optim/batches.hpp>
+#include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <cmath>
 #include <memory>
@@ -98,32 +99,33 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
-        check_state_dict(state);
         auto& s = *shared_;
+        auto const saved = progress_in(state);
         at::NoGradGuard const no_grad;
-        auto const steps = state.value<int64_t>("steps", Rule<Recipe>::kind);
-        if (steps == 0 && state.tensors.empty()) s.moments.reset();
+        make_state();
+        if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
         else s.moments.load(state);
-        s.grouping.set_lr(state.value<double>("lr", Rule<Recipe>::kind));
-        s.count(steps);
+        s.grouping.set_lr(saved.lr);
+        s.count(saved.steps);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const who = concat("optim::", Rule<Recipe>::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        check(kind == Rule<Recipe>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-        auto const lr = state.value<double>("lr", who);
-        auto const steps = state.value<int64_t>("steps", who);
-        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : s.grouping.rules();
-        check(groups == s.grouping.rules(), code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", s.grouping.rules());
-        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
+        auto const saved = progress_in(state);
         make_state();
-        if (steps != 0 || !state.tensors.empty()) s.moments.check_fits(state);
+        if (saved.steps != 0 || !state.tensors.empty()) shared_->moments.check_fits(state);
     }
 
 private:
     friend class AverageScope<Optimizer>;
+
+    SavedProgress progress_in(StateDict const& state) const {
+        auto const who = concat("optim::", Rule<Recipe>::kind);
+        auto const saved = saved_progress(state, who, Rule<Recipe>::kind);
+        auto const here = shared_->grouping.rules();
+        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : here;
+        check(groups == here, code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", here);
+        return saved;
+    }
 
     StateDict collect(bool live) const {
         auto& s = *shared_;

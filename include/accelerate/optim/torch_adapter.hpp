@@ -4,6 +4,7 @@
 
 #include <accelerate/core/log.hpp>
 #include <accelerate/optim/groups.hpp>
+#include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/torch_state.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <concepts>
@@ -94,49 +95,43 @@ public:
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
         else {
             auto& s = *shared_;
-            auto loaded = states_in(state);
+            auto const saved = saved_progress(state, who(), torch_state<Held>::kind);
+            auto loaded = states_in(state, saved.steps);
             s.held->state().clear();
             for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
-            set_lr(state.value<double>("lr", torch_state<Held>::kind));
-            s.steps = state.value<int64_t>("steps", torch_state<Held>::kind);
+            set_lr(saved.lr);
+            s.steps = saved.steps;
         }
     }
     /// Throws what `load_state_dict` would, and changes nothing. Costs a copy of the state.
     void check_state_dict([[maybe_unused]] StateDict const& state) const {
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
-        else static_cast<void>(states_in(state));
+        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind).steps));
     }
 
 private:
-    /// LibTorch's own form of a state, by parameter.
-    auto states_in(StateDict const& state) const {
-        auto& s = *shared_;
-        auto const who = concat("torch::optim::", torch_state<Held>::kind);
-        auto const kind = state.value<std::string>("kind", who);
-        check(kind == torch_state<Held>::kind, code::data, who, ".load_state_dict: the state was saved by ", kind);
-        auto const lr = state.value<double>("lr", who);
-        auto const steps = state.value<int64_t>("steps", who);
-        check(steps >= 0 && std::isfinite(lr) && lr >= 0, code::data, who, ".load_state_dict: step ", steps, " with an lr of ", lr, " cannot be");
+    static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
+
+    /// LibTorch's own form of a state, by parameter. `steps` for those that say none of their own.
+    auto states_in(StateDict const& state, int64_t steps) const {
         StateDict const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-        s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+        shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
                 auto found = state.tensors.find(concat(name, ".", key));
                 if (found == state.tensors.end()) return;
-                check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
+                check(found->second.sizes() == parameter.sizes(), code::data, who(), ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
                       ", the parameter ", parameter.sizes());
                 write(found->second.to(parameter.options(), false, true));
                 any = true;
             });
-            if constexpr (requires { own->step(); }) {
-                own->step(each.values.contains(key) ? each.value<int64_t>(key, who) : steps);
-            }
+            if constexpr (requires { own->step(); }) own->step(each.values.contains(key) ? each.value<int64_t>(key, who()) : steps);
             if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
         });
-        check(!loaded.empty() || state.tensors.empty(), code::data, who, ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
+        check(!loaded.empty() || state.tensors.empty(), code::data, who(), ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
         return loaded;
     }
 

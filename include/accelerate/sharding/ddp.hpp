@@ -73,13 +73,10 @@ public:
     }
 
     void before_backward(at::Tensor const& loss) {
-        if (sliced() && stage_ == Stage::Stepped) {  // a step clears no slices, as it does what is not sliced; nobody has asked for it since
-            for (auto& flat : flats_) flat.gradients.zero_();
-            stage_ = Stage::Accumulating;
-        }
+        if (sliced() && stage_ == Stage::Stepped) begin_anew();  // a step clears no slices, as it does what is not sliced
         if (alone_ || !window_.closed()) return;
         if (sliced())
-            check(stage_ == Stage::Accumulating || stage_ == Stage::Stepped, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
+            check(stage_ == Stage::Accumulating, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
                   " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
         times_.assign(buckets_.size(), {});

@@ -72,10 +72,7 @@ public:
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
-        if (cleared_ != versions())
-            for (auto& flat : flats_) flat.gradients.zero_();
-        cleared_.clear();
-        stage_ = Stage::Accumulating;
+        begin_anew();
     }
 
     /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
@@ -96,6 +93,14 @@ public:
     }
 
 protected:
+    /// Gradients are zero, and nothing has been added to them.
+    void begin_anew() {
+        if (cleared_ != versions())
+            for (auto& flat : flats_) flat.gradients.zero_();
+        cleared_.clear();
+        stage_ = Stage::Accumulating;
+    }
+
     /// One flat for each dtype, in memory of this rank's own, which updates all of it.
     void adopt_whole() {
         constexpr auto whole = std::numeric_limits<int64_t>::max();

@@ -29,8 +29,8 @@ struct Component {
     std::string name;
     Whose whose = Whose::All;
     std::function<StateDict()> save;
-    std::function<void(StateDict const&)> load;
-    /// Throws what `load` would throw of a state, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
+    std::function<void(StateDict const&)> load;  ///< a state that `fits` has been shown, where there is one
+    /// Throws where a state does not fit, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
     std::function<void(StateDict const&)> fits = {};
     std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
     std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
