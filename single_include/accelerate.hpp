@@ -12763,13 +12763,18 @@ public:
 
     template <comm::communicator Comm>
     void connect(Comm const& communicator) {
-        if (communicator.size() > 1) sum_ = sharding::SumOverRanks(communicator), connected_ = true;
+        if (communicator.size() == 1) return;
+        sum_ = sharding::SumOverRanks(communicator);
+        // Named here, in a template, so that a file which prepares no model does not compile it.
+        normalise_ = [](at::Tensor const& x, SyncBatchNormImpl const& m, std::vector<at::Tensor>* statistics) {
+            return sharding::SyncBatchNormFunction::apply(x, m.weight, m.bias, m.options.eps(), &m.sum_, statistics);
+        };
     }
 
     at::Tensor forward(at::Tensor const& x) {
-        if (!this->is_training() || !connected_) return Base::forward(x);
+        if (!this->is_training() || normalise_ == nullptr) return Base::forward(x);
         std::vector<at::Tensor> statistics;
-        auto y = sharding::SyncBatchNormFunction::apply(x, weight, bias, options.eps(), &sum_, &statistics);
+        auto y = normalise_(x, *this, &statistics);
         if (options.track_running_stats()) update_running(statistics);
         return y;
     }
@@ -12788,14 +12793,9 @@ private:
     }
 
     sharding::SumOverRanks sum_;
-    bool connected_ = false;
+    at::Tensor (*normalise_)(at::Tensor const&, SyncBatchNormImpl const&, std::vector<at::Tensor>*) = nullptr;  ///< null until connected
 };
 TORCH_MODULE(SyncBatchNorm);
-
-/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
-/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
-/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model);
 
 namespace sharding {
 
@@ -12813,7 +12813,11 @@ bool convert_one(torch::nn::Module& module, std::string const& name, torch::nn::
 
 }  // namespace sharding
 
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model) {
+/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
+/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
+/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
+template <std::same_as<torch::nn::Sequential> Model>  // a template, so that a file which converts nothing compiles none of it
+torch::nn::Sequential convert_sync_batchnorm(Model const& model) {
     torch::nn::Sequential out;
     auto any = model->begin();
     for (auto const& child : model->named_children()) {
@@ -14689,7 +14693,8 @@ namespace state {
 class FileValues {
 public:
     /// Compares the files with the model, which has no memory yet. Errors of `load_model`.
-    FileValues(torch::nn::Module const& root, From const& from) : source_(from.path, from.options) {
+    template <class Module>
+    FileValues(Module const& root, From const& from) : source_(from.path, from.options) {
         LoadReport report;
         for (auto& [key, tensor] : agreed_load(model_tensors(root), source_, from.options.strict, report)) keys_.emplace(tensor.unsafeGetTensorImpl(), key);
     }
@@ -15233,11 +15238,19 @@ inline bool named_as_shard(std::string_view file) {
     return file.size() == form.size() && std::equal(file.begin(), file.end(), form.begin(), [](char c, char f) { return f == '#' ? c >= '0' && c <= '9' : c == f; });
 }
 
+/// Where one process has all tensors of a model: one after another.
+struct InOrder {
+    template <class Tensors, class F>
+    void operator()(Tensors const& tensors, F const& f) const {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    }
+};
+
 /// Writes tensors as a model's files; see `save_model`. `visit(tensors, f)` calls f(i) for each of them in their order, when its values are
 /// there. Where that takes several ranks, all of them call this and the one that `writes` does: what fails there is thrown behind the last
 /// visit, so that no rank waits for it in vain. Gives the bytes written.
-template <class Visit>
-int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options, bool writes, Visit&& visit) {
+template <class Visit = InOrder>
+int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options, bool writes = true, Visit const& visit = {}) {
     constexpr char const* index_name = "model.safetensors.index.json";
     auto const split = split_state_dict_into_shards(model.tensors, options.max_shard_size);
     std::vector<TensorMap> tensors(split.files.size());  // outlive the writers
@@ -15295,13 +15308,6 @@ int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, sa
         if (!ours && (named_as_shard(name) || name == "model.safetensors") && !std::filesystem::remove(dir / name, failed)) fail_io("cannot remove the file of an earlier save", dir / name, failed.value());
     }
     return bytes;
-}
-
-/// The same by one process that has all of it.
-inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options) {
-    return save_shards(model, dir, options, true, [](auto const& tensors, auto const& f) {
-        for (size_t i = 0; i < tensors.size(); ++i) f(i);
-    });
 }
 
 }  // namespace state
@@ -15691,10 +15697,11 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     detail::Entries const entries(j, where + ":");
     entries.require(entries.string("format") == "accelerate.hpp checkpoint", "is of another format");
     auto const found = entries.at("version");
-    check(found.is_number_integer() && found == version, code::ck_version, where, ": version ", found.dump(), "; this build reads ", version);
+    check(found.is_number_integer() && found.get<int64_t>() == version, code::ck_version, where, ": version ", found.dump(), "; this build reads ", version);
     Manifest m;
-    check(entries.at("world").is_number_integer() && entries.at("world") >= 1 && entries.at("world") <= most_ranks, code::ck_mesh, where, ": \"world\" is ", entries.at("world").dump());
-    m.world = entries.number("world");
+    auto const& world = entries.at("world");
+    m.world = world.is_number_integer() ? world.get<int64_t>() : 0;
+    check(m.world >= 1 && m.world <= most_ranks, code::ck_mesh, where, ": \"world\" is ", world.dump());
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
     entries.require(entries.at("files").is_array(), "\"files\" is no list");
@@ -15709,10 +15716,13 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     }
     check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
           " ranks' values for ", m.world, " ranks");
+    std::string first;
     for (size_t r = 0; r < m.ranks.size(); ++r) {
         entries.require(m.ranks[r].is_object(), "a rank's values are no object");
         auto const progress = m.ranks[r].value("progress", nlohmann::json());
-        check(progress == m.ranks[0].value("progress", nlohmann::json()) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
+        auto const here = progress.dump();  // == of two JSON values would have every file that includes this compile all that it tries
+        if (r == 0) first = here;
+        check(here == first || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
     }
     entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
     for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
@@ -16191,7 +16201,7 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
         if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
         if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
     }
-    std::sort(found.rbegin(), found.rend());
+    std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
     return found;
 }
 
@@ -16783,7 +16793,7 @@ inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& n
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
+        if (auto const before = saved.find(name); before != saved.end() && before->dump() != value.dump()) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 

@@ -225,7 +225,7 @@ inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoin
         if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
         if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
     }
-    std::sort(found.rbegin(), found.rend());
+    std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
     return found;
 }
 

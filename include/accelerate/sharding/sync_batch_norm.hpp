@@ -7,7 +7,9 @@
 #include <torch/nn/modules/container/sequential.h>
 
 #include <accelerate/comm/communicator.hpp>
+#include <concepts>
 #include <memory>
+#include <vector>
 
 namespace accelerate {
 namespace sharding {
@@ -104,13 +106,18 @@ public:
 
     template <comm::communicator Comm>
     void connect(Comm const& communicator) {
-        if (communicator.size() > 1) sum_ = sharding::SumOverRanks(communicator), connected_ = true;
+        if (communicator.size() == 1) return;
+        sum_ = sharding::SumOverRanks(communicator);
+        // Named here, in a template, so that a file which prepares no model does not compile it.
+        normalise_ = [](at::Tensor const& x, SyncBatchNormImpl const& m, std::vector<at::Tensor>* statistics) {
+            return sharding::SyncBatchNormFunction::apply(x, m.weight, m.bias, m.options.eps(), &m.sum_, statistics);
+        };
     }
 
     at::Tensor forward(at::Tensor const& x) {
-        if (!this->is_training() || !connected_) return Base::forward(x);
+        if (!this->is_training() || normalise_ == nullptr) return Base::forward(x);
         std::vector<at::Tensor> statistics;
-        auto y = sharding::SyncBatchNormFunction::apply(x, weight, bias, options.eps(), &sum_, &statistics);
+        auto y = normalise_(x, *this, &statistics);
         if (options.track_running_stats()) update_running(statistics);
         return y;
     }
@@ -129,14 +136,9 @@ private:
     }
 
     sharding::SumOverRanks sum_;
-    bool connected_ = false;
+    at::Tensor (*normalise_)(at::Tensor const&, SyncBatchNormImpl const&, std::vector<at::Tensor>*) = nullptr;  ///< null until connected
 };
 TORCH_MODULE(SyncBatchNorm);
-
-/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
-/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
-/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model);
 
 namespace sharding {
 
@@ -154,7 +156,11 @@ bool convert_one(torch::nn::Module& module, std::string const& name, torch::nn::
 
 }  // namespace sharding
 
-inline torch::nn::Sequential convert_sync_batchnorm(torch::nn::Sequential const& model) {
+/// A Sequential in which every BatchNorm1d, 2d and 3d has become a `SyncBatchNorm` with the same parameters and buffers;
+/// everything else is shared. A batch normalisation that is a typed member of a module cannot be
+/// exchanged from outside (LibTorch calls it by its type): declare that member as `acc::SyncBatchNorm`.
+template <std::same_as<torch::nn::Sequential> Model>  // a template, so that a file which converts nothing compiles none of it
+torch::nn::Sequential convert_sync_batchnorm(Model const& model) {
     torch::nn::Sequential out;
     auto any = model->begin();
     for (auto const& child : model->named_children()) {

@@ -31,7 +31,7 @@ inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& n
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && *before != value) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
+        if (auto const before = saved.find(name); before != saved.end() && before->dump() != value.dump()) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 

@@ -38,7 +38,8 @@ namespace state {
 class FileValues {
 public:
     /// Compares the files with the model, which has no memory yet. Errors of `load_model`.
-    FileValues(torch::nn::Module const& root, From const& from) : source_(from.path, from.options) {
+    template <class Module>
+    FileValues(Module const& root, From const& from) : source_(from.path, from.options) {
         LoadReport report;
         for (auto& [key, tensor] : agreed_load(model_tensors(root), source_, from.options.strict, report)) keys_.emplace(tensor.unsafeGetTensorImpl(), key);
     }

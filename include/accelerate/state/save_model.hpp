@@ -25,11 +25,19 @@ inline bool named_as_shard(std::string_view file) {
     return file.size() == form.size() && std::equal(file.begin(), file.end(), form.begin(), [](char c, char f) { return f == '#' ? c >= '0' && c <= '9' : c == f; });
 }
 
+/// Where one process has all tensors of a model: one after another.
+struct InOrder {
+    template <class Tensors, class F>
+    void operator()(Tensors const& tensors, F const& f) const {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    }
+};
+
 /// Writes tensors as a model's files; see `save_model`. `visit(tensors, f)` calls f(i) for each of them in their order, when its values are
 /// there. Where that takes several ranks, all of them call this and the one that `writes` does: what fails there is thrown behind the last
 /// visit, so that no rank waits for it in vain. Gives the bytes written.
-template <class Visit>
-int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options, bool writes, Visit&& visit) {
+template <class Visit = InOrder>
+int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options, bool writes = true, Visit const& visit = {}) {
     constexpr char const* index_name = "model.safetensors.index.json";
     auto const split = split_state_dict_into_shards(model.tensors, options.max_shard_size);
     std::vector<TensorMap> tensors(split.files.size());  // outlive the writers
@@ -87,13 +95,6 @@ int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, sa
         if (!ours && (named_as_shard(name) || name == "model.safetensors") && !std::filesystem::remove(dir / name, failed)) fail_io("cannot remove the file of an earlier save", dir / name, failed.value());
     }
     return bytes;
-}
-
-/// The same by one process that has all of it.
-inline int64_t save_shards(Unaliased const& model, std::filesystem::path const& dir, save_model_options const& options) {
-    return save_shards(model, dir, options, true, [](auto const& tensors, auto const& f) {
-        for (size_t i = 0; i < tensors.size(); ++i) f(i);
-    });
 }
 
 }  // namespace state
