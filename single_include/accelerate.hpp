@@ -12835,6 +12835,15 @@ torch::nn::Sequential convert_sync_batchnorm(Model const& model) {
 
 // ---- accelerate/prepare.hpp
 
+namespace accelerate {
+
+/// How `prepare_model` prepares.
+struct prepare_model_options {
+    bool evaluation_mode = false;  ///< the model is not trained: its parameters ask for no gradients from here on, so that none are kept or reduced
+};
+
+}  // namespace accelerate
+
 namespace accelerate::detail {
 
 /// What `prepare` takes an argument for.
@@ -17382,13 +17391,16 @@ public:
 
     // ---- preparing one thing ----------------------------------------------------------------------------------------------
 
-    /// One model (Python's `prepare_model`). Error E_CALL_ORDER when one of its parameters belongs to a prepared model already.
+    /// One model (Python's `prepare_model`); `{.evaluation_mode = true}` for one that is only asked, such as a teacher. Error E_CALL_ORDER when one
+    /// of its parameters belongs to a prepared model already.
     template <class Model>
-    auto prepare_model(Model&& model) {
+    auto prepare_model(Model&& model, prepare_model_options const& how = {}) {
         auto module = detail::module_of(std::forward<Model>(model));
         using Module = typename decltype(module)::element_type;
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if (how.evaluation_mode)
+            for (auto& p : module->parameters()) p.set_requires_grad(false);
         if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
         if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());
@@ -17417,6 +17429,14 @@ public:
     template <class Recipe, class... Modules>
     auto prepare_optimizer(Recipe&& recipe, Prepared<Modules, Shared> const&... models) {
         return bind_optimizer(std::forward<Recipe>(recipe), std::vector<std::shared_ptr<model_state>>{models.shared_state()...});
+    }
+
+    /// A schedule for an optimizer that is prepared already.
+    template <class Recipe, class Optimizer>
+    auto prepare_scheduler(Recipe&& recipe, Optimizer& optimizer) {
+        schedule::Scheduler scheduler(std::forward<Recipe>(recipe), optimizer, {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
+        training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
+        return scheduler;
     }
 
     template <class AnyLoader>
@@ -17487,15 +17507,6 @@ private:
         return optimizer;
     }
 
-    template <class Given, class Optimizers>
-    auto bind_schedules(Given& given, Optimizers& optimizers) {
-        return detail::transform_kind<detail::Kind::Schedule>(given, [&]<class I>(auto&& s, I) {
-            schedule::Scheduler scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers), {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-            training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
-            return scheduler;
-        });
-    }
-
     template <class... Arguments>
     auto prepare_checked(Arguments&&... arguments) {
         using detail::Kind;
@@ -17508,7 +17519,7 @@ private:
             return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
         });
         auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
-        auto schedules = bind_schedules(given, optimizers);
+        auto schedules = detail::transform_kind<Kind::Schedule>(given, [&]<class I>(auto&& s, I) { return prepare_scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers)); });
         return [&]<size_t... I>(std::index_sequence<I...>) {
             auto pick = [&]<size_t J>() -> decltype(auto) {
                 using Argument = std::tuple_element_t<J, std::tuple<Arguments&&...>>;

@@ -192,6 +192,36 @@ TEST_CASE("a sharded model in bf16 learns as one in fp32 does, and as much of it
     CHECK(masters > 0);
 }
 
+TEST_CASE("a sharded teacher that is prepared for evaluation keeps no gradients and gives what one process's gives", "[fsdp][sharded_unit]") {
+    auto const learn = [](auto& accelerator) {
+        auto const teacher = accelerator.prepare_model(by_make(accelerator), {.evaluation_mode = true});
+        auto const student = accelerator.prepare_model(by_make(accelerator));
+        auto optimizer = accelerator.prepare_optimizer(sgd, student);
+        auto const before = accelerator.get_state_dict(teacher);
+        auto const n = accelerator.num_processes(), rows = global_batch / n, first = rows * accelerator.process_index();
+        Result result;
+        for (int64_t step = 0; step < 6; ++step) {
+            auto const tokens = ((uniform({global_batch, Model<>::context}, step) + 1) * 5.49).to(torch::kLong).slice(0, first, first + rows);
+            auto window = accelerator.accumulate(student);
+            auto const loss = torch::mse_loss(student(tokens), 1 - teacher(tokens));
+            accelerator.backward(loss);
+            optimizer.step();
+            optimizer.zero_grad();
+            result.losses.push_back(accelerator.reduce(loss.detach(), "mean").template item<double>());
+        }
+        same(accelerator.get_state_dict(teacher), before, 0);
+        for (auto const& p : teacher->parameters()) CHECK((!p.requires_grad() && !p.grad().defined()));
+        result.after = accelerator.get_state_dict(student);
+        return result;
+    };
+    Alone alone;
+    Spread<> spread;
+    auto const one = learn(alone), ours = learn(spread);
+    for (size_t i = 0; i < one.losses.size(); ++i) CHECK(std::abs(ours.losses[i] - one.losses[i]) <= 1e-6 * one.losses[i]);
+    same(ours.after, one.after, 2e-5);
+    CHECK(one.losses.back() < one.losses.front());
+}
+
 TEST_CASE("a model that knows nothing of units is one unit", "[fsdp]") {
     auto const plain = [](auto&) {
         auto net = std::make_shared<Model<>>(2);

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <accelerate.hpp>
+#include <cmath>
 #include <cstdio>
 
 namespace acc = accelerate;
@@ -169,6 +170,55 @@ TEST_CASE("a converted batch normalisation: N ranks equal torch's over the whole
     CHECK(converted->named_parameters().contains("norm.weight"));
     converted->eval(), whole->eval();
     CHECK(torch::allclose(converted->forward(Mlp::input(9, 3)), whole->forward(Mlp::input(9, 3)), 1e-5, 1e-6));
+}
+/// A student learns from a teacher that is prepared for evaluation, everything prepared singly; against LibTorch's own loop over the whole batch.
+template <class Accelerator>
+void learns_from_teacher() {
+    Accelerator accelerator;
+    auto const ranks = accelerator.num_processes();
+    auto const teacher = std::make_shared<Mlp>(), student = std::make_shared<Mlp>(), reference = std::make_shared<Mlp>();
+    fill(*teacher), fill(*student), fill(*reference);
+    {
+        torch::NoGradGuard no_grad;
+        for (auto const& net : {student, reference}) net->a->weight.mul_(0.5), net->b->bias.add_(0.25);
+    }
+    auto teaches = accelerator.prepare_model(teacher, {.evaluation_mode = true});
+    auto learns = accelerator.prepare_model(student);
+    auto optimizer = accelerator.prepare_optimizer(acc::optim::Sgd{.lr = 0.2, .momentum = 0.9}, learns);
+    auto schedule = accelerator.prepare_scheduler(acc::schedule::Step{.every = acc::OptimizerSteps{2}, .gamma = 0.5}, optimizer);
+    std::vector<torch::Tensor> rows;
+    for (int64_t i = 0; i < 4 * 4 * ranks; ++i) rows.push_back(Mlp::input(i, 1)[0]);
+    auto loader = accelerator.prepare_loader(acc::data::Loader{rows, {.batch_size = 4}});
+    for (auto const& p : teacher->parameters()) CHECK_FALSE(p.requires_grad());
+    std::vector<double> rates, expected;
+    int64_t step = 0;
+    for (auto& x : loader) {
+        auto window = accelerator.accumulate(learns);
+        accelerator.backward(torch::mse_loss(learns(x), teaches(x)));
+        optimizer.step();
+        schedule.step();
+        optimizer.zero_grad();
+        rates.push_back(optimizer.lr());
+        expected.push_back(0.2 * std::pow(0.5, ++step / 2));
+    }
+    REQUIRE(step == 4);
+    CHECK(rates == expected);
+    torch::optim::SGD plain(reference->parameters(), torch::optim::SGDOptions(0.2).momentum(0.9));
+    for (int64_t i = 0; i < step; ++i) {
+        auto const x = torch::stack(std::vector<torch::Tensor>(rows.begin() + i * 4 * ranks, rows.begin() + (i + 1) * 4 * ranks));
+        plain.zero_grad();
+        torch::mse_loss(reference->forward(x), teacher->forward(x)).backward();
+        plain.step();
+        for (auto& group : plain.param_groups()) static_cast<torch::optim::SGDOptions&>(group.options()).lr(expected[static_cast<size_t>(i)]);
+    }
+    auto const theirs = reference->parameters(), ours = accelerator.unwrap_model(learns)->parameters();
+    for (size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i], theirs[i], 1e-5, 1e-6));
+    for (auto const& p : teacher->parameters()) CHECK_FALSE(p.grad().defined());
+}
+TEST_CASE("a teacher is prepared for evaluation: N ranks equal one", "[accelerator][prepare]") {
+    learns_from_teacher<Replicated<>>();
+    learns_from_teacher<Replicated<overlapped>>();
+    learns_from_teacher<Replicated<sliced>>();
 }
 TEST_CASE("embedding: N ranks equal one", "[ddp]") { every_mode<Words>(); }
 TEST_CASE("tied weights: N ranks equal one", "[ddp]") { every_mode<Tied>(); }

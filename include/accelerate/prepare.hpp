@@ -13,6 +13,15 @@
 #include <accelerate/sharding/sync_batch_norm.hpp>
 #include <tuple>
 
+namespace accelerate {
+
+/// How `prepare_model` prepares.
+struct prepare_model_options {
+    bool evaluation_mode = false;  ///< the model is not trained: its parameters ask for no gradients from here on, so that none are kept or reduced
+};
+
+}  // namespace accelerate
+
 namespace accelerate::detail {
 
 /// What `prepare` takes an argument for.
