@@ -14702,7 +14702,7 @@ namespace state {
 class FileValues {
 public:
     /// Compares the files with the model, which has no memory yet. Errors of `load_model`.
-    template <class Module>
+    template <class Module>  // a template, so that a file which makes nothing from files compiles none of it
     FileValues(Module const& root, From const& from) : source_(from.path, from.options) {
         LoadReport report;
         for (auto& [key, tensor] : agreed_load(model_tensors(root), source_, from.options.strict, report)) keys_.emplace(tensor.unsafeGetTensorImpl(), key);
@@ -15510,7 +15510,11 @@ inline nlohmann::json to_json_text(std::string const& who, nlohmann::json values
     return values;
 }
 
-/// The reverse.
+/// Whether two JSON values are written alike. In place of ==, for which a compiler tries every type that JSON converts to, in every file that
+/// includes this.
+inline bool same_text(nlohmann::json const& a, nlohmann::json const& b) { return a.dump() == b.dump(); }
+
+/// The reverse of `to_json_text`.
 inline nlohmann::json from_json_text(nlohmann::json values) {
     if (values.is_object() && values.size() == 1 && values.contains(float_key) && values.front().is_string()) {
         using limits = std::numeric_limits<double>;
@@ -15725,13 +15729,10 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     }
     check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
           " ranks' values for ", m.world, " ranks");
-    std::string first;
     for (size_t r = 0; r < m.ranks.size(); ++r) {
         entries.require(m.ranks[r].is_object(), "a rank's values are no object");
         auto const progress = m.ranks[r].value("progress", nlohmann::json());
-        auto const here = progress.dump();  // == of two JSON values would have every file that includes this compile all that it tries
-        if (r == 0) first = here;
-        check(here == first || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
+        check(same_text(progress, m.ranks[0].value("progress", nlohmann::json())) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
     }
     entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
     for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
@@ -16802,7 +16803,7 @@ inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& n
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && before->dump() != value.dump()) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
+        if (auto const before = saved.find(name); before != saved.end() && !same_text(*before, value)) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 
@@ -17400,7 +17401,7 @@ public:
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         if (how.evaluation_mode)
-            for (auto& p : module->parameters()) p.set_requires_grad(false);
+            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
         if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
         if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());

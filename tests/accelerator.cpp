@@ -60,6 +60,8 @@ TEST_CASE("preparing one raw model twice is an error at run time", "[prepare]") 
     auto net = std::make_shared<Scale>();
     auto first = accelerator.prepare(net);
     CHECK_THROWS_AS(accelerator.prepare(net), acc::Error);
+    CHECK_THROWS_AS(accelerator.prepare_model(net, {.evaluation_mode = true}), acc::Error);
+    CHECK(net->w.requires_grad());  // the one that trains goes on
 }
 
 TEST_CASE("a window averages its micro-batches; the last batch of a loader ends it", "[accumulation][backward][window]") {

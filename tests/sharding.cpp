@@ -136,41 +136,6 @@ void every_mode() {
     both_optimizers<Model, sliced_overlapped>();
 }
 
-}  // namespace
-
-TEST_CASE("MLP: N ranks equal one", "[ddp][none][flat][flat_model][layout]") { every_mode<Mlp>(); }
-TEST_CASE("convolution with SyncBatchNorm: N ranks equal one", "[sync_batch_norm]") { every_mode<Conv>(); }
-TEST_CASE("a converted batch normalisation: N ranks equal torch's over the whole batch", "[sync_batch_norm]") {
-    Replicated<> accelerator;
-    auto const ranks = accelerator.num_processes(), rank = accelerator.process_index();
-    torch::nn::Sequential plain({{"a", torch::nn::Linear(6, 8)}, {"norm", torch::nn::BatchNorm1d(8)}, {"act", torch::nn::Tanh()}, {"b", torch::nn::Linear(8, 3)}});
-    fill(*plain);
-    auto whole = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(plain->clone());
-    auto converted = acc::convert_sync_batchnorm(plain);
-    CHECK(converted->size() == plain->size());
-    CHECK(converted->children()[1]->as<acc::SyncBatchNorm>() != nullptr);
-    auto [model, optimizer] = accelerator.prepare(converted, acc::optim::Sgd{.lr = 0.1});
-    torch::optim::SGD reference(whole->parameters(), 0.1);
-    for (int64_t step = 0; step < 5; ++step) {
-        auto const x = Mlp::input(step, 4 * ranks);
-        auto window = accelerator.accumulate(model);
-        accelerator.backward(converted->forward(x.narrow(0, 4 * rank, 4)).square().mean());
-        optimizer.step();
-        optimizer.zero_grad();
-        reference.zero_grad();
-        whole->forward(x).square().mean().backward();
-        reference.step();
-    }
-    auto const same = [](std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& theirs) {
-        REQUIRE(ours.size() == theirs.size());
-        for (size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i].to(torch::kDouble), theirs[i].to(torch::kDouble), 1e-5, 1e-6));
-    };
-    same(converted->parameters(), whole->parameters());
-    same(converted->buffers(), whole->buffers());
-    CHECK(converted->named_parameters().contains("norm.weight"));
-    converted->eval(), whole->eval();
-    CHECK(torch::allclose(converted->forward(Mlp::input(9, 3)), whole->forward(Mlp::input(9, 3)), 1e-5, 1e-6));
-}
 /// A student learns from a teacher that is prepared for evaluation, everything prepared singly; against LibTorch's own loop over the whole batch.
 template <class Accelerator>
 void learns_from_teacher() {
@@ -215,11 +180,50 @@ void learns_from_teacher() {
     for (size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i], theirs[i], 1e-5, 1e-6));
     for (auto const& p : teacher->parameters()) CHECK_FALSE(p.grad().defined());
 }
+
+}  // namespace
+
+TEST_CASE("MLP: N ranks equal one", "[ddp][none][flat][flat_model][layout]") { every_mode<Mlp>(); }
+TEST_CASE("convolution with SyncBatchNorm: N ranks equal one", "[sync_batch_norm]") { every_mode<Conv>(); }
+
+TEST_CASE("a converted batch normalisation: N ranks equal torch's over the whole batch", "[sync_batch_norm]") {
+    Replicated<> accelerator;
+    auto const ranks = accelerator.num_processes(), rank = accelerator.process_index();
+    torch::nn::Sequential plain({{"a", torch::nn::Linear(6, 8)}, {"norm", torch::nn::BatchNorm1d(8)}, {"act", torch::nn::Tanh()}, {"b", torch::nn::Linear(8, 3)}});
+    fill(*plain);
+    auto whole = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(plain->clone());
+    auto converted = acc::convert_sync_batchnorm(plain);
+    CHECK(converted->size() == plain->size());
+    CHECK(converted->children()[1]->as<acc::SyncBatchNorm>() != nullptr);
+    auto [model, optimizer] = accelerator.prepare(converted, acc::optim::Sgd{.lr = 0.1});
+    torch::optim::SGD reference(whole->parameters(), 0.1);
+    for (int64_t step = 0; step < 5; ++step) {
+        auto const x = Mlp::input(step, 4 * ranks);
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(converted->forward(x.narrow(0, 4 * rank, 4)).square().mean());
+        optimizer.step();
+        optimizer.zero_grad();
+        reference.zero_grad();
+        whole->forward(x).square().mean().backward();
+        reference.step();
+    }
+    auto const same = [](std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& theirs) {
+        REQUIRE(ours.size() == theirs.size());
+        for (size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i].to(torch::kDouble), theirs[i].to(torch::kDouble), 1e-5, 1e-6));
+    };
+    same(converted->parameters(), whole->parameters());
+    same(converted->buffers(), whole->buffers());
+    CHECK(converted->named_parameters().contains("norm.weight"));
+    converted->eval(), whole->eval();
+    CHECK(torch::allclose(converted->forward(Mlp::input(9, 3)), whole->forward(Mlp::input(9, 3)), 1e-5, 1e-6));
+}
+
 TEST_CASE("a teacher is prepared for evaluation: N ranks equal one", "[accelerator][prepare]") {
     learns_from_teacher<Replicated<>>();
     learns_from_teacher<Replicated<overlapped>>();
     learns_from_teacher<Replicated<sliced>>();
 }
+
 TEST_CASE("embedding: N ranks equal one", "[ddp]") { every_mode<Words>(); }
 TEST_CASE("tied weights: N ranks equal one", "[ddp]") { every_mode<Tied>(); }
 TEST_CASE("a module used twice: N ranks equal one", "[ready_hook]") { every_mode<Twice>(); }

@@ -27,7 +27,7 @@ words = shlex.split(entry["command"])
 words = words[:words.index("-o")]
 if "-include" in words:  # the precompiled header, which would hide what is measured
     del words[words.index("-include"):words.index("-include") + 2]
-# Nor our own builds' optimisation and memory: a user's file is measured.
+# Our own builds' -O and --param are not a user's.
 words = [w for w in words if not w.startswith(("-I", "-O", "--param")) and w not in ("-Winvalid-pch", "-fpch-preprocess")] + ["-O2"]
 torch, ours = "#include <torch/torch.h>\n", "#include <accelerate.hpp>\n"
 arms = {"torch alone": (torch, []), "include": (torch + ours, ["-I", tree / "include"]), "single_include": (torch + ours, ["-I", tree / "single_include"])}

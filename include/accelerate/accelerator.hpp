@@ -272,7 +272,7 @@ public:
         training_->settled();
         check(module != nullptr, code::config, "prepare: the model is an empty holder");
         if (how.evaluation_mode)
-            for (auto& p : module->parameters()) p.set_requires_grad(false);
+            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
         if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
         if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
         module::place_on(*module, device());

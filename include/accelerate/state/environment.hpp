@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include <accelerate/core/log.hpp>
+#include <accelerate/state/json_values.hpp>
 #include <accelerate/state/quote.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -31,7 +32,7 @@ inline void warn_if_changed(nlohmann::json const& saved, nlohmann::json const& n
     if (!saved.is_object()) return;
     std::string changes;
     for (auto const& [name, value] : now.items())
-        if (auto const before = saved.find(name); before != saved.end() && before->dump() != value.dump()) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
+        if (auto const before = saved.find(name); before != saved.end() && !same_text(*before, value)) changes += concat(changes.empty() ? "" : ", ", name, " was ", detail::shown(*before), " and is ", detail::shown(value));
     if (!changes.empty()) log::warning("W_ENV_CHANGED: ", dir, " was saved where ", changes, "; the run goes on, but not to the same bits");
 }
 

@@ -38,7 +38,7 @@ namespace state {
 class FileValues {
 public:
     /// Compares the files with the model, which has no memory yet. Errors of `load_model`.
-    template <class Module>
+    template <class Module>  // a template, so that a file which makes nothing from files compiles none of it
     FileValues(Module const& root, From const& from) : source_(from.path, from.options) {
         LoadReport report;
         for (auto& [key, tensor] : agreed_load(model_tensors(root), source_, from.options.strict, report)) keys_.emplace(tensor.unsafeGetTensorImpl(), key);

@@ -40,7 +40,11 @@ inline nlohmann::json to_json_text(std::string const& who, nlohmann::json values
     return values;
 }
 
-/// The reverse.
+/// Whether two JSON values are written alike. In place of ==, for which a compiler tries every type that JSON converts to, in every file that
+/// includes this.
+inline bool same_text(nlohmann::json const& a, nlohmann::json const& b) { return a.dump() == b.dump(); }
+
+/// The reverse of `to_json_text`.
 inline nlohmann::json from_json_text(nlohmann::json values) {
     if (values.is_object() && values.size() == 1 && values.contains(float_key) && values.front().is_string()) {
         using limits = std::numeric_limits<double>;

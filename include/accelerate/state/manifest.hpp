@@ -6,6 +6,7 @@
 #include <accelerate/state/dtype.hpp>
 #include <accelerate/state/file_hash.hpp>
 #include <accelerate/state/json_reader.hpp>
+#include <accelerate/state/json_values.hpp>
 #include <algorithm>
 #include <cctype>
 #include <limits>
@@ -215,13 +216,10 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     }
     check(m.ranks.is_array() && static_cast<int64_t>(m.files.size()) == m.world && m.ranks.size() == m.files.size(), code::ck_mesh, where, ": ", m.files.size(), " files and ", m.ranks.size(),
           " ranks' values for ", m.world, " ranks");
-    std::string first;
     for (size_t r = 0; r < m.ranks.size(); ++r) {
         entries.require(m.ranks[r].is_object(), "a rank's values are no object");
         auto const progress = m.ranks[r].value("progress", nlohmann::json());
-        auto const here = progress.dump();  // == of two JSON values would have every file that includes this compile all that it tries
-        if (r == 0) first = here;
-        check(here == first || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
+        check(same_text(progress, m.ranks[0].value("progress", nlohmann::json())) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
     }
     entries.require(entries.at("tensors").is_object(), "\"tensors\" is no object");
     for (auto const& [name, t] : entries.at("tensors").items()) m.tensors.emplace(name, detail::parse_tensor(t, concat(where, ": tensor ", quote(name)), m.world));
