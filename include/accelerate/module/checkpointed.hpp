@@ -8,6 +8,7 @@
 #include <accelerate/core/error.hpp>
 #include <accelerate/core/for_each_tensor.hpp>
 #include <accelerate/module/forward_state.hpp>
+#include <concepts>
 #include <functional>
 #include <memory>
 #include <tuple>
@@ -17,6 +18,15 @@
 
 namespace accelerate {
 namespace module {
+
+/// How a graph holds its nodes: LibTorch 2.11 shares them by std::shared_ptr, 2.15 by c10::intrusive_ptr.
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+template <class Node, class... Arguments>
+auto make_node(Arguments&&... arguments) {
+    if constexpr (std::derived_from<Node, c10::intrusive_ptr_target>) return c10::make_intrusive<Node>(std::forward<Arguments>(arguments)...);
+    else return std::shared_ptr<Node>(new Node(std::forward<Arguments>(arguments)...), [](auto* node) { deleteNode(node); });  // torch::autograd's: long chains without recursion
+}
 
 /// LibTorch gives the nodes of leaves the largest sequence number.
 inline bool is_leaf(torch::autograd::Node const& node) { return node.sequence_nr() == UINT64_MAX; }
@@ -54,7 +64,7 @@ public:
     WithoutHooks& operator=(WithoutHooks const&) = delete;
 
 private:
-    std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>> kept_;
+    std::vector<std::pair<NodePtr, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>> kept_;
 };
 
 /// The backward of a call that kept nothing but its arguments: calls again and goes backward through that.
@@ -152,7 +162,7 @@ auto checkpointed(F f, In&&... in) {
         if (!t.is_cpu()) device = t.device().type();
         t = t.detach();
     });
-    auto const node = std::shared_ptr<Node>(new Node(std::move(f), std::move(arguments), std::move(tracked), module::ForwardState(device)), torch::autograd::deleteNode);
+    auto const node = module::make_node<Node>(std::move(f), std::move(arguments), std::move(tracked), module::ForwardState(device));
     auto const first = at::sequence_number::peek();
     auto const inside = [first, thread = at::RecordFunction::currentThreadId()](torch::autograd::Node const& n) {
         return n.sequence_nr() >= first && n.thread_id() == thread;  // numbers are each thread's own
