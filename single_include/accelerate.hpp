@@ -99,6 +99,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/TensorOperators.h>
@@ -127,7 +128,6 @@
 #include <time.h>
 #include <ATen/Version.h>
 #include <torch/version.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/index_select.h>
@@ -9606,7 +9606,16 @@ public:
     /// The gradients stand where a checkpoint says.
     void restore_stage(Stage stage) {
         stage_ = stage;
-        cleared_.clear();
+        cleared_.reset();
+    }
+
+    /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
+    /// its optimizers leave them alone.
+    std::vector<Slot const*> unreached() const { return untouched(); }
+    /// So it is of the named ones.
+    void restore_unreached(std::set<std::string> const& names) {
+        for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
+        mark_views();
     }
 
     /// Gradients that have been unscaled or clipped cannot take more.
@@ -9617,7 +9626,10 @@ public:
 
     double gradient_scale() const { return 1; }
     bool clears_in_step() const { return true; }
-    void gradients_cleared() { cleared_ = versions(); }
+    void gradients_cleared() {
+        cleared_ = writes();
+        touched_by_none();
+    }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
         bring_parameters_home();
@@ -9638,7 +9650,7 @@ public:
     /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
     /// long as nobody has written into them since.
     std::optional<double> known_squares() const {
-        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        if (!measured_ || !std::isfinite(squares_) || *measured_ != writes()) return {};
         return squares_;
     }
     std::optional<double> sum_of_squares() const { return known_squares(); }
@@ -9655,9 +9667,11 @@ public:
 protected:
     /// Gradients are zero, and nothing has been added to them.
     void begin_anew() {
-        if (cleared_ != versions())
+        if (!cleared_ || *cleared_ != writes()) {
             for (auto& flat : flats_) flat.gradients.zero_();
-        cleared_.clear();
+            touched_by_none();
+        }
+        cleared_.reset();
         stage_ = Stage::Accumulating;
     }
 
@@ -9693,7 +9707,8 @@ protected:
             auto& slot_views = views.emplace_back();
             for (size_t s = 0; s < flat.slots.size(); ++s) {
                 auto& p = flat.slots[s].parameter;
-                auto view = view_like(flat.gradients, flat.slots[s].begin, p);
+                auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
+                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
                 if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
                 p.mutable_grad() = view;
                 slot_views.push_back(view);
@@ -9702,8 +9717,10 @@ protected:
         }
         flats_ = std::move(made);
         views_ = std::move(views);
+        mark_views();
         buckets_ = plan.buckets;
-        cleared_.clear();
+        cleared_.reset();
+        forget_squares();
         ++layout_;
     }
 
@@ -9737,7 +9754,11 @@ protected:
         auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
         auto& view = views_[flat][slot];
         if (gradient.defined()) view.copy_(gradient.detach());
-        else view.zero_();
+        else {
+            view.zero_();
+            seen_[flat][slot] = writes_into(view);
+            touched_[static_cast<size_t>(flats_[flat].slots[slot].registration)] = 0;
+        }
         gradient = view;
     }
 
@@ -9754,20 +9775,58 @@ protected:
         return order;
     }
 
-    /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
-    void set_squares(double sum) { squares_ = sum, measured_ = versions(); }
-    void forget_squares() { measured_.clear(); }
-    std::vector<uint32_t> versions() const {
-        std::vector<uint32_t> counts;
-        for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
-        return counts;
+    /// To whose gradient this rank has added nothing since the last step.
+    std::vector<Slot const*> untouched() const {
+        std::vector<Slot const*> slots;
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto const& slot = flats_[f].slots[s];
+                bool const written = f < views_.size() && writes_into(views_[f][s]) != seen_[f][s];
+                if (!written && !touched_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+            }
+        return slots;
+    }
+    /// Which no rank has reached, as of the last `agree`.
+    std::vector<Slot const*> reached_by_none() const {
+        std::vector<Slot const*> slots;
+        for (auto const& flat : flats_)
+            for (auto const& slot : flat.slots)
+                if (!reached_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+        return slots;
+    }
+    /// Where gradients have been reduced: gives the sum of `value` over the ranks, and in the same message tells which parameters any of them has
+    /// reached. `sum(t)` adds a tensor up over the ranks.
+    template <class Sum>
+    double agree(double value, Sum&& sum) {
+        auto const message = at::ones({static_cast<int64_t>(parameters_.size()) + 1}, at::kDouble);
+        auto* const numbers = message.mutable_data_ptr<double>();
+        numbers[parameters_.size()] = value;
+        for (auto const* slot : untouched()) numbers[slot->registration] = 0;
+        sum(message);
+        for (size_t i = 0; i < reached_.size(); ++i) reached_[i] = numbers[i] > 0;
+        return numbers[parameters_.size()];
+    }
+
+    void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
+    void forget_squares() { measured_.reset(); }
+    /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.
+    uint64_t writes() const {
+        uint64_t sum = 0;
+        for (auto const& flat : flats_) sum += writes_into(flat.gradients);
+        for (auto const& views : views_)
+            for (auto const& view : views) sum += writes_into(view);
+        return sum;
     }
 
     at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
 
     NamedParameters parameters_;
     std::vector<Flat> flats_;
-    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot
+    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot, which counts the writes into it alone
+    std::vector<uint8_t> touched_ = std::vector<uint8_t>(parameters_.size());     ///< by this rank since the last step, where its view does not show it
+    std::vector<uint8_t> reached_ = std::vector<uint8_t>(parameters_.size(), 1);  ///< by any rank
     std::vector<Bucket> buckets_;
     std::vector<Piece> pieces_;
     int64_t layout_ = 0;
@@ -9775,9 +9834,23 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
-    double squares_ = 0;              ///< of the gradients whose versions are `measured_`
-    std::vector<uint32_t> measured_;  ///< empty: not known
-    std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
+    static uint32_t writes_into(at::Tensor const& t) { return t.unsafeGetTensorImpl()->version_counter().current_version(); }
+    void mark_views() {
+        seen_.resize(views_.size());
+        for (size_t f = 0; f < views_.size(); ++f) {
+            seen_[f].resize(views_[f].size());
+            for (size_t s = 0; s < views_[f].size(); ++s) seen_[f][s] = writes_into(views_[f][s]);
+        }
+    }
+    void touched_by_none() {
+        std::fill(touched_.begin(), touched_.end(), uint8_t{0});
+        mark_views();
+    }
+
+    double squares_ = 0;                             ///< of the gradients after `measured_` writes
+    std::optional<uint64_t> measured_;
+    std::optional<uint64_t> cleared_;                ///< writes after which the last step has left them cleared
+    std::vector<std::vector<uint32_t>> seen_;        ///< writes into each view that are no loss's
 
     static char const* remedy(Stage stage) {
         switch (stage) {
@@ -9856,7 +9929,7 @@ public:
         repair_all();
         if (!window_.closed()) return;
         stage_ = Stage::Reduced;
-        if (!squares_.empty()) measured_ = versions();
+        if (!squares_.empty()) measured_ = writes();
     }
 
     /// The sum of the squares of all gradients, where it is known without reading them: from the second time it is asked for, on the
@@ -9871,7 +9944,7 @@ public:
     }
     /// The same where it has been asked for before.
     std::optional<double> known_squares() const {
-        if (squares_.empty() || measured_ != versions()) return {};
+        if (squares_.empty() || measured_ != writes()) return {};
         double sum = 0;
         for (auto square : squares_) sum += square;
         if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
@@ -9902,7 +9975,7 @@ private:
 
     bool measures_ = false;
     std::vector<double> squares_;      ///< of each parameter in this backward; none where nobody asks
-    std::vector<uint32_t> measured_;   ///< versions of the gradients that they are of
+    uint64_t measured_ = 0;            ///< writes into the gradients after which they were those
 };
 
 /// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
@@ -11301,30 +11374,33 @@ struct Rule<Lion> {
 
 namespace accelerate::optim {
 
-/// One call of a rule: everything of equal hyper-parameters, dtype and device.
+/// One call of a rule: everything of equal hyper-parameters, dtype and device, and updated as often.
 struct Batch {
     size_t set = 0;
+    int64_t missed = 0;          ///< updates of the optimizer that left these parameters out
     Columns columns;
     std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
 /// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
-/// parameter is an entry of its own, in the order of registration.
-inline std::vector<Batch> make_batches(Moments const& moments, Operations operations) {
+/// parameter is an entry of its own, in the order of registration. `missed` says of each part how many updates have left it out; nothing
+/// where the next one does.
+inline std::vector<Batch> make_batches(Moments const& moments, Operations operations, std::vector<std::optional<int64_t>> const& missed) {
     auto const& stretches = moments.stretches();
     auto const& parts = moments.parts();
     std::vector<Batch> batches;
 
-    auto add = [&](size_t stretch, size_t set, int64_t begin, int64_t end) {
-        if (begin == end) return;
-        auto const& s = stretches[stretch];
+    auto add = [&](size_t part, int64_t begin, int64_t end) {
+        auto const set = parts[part].set;
+        if (begin == end || !missed[part]) return;
+        auto const& s = stretches[parts[part].stretch];
         auto batch = std::find_if(batches.begin(), batches.end(), [&](Batch const& b) {
             auto const& other = b.columns.parameters.front();
-            return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
+            return b.set == set && b.missed == *missed[part] && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
         });
         if (batch == batches.end()) {
-            batch = batches.insert(batch, Batch{set, {}, {}});
+            batch = batches.insert(batch, Batch{set, *missed[part], {}, {}});
             batch->columns.states.resize(s.states.size());
             batch->columns.exponents.resize(s.states.size());
         }
@@ -11343,7 +11419,7 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
     std::iota(order.begin(), order.end(), size_t{0});
     if (operations == Operations::Torch) {
         std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].order, parts[a].from) < std::pair(parts[b].order, parts[b].from); });
-        for (auto i : order) add(parts[i].stretch, parts[i].set, parts[i].offset, parts[i].offset + parts[i].length());
+        for (auto i : order) add(i, parts[i].offset, parts[i].offset + parts[i].length());
         return batches;
     }
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].stretch, parts[a].offset) < std::pair(parts[b].stretch, parts[b].offset); });
@@ -11351,9 +11427,9 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
     for (size_t k = 0; k < order.size(); ++k) {
         auto const& part = parts[order[k]];
         auto const* next = k + 1 < order.size() && parts[order[k + 1]].stretch == part.stretch ? &parts[order[k + 1]] : nullptr;
-        if (next && next->set == part.set) continue;
+        if (next && next->set == part.set && missed[order[k + 1]] == missed[order[k]]) continue;
         auto const end = next ? next->offset : stretches[part.stretch].parameters.numel();
-        add(part.stretch, part.set, begin, end);
+        add(order[k], begin, end);
         begin = next ? end : 0;
     }
     return batches;
@@ -11369,6 +11445,7 @@ namespace accelerate::optim {
 struct SavedProgress {
     double lr = 0;
     int64_t steps = 0;
+    std::map<std::string, int64_t> parameter_steps = {};  ///< of those parameters that some steps have left out
 };
 
 /// The same in a state that must be of an optimizer of this kind; error E_DATA of `who` for others, and for what cannot be.
@@ -11376,7 +11453,13 @@ template <std::same_as<StateDict> State>  // a template: who saves nothing does 
 SavedProgress saved_progress(State const& state, std::string const& who, std::string_view kind) {
     auto const saved_by = state.template value<std::string>("kind", who);
     check(saved_by == kind, code::data, who, ".load_state_dict: the state was saved by ", saved_by);
-    SavedProgress const saved{state.template value<double>("lr", who), state.template value<int64_t>("steps", who)};
+    SavedProgress saved{state.template value<double>("lr", who), state.template value<int64_t>("steps", who)};
+    State const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
+    check(each.values.is_object(), code::data, who, ".load_state_dict: parameter_steps is no object");
+    for (auto const& item : each.values.items()) {
+        auto const steps = saved.parameter_steps[item.key()] = each.template value<int64_t>(item.key(), who);
+        check(steps >= 0, code::data, who, ".load_state_dict: step ", steps, " of ", item.key(), " cannot be");
+    }
     check(saved.steps >= 0 && std::isfinite(saved.lr) && saved.lr >= 0, code::data, who, ".load_state_dict: step ", saved.steps, " with an lr of ", saved.lr, " cannot be");
     return saved;
 }
@@ -11485,8 +11568,9 @@ namespace accelerate::optim {
 /// optimizer. One update is one pass over fp32 or bf16 memory of the CPU, with what clipping and unscaling have left to it, else one
 /// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
 /// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
-/// fp32 copy, which follows when somebody else writes into them. Inside an unfinished accumulation window `step` and `zero_grad` do
-/// nothing.
+/// fp32 copy, which follows when somebody else writes into them. Parameters that no loss has reached since the last step (a branch that was not
+/// taken) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished accumulation window
+/// `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -11576,6 +11660,11 @@ public:
         if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
         else s.moments.load(state);
         s.grouping.set_lr(saved.lr);
+        s.missed.clear();
+        for (auto const& [key, steps] : saved.parameter_steps)
+            if (steps != saved.steps) s.missed[key] = saved.steps - steps;
+        s.unreached.clear();
+        s.group();
         s.count(saved.steps);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
@@ -11601,6 +11690,7 @@ private:
         auto& s = *shared_;
         StateDict state;
         state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
+        for (auto const& [key, n] : s.missed) state.values["parameter_steps"][key] = s.steps - n;
         for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
         if (s.bound) {
             if (s.stale()) s.bind();
@@ -11621,13 +11711,15 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
+        s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;
         for (auto const& batch : s.batches) {
-            if (s.sweeps) s.sweep(batch);
-            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            auto const step = s.steps - batch.missed;
+            if (s.sweeps) s.sweep(batch, step);
+            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
             else
-                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], step);
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
@@ -11668,21 +11760,21 @@ private:
             }
         }
 
-        void sweep(Batch const& batch) const {
+        void sweep(Batch const& batch, int64_t step) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
                 bool const fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), steps, model.gradient_scale(), model.clears_in_step());
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), model.clears_in_step());
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
                     kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
-                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, step, model.gradient_scale()});
                 }
             }
         }
@@ -11702,12 +11794,29 @@ private:
 
         void count(int64_t n) {
             steps = n;
-            for (auto& counter : counters) {
-                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n);
-                else counter.fill_(n);
+            for (auto& [counter, behind] : counters) {
+                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n - behind);
+                else counter.fill_(n - behind);
             }
         }
 
+        /// The next update leaves out what no loss has reached.
+        void pass_over_unreached() {
+            if constexpr (requires(Model const& m) { m.unreached(); }) {
+                std::vector<std::string> keys;
+                for (size_t m = 0; m < models.size(); ++m)
+                    for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));
+                if (keys != unreached) [[unlikely]] {
+                    unreached = std::move(keys);
+                    group();
+                }
+                for (auto const& key : unreached) ++missed[key];
+            }
+        }
+
+        std::string key_of(size_t model, sharding::Slot const& slot) const { return models.size() > 1 ? concat(model, ".", slot.name) : slot.name; }
+
+        void group();
         void bind();
 
         Recipe recipe;
@@ -11715,7 +11824,9 @@ private:
         Grouping grouping;
         Moments moments;
         std::vector<Batch> batches;
-        std::vector<at::Tensor> counters;  // one per device, the same tensor in every entry of the lists
+        std::vector<std::pair<at::Tensor, int64_t>> counters;  // of a device and a number of missed updates; the same tensor in every entry of the lists
+        std::map<std::string, int64_t> missed;                 // updates that have left a parameter out
+        std::vector<std::string> unreached;                    // what the last update has left out
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
         int64_t steps = 0;
         int64_t updates = 0;
@@ -11746,7 +11857,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
             for (auto const& slot : flats[f].slots) {
                 ++slots;
                 auto const set = grouping.set_of(slot);
-                auto const key = models.size() > 1 ? concat(m, ".", slot.name) : slot.name;
+                auto const key = key_of(m, slot);
                 keys.insert(key);
                 for (size_t p = 0; p < pieces.size(); ++p) {
                     if (pieces[p].flat != static_cast<int64_t>(f)) continue;
@@ -11761,15 +11872,27 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     }
     if (!bound) grouping.warn_about_unused();
     moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
-    batches = make_batches(moments, recipe.operations);
+    group();
+    bound = true;
+}
+
+template <recipe Recipe, sharding::flat_model Model>
+void Optimizer<Recipe, Model>::Shared::group() {
+    std::vector<std::optional<int64_t>> behind;
+    for (auto const& part : moments.parts()) {
+        auto& its = behind.emplace_back(std::nullopt);
+        if (std::find(unreached.begin(), unreached.end(), part.key) != unreached.end()) continue;
+        auto const found = missed.find(part.key);
+        its = found != missed.end() ? found->second : 0;
+    }
+    batches = make_batches(moments, recipe.operations, behind);
     counters.clear();
     for (auto& batch : batches) {
         auto const device = batch.columns.parameters.front().device();
-        auto counter = std::find_if(counters.begin(), counters.end(), [&](at::Tensor const& c) { return c.device() == device; });
-        if (counter == counters.end()) counter = counters.insert(counter, at::full({}, steps, at::TensorOptions().dtype(at::kFloat).device(device)));
-        batch.columns.steps.assign(batch.columns.parameters.size(), *counter);
+        auto counter = std::find_if(counters.begin(), counters.end(), [&](auto const& c) { return c.first.device() == device && c.second == batch.missed; });
+        if (counter == counters.end()) counter = counters.insert(counter, {at::full({}, steps - batch.missed, at::TensorOptions().dtype(at::kFloat).device(device)), batch.missed});
+        batch.columns.steps.assign(batch.columns.parameters.size(), counter->first);
     }
-    bound = true;
 }
 
 }  // namespace accelerate::optim
@@ -11862,6 +11985,7 @@ public:
         if (!window_closed()) return;
         s.skipped = !sharding::before_step(s.models);
         if (!s.skipped) [[likely]] {
+            WithoutGradients const none_where_unreached(s.models);
             s.held->step();
             ++s.steps;
             ++s.updates;
@@ -11929,7 +12053,7 @@ public:
         else {
             auto& s = *shared_;
             auto const saved = saved_progress(state, who(), torch_state<Held>::kind);
-            auto loaded = states_in(state, saved.steps);
+            auto loaded = states_in(state, saved);
             s.held->state().clear();
             for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
             set_lr(saved.lr);
@@ -11939,15 +12063,32 @@ public:
     /// Throws what `load_state_dict` would, and changes nothing. Costs a copy of the state.
     void check_state_dict([[maybe_unused]] StateDict const& state) const {
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
-        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind).steps));
+        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind)));
     }
 
 private:
     static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
 
-    /// LibTorch's own form of a state, by parameter. `steps` for those that say none of their own.
-    auto states_in(StateDict const& state, int64_t steps) const {
-        StateDict const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
+    /// While alive, parameters that no loss has reached have no gradient, which LibTorch's optimizers take as leave to pass them over.
+    class WithoutGradients {
+    public:
+        explicit WithoutGradients(std::vector<std::shared_ptr<Model>> const& models) {
+            if constexpr (requires(Model const& m) { m.unreached(); })
+                for (auto const& model : models)
+                    for (auto const* slot : model->unreached()) kept_.emplace_back(slot->parameter, std::exchange(slot->parameter.mutable_grad(), {}));
+        }
+        ~WithoutGradients() {
+            for (auto& [parameter, gradient] : kept_) parameter.mutable_grad() = gradient;
+        }
+        WithoutGradients(WithoutGradients const&) = delete;
+        WithoutGradients& operator=(WithoutGradients const&) = delete;
+
+    private:
+        std::vector<std::pair<at::Tensor, at::Tensor>> kept_;
+    };
+
+    /// LibTorch's own form of a state, by parameter.
+    auto states_in(StateDict const& state, SavedProgress const& saved) const {
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
         shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
@@ -11961,7 +12102,10 @@ private:
                 write(found->second.to(parameter.options(), false, true));
                 any = true;
             });
-            if constexpr (requires { own->step(); }) own->step(each.values.contains(key) ? each.value<int64_t>(key, who()) : steps);
+            if constexpr (requires { own->step(); }) {
+                auto const found = saved.parameter_steps.find(key);
+                own->step(found != saved.parameter_steps.end() ? found->second : saved.steps);
+            }
             if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
         });
         check(!loaded.empty() || state.tensors.empty(), code::data, who(), ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");
@@ -16088,8 +16232,14 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
                     {"ranks", model->replicas()}, {"steps", steps}};
-        if (gradients) s.tensors = gradients_of(*model);
+        if (gradients) {
+            s.tensors = gradients_of(*model);
+            for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
+        }
         return s;
+    };
+    auto const unreached_in = [=](StateDict const& s) {
+        return s.values.contains("unreached") ? s.value<std::set<std::string>>("unreached", name + "_window") : std::set<std::string>();
     };
     auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
@@ -16103,13 +16253,18 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
     auto const load_window = [=](StateDict const& s) {
         auto const who = name + "_window";
+        auto unreached = unreached_in(s);
         if (s.value<bool>("gradients", who)) copy_by_name(gradients_of(*model), s.tensors);
-        else
+        else {
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
+            for (auto const& [key, p] : model->parameters()) unreached.insert(key);
+        }
+        model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();
@@ -21770,7 +21925,7 @@ enum class Overlap { Auto, On, Off };
 struct ddp {
     int64_t bucket_cap_mb = 25;
     int64_t first_bucket_kb = 1024;        ///< the first bucket is small, so that the first reduction starts early
-    bool find_unused_parameters = false;   ///< walk the graph before each reducing backward; what it does not reach counts as zero
+    bool find_unused_parameters = false;   ///< walk the graph before each reducing backward; what it does not reach counts as zero, and on no rank, as without a gradient
     bool static_graph = false;             ///< what the first backward did not reach is never reached: found once, no walk
     bool broadcast_buffers = true;         ///< rank 0's buffers go to all before each training forward that ends in a reduction
     /// After backward every rank sees every reduced gradient in `p.grad()`. False skips that copy: each slice is reduced where one
@@ -21852,12 +22007,25 @@ public:
             for (; next_ < buckets_.size(); ++next_) reduce(next_);
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
+        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = true;
+        else if (shared_) squares_ = sum_over_ranks(squares_);
         if (overlap_ && !learned_) learn_order();
-        if (shared_) set_squares(sum_over_ranks(squares_));
+        if (shared_) set_squares(squares_);
         stage_ = Stage::Reduced;
     }
 
     void after_step() { release(); }
+
+    /// Before the reduction those that this rank's losses have not reached; then those that no rank's have.
+    std::vector<Slot const*> unreached() const {
+        if (alone_ || stage_ == Stage::Accumulating) return untouched();
+        if constexpr (may_miss) return reached_by_none();
+        else return {};
+    }
+    void restore_unreached(std::set<std::string> const& names) {
+        FlatModel::restore_unreached(names);
+        agreed_ = false;
+    }
 
     /// Called by the hook of each parameter when its gradient of this backward is complete.
     void ready(size_t flat, size_t slot) {
@@ -21882,6 +22050,7 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
+    static constexpr bool may_miss = O.find_unused_parameters || O.static_graph;
 
     /// Slices stay with the ranks that reduced them, which takes memory that all ranks see; without it everything is gathered.
     bool sliced() const {
@@ -22039,7 +22208,7 @@ private:
     NamedParameters buffers_;
     Comm comm_;
     bool alone_, overlap_, shared_ = false;
-    bool armed_ = false, learned_ = false;
+    bool armed_ = false, learned_ = false, agreed_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
     std::vector<std::vector<size_t>> slot_bucket_;
@@ -22085,6 +22254,7 @@ struct ShardEngine {
     std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
     bool measures = false;                    ///< this backward's gradients are complete, on a CPU, and their squares are added up as they are reduced
+    std::vector<uint8_t> touched;             ///< parameters that a backward has reached, by their number in the model
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
     typename Comm::worker worker;             // last: joins before what its jobs use is gone
@@ -22157,11 +22327,13 @@ public:
         bool root = false;                               ///< stays gathered from the beginning of a forward to the end of its backward
         bool leaf = true;                                ///< holds no other unit
     };
-    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position) {
+    /// `number(parameter)` is that of a parameter in the model.
+    template <class Number>
+    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position, Number&& number) {
         engine_ = std::move(engine);
         position_ = position;
         for (auto& slot : slots_)
-            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, 0);
+            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, static_cast<size_t>(number(slot.parameter)));
     }
     /// Back to a module that nobody trains; its parameters stay where they are.
     void unbind() { engine_.reset(); }
@@ -22229,8 +22401,10 @@ public:
     }
 
     /// Called by the hook of each trainable parameter when its gradient of this backward is complete.
-    void ready(size_t, size_t) {
-        if (engine_ == nullptr || --pending_ != 0) return;
+    void ready(size_t, size_t number) {
+        if (engine_ == nullptr) return;
+        engine_->touched[number] = 1;
+        if (--pending_ != 0) return;
         complete_ = true;
         if (trainable_ < static_cast<int64_t>(slots_.size())) leave();
         else if (!root()) release();
@@ -22521,8 +22695,9 @@ public:
             unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p, at::Tensor const& into, int64_t, int64_t) { into.copy_(p.detach()); });
         }
         auto const& units = engine_->units;
+        engine_->touched.resize(parameters_.size());
         for (size_t i = 0; i < units.size(); ++i) {
-            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf});
+            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf}, [&](at::Tensor const& p) { return registration_of(p); });
             add_flat(*units[i]);
         }
         for (auto& [name, b] : parts.buffers) {
@@ -22549,14 +22724,17 @@ public:
         Unit::submit_reductions(*engine_, true);
         engine_->leaving = nullptr;
         for (auto* unit : engine_->units) unit->finish();
+        for (size_t i = 0; i < touched_.size(); ++i) touched_[i] |= std::exchange(engine_->touched[i], uint8_t{0});
         if (!window_.closed()) return;
-        stage_ = Stage::Reduced;
-        if (!engine_->measures) return;
         double squares = 0;
         for (auto const* unit : engine_->units)
-            if (unit->trains()) squares += unit->squares();
-        set_squares(sum_over_ranks(squares));
+            if (unit->trains() && engine_->measures) squares += unit->squares();
+        squares = agree(squares, [&](at::Tensor const& t) { fold(t, comm::Reduction::Sum); });
+        stage_ = Stage::Reduced;
+        if (engine_->measures) set_squares(squares);
     }
+
+    std::vector<Slot const*> unreached() const { return stage_ == Stage::Accumulating ? untouched() : reached_by_none(); }
 
     void after_step() { release_units(); }  // what an evaluation left gathered is old now
 
@@ -22842,6 +23020,15 @@ private:
 namespace accelerate {
 namespace module {
 
+/// How a graph holds its nodes: LibTorch 2.11 shares them by std::shared_ptr, 2.15 by c10::intrusive_ptr.
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+template <class Node, class... Arguments>
+auto make_node(Arguments&&... arguments) {
+    if constexpr (std::derived_from<Node, c10::intrusive_ptr_target>) return c10::make_intrusive<Node>(std::forward<Arguments>(arguments)...);
+    else return std::shared_ptr<Node>(new Node(std::forward<Arguments>(arguments)...), [](auto* node) { deleteNode(node); });  // torch::autograd's: long chains without recursion
+}
+
 /// LibTorch gives the nodes of leaves the largest sequence number.
 inline bool is_leaf(torch::autograd::Node const& node) { return node.sequence_nr() == UINT64_MAX; }
 
@@ -22878,7 +23065,7 @@ public:
     WithoutHooks& operator=(WithoutHooks const&) = delete;
 
 private:
-    std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>> kept_;
+    std::vector<std::pair<NodePtr, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>> kept_;
 };
 
 /// The backward of a call that kept nothing but its arguments: calls again and goes backward through that.
@@ -22976,7 +23163,7 @@ auto checkpointed(F f, In&&... in) {
         if (!t.is_cpu()) device = t.device().type();
         t = t.detach();
     });
-    auto const node = std::shared_ptr<Node>(new Node(std::move(f), std::move(arguments), std::move(tracked), module::ForwardState(device)), torch::autograd::deleteNode);
+    auto const node = module::make_node<Node>(std::move(f), std::move(arguments), std::move(tracked), module::ForwardState(device));
     auto const first = at::sequence_number::peek();
     auto const inside = [first, thread = at::RecordFunction::currentThreadId()](torch::autograd::Node const& n) {
         return n.sequence_nr() >= first && n.thread_id() == thread;  // numbers are each thread's own

@@ -707,7 +707,7 @@ TEST_CASE("neighbours of one set are one list entry, padding stays zero", "[batc
     auto parameters = some_parameters();
     FakeModel model(parameters);
     auto const& flat = model.flats()[0];
-    auto batches_of = [&](std::vector<size_t> sets, acc::Operations operations) {
+    auto batches_of = [&](std::vector<size_t> sets, acc::Operations operations, std::vector<std::optional<int64_t>> missed = std::vector<std::optional<int64_t>>(6, 0)) {
         Moments moments({"m"}, 0);
         std::vector<Part> parts;
         for (size_t i = 0; i < flat.slots.size(); ++i) {
@@ -715,7 +715,7 @@ TEST_CASE("neighbours of one set are one list entry, padding stays zero", "[batc
             parts.push_back({s.name, s.parameter.sizes().vec(), s.parameter.strides().vec(), s.numel, 0, s.numel, 0, s.begin, static_cast<int64_t>(flat.slots.size() - i), sets[i]});
         }
         moments.arrange({{flat.parameters, flat.gradients, {}}}, parts, {});
-        return make_batches(moments, operations);
+        return make_batches(moments, operations, missed);
     };
     auto const one = batches_of({0, 0, 0, 0, 0, 0}, acc::Operations::Fused);
     REQUIRE(one.size() == 1);
@@ -726,6 +726,15 @@ TEST_CASE("neighbours of one set are one list entry, padding stays zero", "[batc
     CHECK(two[0].columns.parameters.size() == 2);
     CHECK(two[1].columns.parameters.size() == 2);
     CHECK(two[1].columns.states[0][0].numel() == two[1].columns.gradients[0].numel());
+    // What is left out is in no entry, and the padding behind it neither; what has missed updates is in a call of its own.
+    auto const some = batches_of({0, 0, 0, 0, 0, 0}, acc::Operations::Fused, {0, 0, std::nullopt, 3, 3, 0});
+    REQUIRE(some.size() == 2);
+    auto const late = some[0].missed == 3 ? size_t{0} : size_t{1};
+    CHECK((some[late].missed == 3 && some[1 - late].missed == 0));
+    REQUIRE((some[late].columns.parameters.size() == 1 && some[1 - late].columns.parameters.size() == 2));
+    CHECK(some[late].columns.parameters[0].data_ptr() == parameters[3].second.data_ptr());
+    CHECK(some[late].columns.parameters[0].numel() == flat.slots[5].begin - flat.slots[3].begin);
+    CHECK(some[1 - late].columns.parameters[0].numel() + some[1 - late].columns.parameters[1].numel() == flat.slots[2].begin + flat.parameters.numel() - flat.slots[5].begin);
     auto const each = batches_of({0, 0, 0, 0, 0, 0}, acc::Operations::Torch);
     REQUIRE(each.size() == 1);
     CHECK(each[0].columns.parameters.size() == 6);

@@ -4,8 +4,10 @@
 #include <torch/torch.h>
 
 #include <accelerate.hpp>
+#include <array>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
 namespace acc = accelerate;
 
@@ -74,6 +76,18 @@ struct Twice : torch::nn::Module {
     torch::Tensor forward(torch::Tensor const& x) { return b(torch::tanh(a(torch::tanh(a(x))))); }
     static torch::Tensor input(int64_t step, int64_t n) { return Mlp::input(step, n); }
 };
+
+std::vector<torch::Tensor> weights_of(std::initializer_list<torch::nn::Module const*> modules) {
+    std::vector<torch::Tensor> weights;
+    for (auto const* module : modules)
+        for (auto const& p : module->parameters()) weights.push_back(p.detach().clone());
+    return weights;
+}
+
+void close(std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& one) {
+    REQUIRE(ours.size() == one.size());
+    for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
+}
 
 struct Result {
     std::vector<double> losses;
@@ -322,6 +336,130 @@ TEST_CASE("an unused branch is found, or named", "[unused]") {
     }
 }
 
+namespace {
+
+/// Of two layers each micro-batch takes one, the ranks the same or not; `never` is taken by none.
+struct Paths : torch::nn::Module {
+    torch::nn::Linear in{register_module("in", torch::nn::Linear(6, 8))}, first{register_module("first", torch::nn::Linear(8, 8))}, second{register_module("second", torch::nn::Linear(8, 8))},
+        never{register_module("never", torch::nn::Linear(8, 8))}, out{register_module("out", torch::nn::Linear(8, 3))};
+    torch::Tensor forward(torch::Tensor const& x, int64_t path) {
+        auto const h = torch::tanh(in(x));
+        return out(torch::tanh(path == 0 ? first(h) : second(h)));
+    }
+    static int64_t path(int64_t micro_batch, int64_t rank) {
+        constexpr std::array<int64_t, 8> paths{0, 0, 1, 1, 2, 2, 0, 1};
+        auto const path = paths[static_cast<size_t>(micro_batch) % paths.size()];
+        return path == 2 ? rank % 2 : path;
+    }
+    static constexpr int64_t micro_batches = 20;
+};
+
+/// A rank's rows of what micro-batch `m` is trained on.
+std::pair<torch::Tensor, torch::Tensor> rows_of(int64_t m, int64_t rank, int64_t ranks) {
+    auto const rows = global_batch / ranks, begin = rows * rank;
+    return {Mlp::input(m, global_batch).slice(0, begin, begin + rows), uniform({global_batch, 3}, 400 + m).slice(0, begin, begin + rows)};
+}
+
+/// LibTorch's own loop: what no loss reaches has no gradient.
+template <class Optimizer, class Options>
+std::vector<torch::Tensor> paths_by_hand(Options const& options, int64_t k, int64_t ranks) {
+    Paths net;
+    fill(net);
+    Optimizer optimizer(net.parameters(), options);
+    for (int64_t m = 0; m < Paths::micro_batches; ++m) {
+        for (int64_t r = 0; r < ranks; ++r) {
+            auto const [x, y] = rows_of(m, r, ranks);
+            (torch::mse_loss(net.forward(x, Paths::path(m, r)), y) / (k * ranks)).backward();
+        }
+        if ((m + 1) % k != 0) continue;
+        torch::nn::utils::clip_grad_norm_(net.parameters(), 0.2);
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    return weights_of({&net});
+}
+
+/// The same by a prepared loop, in two parts where a folder is given: the second goes on from a checkpoint behind micro-batch `stop`.
+template <class Run, class MakeOptimizer>
+std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, int64_t stop = 0, std::filesystem::path const& folder = {}) {
+    std::vector<torch::Tensor> weights;
+    auto const part = [&](int64_t begin, int64_t end) {
+        auto net = std::make_shared<Paths>();
+        Run accelerator({.gradient_accumulation_steps = k});
+        fill(*net);
+        auto [model, optimizer] = accelerator.prepare(net, make(*net));
+        if (begin > 0) accelerator.load_state(folder);
+        for (int64_t m = begin; m < end; ++m) {
+            auto window = accelerator.accumulate(model);
+            auto const [x, y] = rows_of(m, accelerator.process_index(), accelerator.num_processes());
+            accelerator.backward(torch::mse_loss(model(x, Paths::path(m, accelerator.process_index())), y));
+            accelerator.clip_grad_norm(model, 0.2);
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        if (end < Paths::micro_batches) accelerator.save_state(folder);
+        else
+            for (auto const& [name, w] : accelerator.get_state_dict(model)) weights.push_back(w);
+    };
+    if (stop > 0) part(0, stop);
+    part(stop, Paths::micro_batches);
+    return weights;
+}
+
+template <class Run, class TorchOptimizer, class Make, class Options>
+void paths_are_those_by_hand(Make const& make, Options const& options) {
+    for (int64_t k : {1, 2}) close(paths<Run>(make, k), paths_by_hand<TorchOptimizer>(options, k, Run().num_processes()));
+}
+
+template <class Run>
+void branches_not_taken() {
+    using namespace torch::optim;
+    auto const adamw = AdamWOptions(0.01).weight_decay(0.1);
+    paths_are_those_by_hand<Run, AdamW>([](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; }, adamw);
+    paths_are_those_by_hand<Run, AdamW>([](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1, .operations = acc::Operations::Torch}; }, adamw);
+    paths_are_those_by_hand<Run, SGD>([](auto&) { return acc::optim::Sgd{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.01}; }, SGDOptions(0.1).momentum(0.9).weight_decay(0.01));
+    paths_are_those_by_hand<Run, Adagrad>([](auto&) { return acc::optim::Adagrad{.lr = 0.1}; }, AdagradOptions(0.1));
+}
+
+constexpr acc::ddp finding{.find_unused_parameters = true, .overlap = acc::Overlap::Off};
+using Spread = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>>;
+
+template <class Run>
+void branches_are_resumed(std::filesystem::path const& folder) {
+    auto const recipe = [](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
+    auto const whole = paths<Run>(recipe, 2);
+    for (int64_t stop : {6, 7, 13}) {
+        auto const resumed = paths<Run>(recipe, 2, stop, folder / std::to_string(stop));
+        for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
+    }
+}
+
+}  // namespace
+
+TEST_CASE("a branch that no loss of a window has reached stays as it is, as without a gradient in PyTorch", "[unused][batches][optimizer]") {
+    branches_not_taken<Alone>();
+    branches_not_taken<Spread>();
+    branches_not_taken<Replicated<finding>>();
+    branches_not_taken<Replicated<acc::ddp{.first_bucket_kb = 1, .find_unused_parameters = true, .overlap = acc::Overlap::On}>>();
+    branches_not_taken<Replicated<acc::ddp{.find_unused_parameters = true, .gather_gradients = false, .overlap = acc::Overlap::Off}>>();
+    auto const held = [](Paths& net) { return std::make_shared<torch::optim::AdamW>(net.parameters(), torch::optim::AdamWOptions(0.01).weight_decay(0.1)); };
+    paths_are_those_by_hand<Replicated<finding>, torch::optim::AdamW>(held, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+}
+
+TEST_CASE("what a window has not reached yet, and how often a branch was passed over, is in a checkpoint", "[unused][saved_progress]") {
+    Replicated<finding> ranks;
+    auto const folder = std::filesystem::temp_directory_path() / acc::concat("accelerate_test_branches_", ranks.num_processes());
+    auto const clear = [&] {
+        ranks.wait_for_everyone();
+        if (ranks.is_main_process()) std::filesystem::remove_all(folder);
+        ranks.wait_for_everyone();
+    };
+    clear();
+    branches_are_resumed<Replicated<finding>>(folder / "whole");
+    branches_are_resumed<Spread>(folder / "spread");
+    clear();
+}
+
 TEST_CASE("ranks with different models are told which parameter differs", "[replicate]") {
     Replicated<> accelerator;
     if (accelerator.num_processes() == 1) return;
@@ -383,15 +521,7 @@ std::vector<torch::Tensor> adversaries(Run&& accelerator, bool in_window) {
             turns();
         }
     }
-    std::vector<torch::Tensor> weights;
-    for (auto const& p : generator->parameters()) weights.push_back(p.detach().clone());
-    for (auto const& p : discriminator->parameters()) weights.push_back(p.detach().clone());
-    return weights;
-}
-
-void close(std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& one) {
-    REQUIRE(ours.size() == one.size());
-    for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
+    return weights_of({maker.get(), judge.get()});
 }
 
 }  // namespace
@@ -418,10 +548,7 @@ TEST_CASE("of two models in a window each has the gradients of the micro-batches
             accelerator.backward((step % 2 == 0 ? a(x) : b(x)).pow(2).mean());
             of_both.step(), of_both.zero_grad();
         }
-        std::vector<torch::Tensor> weights;
-        for (auto const* model : {&*a, &*b})
-            for (auto const& p : model->parameters()) weights.push_back(p.detach().clone());
-        return weights;
+        return weights_of({first.get(), second.get()});
     };
     acc::accelerator_options const two{.gradient_accumulation_steps = 2};
     close(trained(Replicated<finding>(two)), trained(Alone(two)));
@@ -439,9 +566,7 @@ TEST_CASE("gradients begin anew behind a step, whether or not somebody clears th
             optimizer.step();
             if (clears) optimizer.zero_grad();
         }
-        std::vector<torch::Tensor> weights;
-        for (auto const& p : model->parameters()) weights.push_back(p.detach().clone());
-        return weights;
+        return weights_of({net.get()});
     };
     for (int64_t steps_a_window : {1, 2}) {
         acc::accelerator_options const options{.gradient_accumulation_steps = steps_a_window};

@@ -102,8 +102,14 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
                     {"ranks", model->replicas()}, {"steps", steps}};
-        if (gradients) s.tensors = gradients_of(*model);
+        if (gradients) {
+            s.tensors = gradients_of(*model);
+            for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
+        }
         return s;
+    };
+    auto const unreached_in = [=](StateDict const& s) {
+        return s.values.contains("unreached") ? s.value<std::set<std::string>>("unreached", name + "_window") : std::set<std::string>();
     };
     auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
@@ -117,13 +123,18 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
     auto const load_window = [=](StateDict const& s) {
         auto const who = name + "_window";
+        auto unreached = unreached_in(s);
         if (s.value<bool>("gradients", who)) copy_by_name(gradients_of(*model), s.tensors);
-        else
+        else {
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
+            for (auto const& [key, p] : model->parameters()) unreached.insert(key);
+        }
+        model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();

@@ -4,33 +4,37 @@
 #include <accelerate/optim/rules.hpp>
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 namespace accelerate::optim {
 
-/// One call of a rule: everything of equal hyper-parameters, dtype and device.
+/// One call of a rule: everything of equal hyper-parameters, dtype and device, and updated as often.
 struct Batch {
     size_t set = 0;
+    int64_t missed = 0;          ///< updates of the optimizer that left these parameters out
     Columns columns;
     std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
 /// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
-/// parameter is an entry of its own, in the order of registration.
-inline std::vector<Batch> make_batches(Moments const& moments, Operations operations) {
+/// parameter is an entry of its own, in the order of registration. `missed` says of each part how many updates have left it out; nothing
+/// where the next one does.
+inline std::vector<Batch> make_batches(Moments const& moments, Operations operations, std::vector<std::optional<int64_t>> const& missed) {
     auto const& stretches = moments.stretches();
     auto const& parts = moments.parts();
     std::vector<Batch> batches;
 
-    auto add = [&](size_t stretch, size_t set, int64_t begin, int64_t end) {
-        if (begin == end) return;
-        auto const& s = stretches[stretch];
+    auto add = [&](size_t part, int64_t begin, int64_t end) {
+        auto const set = parts[part].set;
+        if (begin == end || !missed[part]) return;
+        auto const& s = stretches[parts[part].stretch];
         auto batch = std::find_if(batches.begin(), batches.end(), [&](Batch const& b) {
             auto const& other = b.columns.parameters.front();
-            return b.set == set && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
+            return b.set == set && b.missed == *missed[part] && other.scalar_type() == s.parameters.scalar_type() && other.device() == s.parameters.device();
         });
         if (batch == batches.end()) {
-            batch = batches.insert(batch, Batch{set, {}, {}});
+            batch = batches.insert(batch, Batch{set, *missed[part], {}, {}});
             batch->columns.states.resize(s.states.size());
             batch->columns.exponents.resize(s.states.size());
         }
@@ -49,7 +53,7 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
     std::iota(order.begin(), order.end(), size_t{0});
     if (operations == Operations::Torch) {
         std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].order, parts[a].from) < std::pair(parts[b].order, parts[b].from); });
-        for (auto i : order) add(parts[i].stretch, parts[i].set, parts[i].offset, parts[i].offset + parts[i].length());
+        for (auto i : order) add(i, parts[i].offset, parts[i].offset + parts[i].length());
         return batches;
     }
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::pair(parts[a].stretch, parts[a].offset) < std::pair(parts[b].stretch, parts[b].offset); });
@@ -57,9 +61,9 @@ inline std::vector<Batch> make_batches(Moments const& moments, Operations operat
     for (size_t k = 0; k < order.size(); ++k) {
         auto const& part = parts[order[k]];
         auto const* next = k + 1 < order.size() && parts[order[k + 1]].stretch == part.stretch ? &parts[order[k + 1]] : nullptr;
-        if (next && next->set == part.set) continue;
+        if (next && next->set == part.set && missed[order[k + 1]] == missed[order[k]]) continue;
         auto const end = next ? next->offset : stretches[part.stretch].parameters.numel();
-        add(part.stretch, part.set, begin, end);
+        add(order[k], begin, end);
         begin = next ? end : 0;
     }
     return batches;

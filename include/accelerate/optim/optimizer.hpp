@@ -7,7 +7,9 @@
 #include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <cmath>
+#include <map>
 #include <memory>
+#include <optional>
 
 namespace accelerate::optim {
 
@@ -15,8 +17,9 @@ namespace accelerate::optim {
 /// optimizer. One update is one pass over fp32 or bf16 memory of the CPU, with what clipping and unscaling have left to it, else one
 /// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
 /// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
-/// fp32 copy, which follows when somebody else writes into them. Inside an unfinished accumulation window `step` and `zero_grad` do
-/// nothing.
+/// fp32 copy, which follows when somebody else writes into them. Parameters that no loss has reached since the last step (a branch that was not
+/// taken) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished accumulation window
+/// `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -106,6 +109,11 @@ public:
         if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
         else s.moments.load(state);
         s.grouping.set_lr(saved.lr);
+        s.missed.clear();
+        for (auto const& [key, steps] : saved.parameter_steps)
+            if (steps != saved.steps) s.missed[key] = saved.steps - steps;
+        s.unreached.clear();
+        s.group();
         s.count(saved.steps);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
@@ -131,6 +139,7 @@ private:
         auto& s = *shared_;
         StateDict state;
         state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
+        for (auto const& [key, n] : s.missed) state.values["parameter_steps"][key] = s.steps - n;
         for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
         if (s.bound) {
             if (s.stale()) s.bind();
@@ -151,13 +160,15 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
+        s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;
         for (auto const& batch : s.batches) {
-            if (s.sweeps) s.sweep(batch);
-            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, s.steps == 1);
+            auto const step = s.steps - batch.missed;
+            if (s.sweeps) s.sweep(batch, step);
+            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
             else
-                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], s.steps);
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], step);
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
@@ -198,21 +209,21 @@ private:
             }
         }
 
-        void sweep(Batch const& batch) const {
+        void sweep(Batch const& batch, int64_t step) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
                 bool const fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), steps, model.gradient_scale(), model.clears_in_step());
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), model.clears_in_step());
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
                     kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
-                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, steps, model.gradient_scale()});
+                    Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, step, model.gradient_scale()});
                 }
             }
         }
@@ -232,12 +243,29 @@ private:
 
         void count(int64_t n) {
             steps = n;
-            for (auto& counter : counters) {
-                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n);
-                else counter.fill_(n);
+            for (auto& [counter, behind] : counters) {
+                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n - behind);
+                else counter.fill_(n - behind);
             }
         }
 
+        /// The next update leaves out what no loss has reached.
+        void pass_over_unreached() {
+            if constexpr (requires(Model const& m) { m.unreached(); }) {
+                std::vector<std::string> keys;
+                for (size_t m = 0; m < models.size(); ++m)
+                    for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));
+                if (keys != unreached) [[unlikely]] {
+                    unreached = std::move(keys);
+                    group();
+                }
+                for (auto const& key : unreached) ++missed[key];
+            }
+        }
+
+        std::string key_of(size_t model, sharding::Slot const& slot) const { return models.size() > 1 ? concat(model, ".", slot.name) : slot.name; }
+
+        void group();
         void bind();
 
         Recipe recipe;
@@ -245,7 +273,9 @@ private:
         Grouping grouping;
         Moments moments;
         std::vector<Batch> batches;
-        std::vector<at::Tensor> counters;  // one per device, the same tensor in every entry of the lists
+        std::vector<std::pair<at::Tensor, int64_t>> counters;  // of a device and a number of missed updates; the same tensor in every entry of the lists
+        std::map<std::string, int64_t> missed;                 // updates that have left a parameter out
+        std::vector<std::string> unreached;                    // what the last update has left out
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
         int64_t steps = 0;
         int64_t updates = 0;
@@ -276,7 +306,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
             for (auto const& slot : flats[f].slots) {
                 ++slots;
                 auto const set = grouping.set_of(slot);
-                auto const key = models.size() > 1 ? concat(m, ".", slot.name) : slot.name;
+                auto const key = key_of(m, slot);
                 keys.insert(key);
                 for (size_t p = 0; p < pieces.size(); ++p) {
                     if (pieces[p].flat != static_cast<int64_t>(f)) continue;
@@ -291,15 +321,27 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     }
     if (!bound) grouping.warn_about_unused();
     moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
-    batches = make_batches(moments, recipe.operations);
+    group();
+    bound = true;
+}
+
+template <recipe Recipe, sharding::flat_model Model>
+void Optimizer<Recipe, Model>::Shared::group() {
+    std::vector<std::optional<int64_t>> behind;
+    for (auto const& part : moments.parts()) {
+        auto& its = behind.emplace_back(std::nullopt);
+        if (std::find(unreached.begin(), unreached.end(), part.key) != unreached.end()) continue;
+        auto const found = missed.find(part.key);
+        its = found != missed.end() ? found->second : 0;
+    }
+    batches = make_batches(moments, recipe.operations, behind);
     counters.clear();
     for (auto& batch : batches) {
         auto const device = batch.columns.parameters.front().device();
-        auto counter = std::find_if(counters.begin(), counters.end(), [&](at::Tensor const& c) { return c.device() == device; });
-        if (counter == counters.end()) counter = counters.insert(counter, at::full({}, steps, at::TensorOptions().dtype(at::kFloat).device(device)));
-        batch.columns.steps.assign(batch.columns.parameters.size(), *counter);
+        auto counter = std::find_if(counters.begin(), counters.end(), [&](auto const& c) { return c.first.device() == device && c.second == batch.missed; });
+        if (counter == counters.end()) counter = counters.insert(counter, {at::full({}, steps - batch.missed, at::TensorOptions().dtype(at::kFloat).device(device)), batch.missed});
+        batch.columns.steps.assign(batch.columns.parameters.size(), counter->first);
     }
-    bound = true;
 }
 
 }  // namespace accelerate::optim

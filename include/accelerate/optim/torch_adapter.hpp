@@ -10,6 +10,7 @@
 #include <concepts>
 #include <memory>
 #include <unordered_set>
+#include <utility>
 
 namespace accelerate::optim {
 
@@ -29,6 +30,7 @@ public:
         if (!window_closed()) return;
         s.skipped = !sharding::before_step(s.models);
         if (!s.skipped) [[likely]] {
+            WithoutGradients const none_where_unreached(s.models);
             s.held->step();
             ++s.steps;
             ++s.updates;
@@ -96,7 +98,7 @@ public:
         else {
             auto& s = *shared_;
             auto const saved = saved_progress(state, who(), torch_state<Held>::kind);
-            auto loaded = states_in(state, saved.steps);
+            auto loaded = states_in(state, saved);
             s.held->state().clear();
             for (auto& [parameter, own] : loaded) s.held->state()[parameter] = std::move(own);
             set_lr(saved.lr);
@@ -106,15 +108,32 @@ public:
     /// Throws what `load_state_dict` would, and changes nothing. Costs a copy of the state.
     void check_state_dict([[maybe_unused]] StateDict const& state) const {
         if constexpr (torch_state<Held>::kind == nullptr) refuse("load_state_dict");
-        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind).steps));
+        else static_cast<void>(states_in(state, saved_progress(state, who(), torch_state<Held>::kind)));
     }
 
 private:
     static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
 
-    /// LibTorch's own form of a state, by parameter. `steps` for those that say none of their own.
-    auto states_in(StateDict const& state, int64_t steps) const {
-        StateDict const each{{}, state.values.value("parameter_steps", nlohmann::json::object())};
+    /// While alive, parameters that no loss has reached have no gradient, which LibTorch's optimizers take as leave to pass them over.
+    class WithoutGradients {
+    public:
+        explicit WithoutGradients(std::vector<std::shared_ptr<Model>> const& models) {
+            if constexpr (requires(Model const& m) { m.unreached(); })
+                for (auto const& model : models)
+                    for (auto const* slot : model->unreached()) kept_.emplace_back(slot->parameter, std::exchange(slot->parameter.mutable_grad(), {}));
+        }
+        ~WithoutGradients() {
+            for (auto& [parameter, gradient] : kept_) parameter.mutable_grad() = gradient;
+        }
+        WithoutGradients(WithoutGradients const&) = delete;
+        WithoutGradients& operator=(WithoutGradients const&) = delete;
+
+    private:
+        std::vector<std::pair<at::Tensor, at::Tensor>> kept_;
+    };
+
+    /// LibTorch's own form of a state, by parameter.
+    auto states_in(StateDict const& state, SavedProgress const& saved) const {
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
         shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
@@ -128,7 +147,10 @@ private:
                 write(found->second.to(parameter.options(), false, true));
                 any = true;
             });
-            if constexpr (requires { own->step(); }) own->step(each.values.contains(key) ? each.value<int64_t>(key, who()) : steps);
+            if constexpr (requires { own->step(); }) {
+                auto const found = saved.parameter_steps.find(key);
+                own->step(found != saved.parameter_steps.end() ? found->second : saved.steps);
+            }
             if (any) loaded.emplace_back(parameter.unsafeGetTensorImpl(), std::move(own));
         });
         check(!loaded.empty() || state.tensors.empty(), code::data, who(), ".load_state_dict: no tensor of the state belongs to a parameter of this optimizer");

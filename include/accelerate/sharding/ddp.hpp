@@ -24,7 +24,7 @@ enum class Overlap { Auto, On, Off };
 struct ddp {
     int64_t bucket_cap_mb = 25;
     int64_t first_bucket_kb = 1024;        ///< the first bucket is small, so that the first reduction starts early
-    bool find_unused_parameters = false;   ///< walk the graph before each reducing backward; what it does not reach counts as zero
+    bool find_unused_parameters = false;   ///< walk the graph before each reducing backward; what it does not reach counts as zero, and on no rank, as without a gradient
     bool static_graph = false;             ///< what the first backward did not reach is never reached: found once, no walk
     bool broadcast_buffers = true;         ///< rank 0's buffers go to all before each training forward that ends in a reduction
     /// After backward every rank sees every reduced gradient in `p.grad()`. False skips that copy: each slice is reduced where one
@@ -106,12 +106,25 @@ public:
             for (; next_ < buckets_.size(); ++next_) reduce(next_);
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
+        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = true;
+        else if (shared_) squares_ = sum_over_ranks(squares_);
         if (overlap_ && !learned_) learn_order();
-        if (shared_) set_squares(sum_over_ranks(squares_));
+        if (shared_) set_squares(squares_);
         stage_ = Stage::Reduced;
     }
 
     void after_step() { release(); }
+
+    /// Before the reduction those that this rank's losses have not reached; then those that no rank's have.
+    std::vector<Slot const*> unreached() const {
+        if (alone_ || stage_ == Stage::Accumulating) return untouched();
+        if constexpr (may_miss) return reached_by_none();
+        else return {};
+    }
+    void restore_unreached(std::set<std::string> const& names) {
+        FlatModel::restore_unreached(names);
+        agreed_ = false;
+    }
 
     /// Called by the hook of each parameter when its gradient of this backward is complete.
     void ready(size_t flat, size_t slot) {
@@ -136,6 +149,7 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
+    static constexpr bool may_miss = O.find_unused_parameters || O.static_graph;
 
     /// Slices stay with the ranks that reduced them, which takes memory that all ranks see; without it everything is gathered.
     bool sliced() const {
@@ -293,7 +307,7 @@ private:
     NamedParameters buffers_;
     Comm comm_;
     bool alone_, overlap_, shared_ = false;
-    bool armed_ = false, learned_ = false;
+    bool armed_ = false, learned_ = false, agreed_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
     std::vector<std::vector<size_t>> slot_bucket_;

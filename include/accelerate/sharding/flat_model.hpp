@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <accelerate/sharding/layout.hpp>
@@ -9,7 +10,9 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace accelerate::sharding {
@@ -46,7 +49,16 @@ public:
     /// The gradients stand where a checkpoint says.
     void restore_stage(Stage stage) {
         stage_ = stage;
-        cleared_.clear();
+        cleared_.reset();
+    }
+
+    /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
+    /// its optimizers leave them alone.
+    std::vector<Slot const*> unreached() const { return untouched(); }
+    /// So it is of the named ones.
+    void restore_unreached(std::set<std::string> const& names) {
+        for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
+        mark_views();
     }
 
     /// Gradients that have been unscaled or clipped cannot take more.
@@ -57,7 +69,10 @@ public:
 
     double gradient_scale() const { return 1; }
     bool clears_in_step() const { return true; }
-    void gradients_cleared() { cleared_ = versions(); }
+    void gradients_cleared() {
+        cleared_ = writes();
+        touched_by_none();
+    }
     bool before_step() {
         advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
         bring_parameters_home();
@@ -78,7 +93,7 @@ public:
     /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
     /// long as nobody has written into them since.
     std::optional<double> known_squares() const {
-        if (measured_.empty() || !std::isfinite(squares_) || measured_ != versions()) return {};
+        if (!measured_ || !std::isfinite(squares_) || *measured_ != writes()) return {};
         return squares_;
     }
     std::optional<double> sum_of_squares() const { return known_squares(); }
@@ -95,9 +110,11 @@ public:
 protected:
     /// Gradients are zero, and nothing has been added to them.
     void begin_anew() {
-        if (cleared_ != versions())
+        if (!cleared_ || *cleared_ != writes()) {
             for (auto& flat : flats_) flat.gradients.zero_();
-        cleared_.clear();
+            touched_by_none();
+        }
+        cleared_.reset();
         stage_ = Stage::Accumulating;
     }
 
@@ -133,7 +150,8 @@ protected:
             auto& slot_views = views.emplace_back();
             for (size_t s = 0; s < flat.slots.size(); ++s) {
                 auto& p = flat.slots[s].parameter;
-                auto view = view_like(flat.gradients, flat.slots[s].begin, p);
+                auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
+                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
                 if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
                 p.mutable_grad() = view;
                 slot_views.push_back(view);
@@ -142,8 +160,10 @@ protected:
         }
         flats_ = std::move(made);
         views_ = std::move(views);
+        mark_views();
         buckets_ = plan.buckets;
-        cleared_.clear();
+        cleared_.reset();
+        forget_squares();
         ++layout_;
     }
 
@@ -177,7 +197,11 @@ protected:
         auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
         auto& view = views_[flat][slot];
         if (gradient.defined()) view.copy_(gradient.detach());
-        else view.zero_();
+        else {
+            view.zero_();
+            seen_[flat][slot] = writes_into(view);
+            touched_[static_cast<size_t>(flats_[flat].slots[slot].registration)] = 0;
+        }
         gradient = view;
     }
 
@@ -194,20 +218,58 @@ protected:
         return order;
     }
 
-    /// Of the gradients of each flat: LibTorch counts every write into them, also through `p.grad()`.
-    void set_squares(double sum) { squares_ = sum, measured_ = versions(); }
-    void forget_squares() { measured_.clear(); }
-    std::vector<uint32_t> versions() const {
-        std::vector<uint32_t> counts;
-        for (auto const& flat : flats_) counts.push_back(static_cast<uint32_t>(flat.gradients._version()));
-        return counts;
+    /// To whose gradient this rank has added nothing since the last step.
+    std::vector<Slot const*> untouched() const {
+        std::vector<Slot const*> slots;
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto const& slot = flats_[f].slots[s];
+                bool const written = f < views_.size() && writes_into(views_[f][s]) != seen_[f][s];
+                if (!written && !touched_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+            }
+        return slots;
+    }
+    /// Which no rank has reached, as of the last `agree`.
+    std::vector<Slot const*> reached_by_none() const {
+        std::vector<Slot const*> slots;
+        for (auto const& flat : flats_)
+            for (auto const& slot : flat.slots)
+                if (!reached_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+        return slots;
+    }
+    /// Where gradients have been reduced: gives the sum of `value` over the ranks, and in the same message tells which parameters any of them has
+    /// reached. `sum(t)` adds a tensor up over the ranks.
+    template <class Sum>
+    double agree(double value, Sum&& sum) {
+        auto const message = at::ones({static_cast<int64_t>(parameters_.size()) + 1}, at::kDouble);
+        auto* const numbers = message.mutable_data_ptr<double>();
+        numbers[parameters_.size()] = value;
+        for (auto const* slot : untouched()) numbers[slot->registration] = 0;
+        sum(message);
+        for (size_t i = 0; i < reached_.size(); ++i) reached_[i] = numbers[i] > 0;
+        return numbers[parameters_.size()];
+    }
+
+    void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
+    void forget_squares() { measured_.reset(); }
+    /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.
+    uint64_t writes() const {
+        uint64_t sum = 0;
+        for (auto const& flat : flats_) sum += writes_into(flat.gradients);
+        for (auto const& views : views_)
+            for (auto const& view : views) sum += writes_into(view);
+        return sum;
     }
 
     at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
 
     NamedParameters parameters_;
     std::vector<Flat> flats_;
-    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot
+    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot, which counts the writes into it alone
+    std::vector<uint8_t> touched_ = std::vector<uint8_t>(parameters_.size());     ///< by this rank since the last step, where its view does not show it
+    std::vector<uint8_t> reached_ = std::vector<uint8_t>(parameters_.size(), 1);  ///< by any rank
     std::vector<Bucket> buckets_;
     std::vector<Piece> pieces_;
     int64_t layout_ = 0;
@@ -215,9 +277,23 @@ protected:
     Stage stage_ = Stage::Accumulating;
 
 private:
-    double squares_ = 0;              ///< of the gradients whose versions are `measured_`
-    std::vector<uint32_t> measured_;  ///< empty: not known
-    std::vector<uint32_t> cleared_;  ///< versions that the last step has left cleared; empty: none
+    static uint32_t writes_into(at::Tensor const& t) { return t.unsafeGetTensorImpl()->version_counter().current_version(); }
+    void mark_views() {
+        seen_.resize(views_.size());
+        for (size_t f = 0; f < views_.size(); ++f) {
+            seen_[f].resize(views_[f].size());
+            for (size_t s = 0; s < views_[f].size(); ++s) seen_[f][s] = writes_into(views_[f][s]);
+        }
+    }
+    void touched_by_none() {
+        std::fill(touched_.begin(), touched_.end(), uint8_t{0});
+        mark_views();
+    }
+
+    double squares_ = 0;                             ///< of the gradients after `measured_` writes
+    std::optional<uint64_t> measured_;
+    std::optional<uint64_t> cleared_;                ///< writes after which the last step has left them cleared
+    std::vector<std::vector<uint32_t>> seen_;        ///< writes into each view that are no loss's
 
     static char const* remedy(Stage stage) {
         switch (stage) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <exception>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace accelerate {
@@ -41,8 +42,9 @@ public:
             unit.place(node.name, node.parameters, comm.rank(), comm.size(), parts.device, [](at::Tensor const& p, at::Tensor const& into, int64_t, int64_t) { into.copy_(p.detach()); });
         }
         auto const& units = engine_->units;
+        engine_->touched.resize(parameters_.size());
         for (size_t i = 0; i < units.size(); ++i) {
-            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf});
+            units[i]->bind(engine_, {i > 1 ? units[i - 1] : nullptr, i + 1 < units.size() ? units[i + 1] : nullptr, i == 0, nodes[i].leaf}, [&](at::Tensor const& p) { return registration_of(p); });
             add_flat(*units[i]);
         }
         for (auto& [name, b] : parts.buffers) {
@@ -69,14 +71,17 @@ public:
         Unit::submit_reductions(*engine_, true);
         engine_->leaving = nullptr;
         for (auto* unit : engine_->units) unit->finish();
+        for (size_t i = 0; i < touched_.size(); ++i) touched_[i] |= std::exchange(engine_->touched[i], uint8_t{0});
         if (!window_.closed()) return;
-        stage_ = Stage::Reduced;
-        if (!engine_->measures) return;
         double squares = 0;
         for (auto const* unit : engine_->units)
-            if (unit->trains()) squares += unit->squares();
-        set_squares(sum_over_ranks(squares));
+            if (unit->trains() && engine_->measures) squares += unit->squares();
+        squares = agree(squares, [&](at::Tensor const& t) { fold(t, comm::Reduction::Sum); });
+        stage_ = Stage::Reduced;
+        if (engine_->measures) set_squares(squares);
     }
+
+    std::vector<Slot const*> unreached() const { return stage_ == Stage::Accumulating ? untouched() : reached_by_none(); }
 
     void after_step() { release_units(); }  // what an evaluation left gathered is old now
 

@@ -33,7 +33,7 @@ public:
         repair_all();
         if (!window_.closed()) return;
         stage_ = Stage::Reduced;
-        if (!squares_.empty()) measured_ = versions();
+        if (!squares_.empty()) measured_ = writes();
     }
 
     /// The sum of the squares of all gradients, where it is known without reading them: from the second time it is asked for, on the
@@ -48,7 +48,7 @@ public:
     }
     /// The same where it has been asked for before.
     std::optional<double> known_squares() const {
-        if (squares_.empty() || measured_ != versions()) return {};
+        if (squares_.empty() || measured_ != writes()) return {};
         double sum = 0;
         for (auto square : squares_) sum += square;
         if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
@@ -79,7 +79,7 @@ private:
 
     bool measures_ = false;
     std::vector<double> squares_;      ///< of each parameter in this backward; none where nobody asks
-    std::vector<uint32_t> measured_;   ///< versions of the gradients that they are of
+    uint64_t measured_ = 0;            ///< writes into the gradients after which they were those
 };
 
 /// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.

@@ -27,6 +27,7 @@ struct ShardEngine {
     std::vector<ShardedUnit<Comm>*> units;    ///< in the order of registration; the root first
     ShardedUnit<Comm>* leaving = nullptr;     ///< still gathered although its backward is over: it has frozen parameters
     bool measures = false;                    ///< this backward's gradients are complete, on a CPU, and their squares are added up as they are reduced
+    std::vector<uint8_t> touched;             ///< parameters that a backward has reached, by their number in the model
     size_t reduced = 0;                       ///< units of this backward, from the last, whose reduction has been submitted
     int64_t gathers = 0, prefetched = 0;      ///< all-gathers so far, and how many of them were under way when they were needed
     typename Comm::worker worker;             // last: joins before what its jobs use is gone
@@ -99,11 +100,13 @@ public:
         bool root = false;                               ///< stays gathered from the beginning of a forward to the end of its backward
         bool leaf = true;                                ///< holds no other unit
     };
-    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position) {
+    /// `number(parameter)` is that of a parameter in the model.
+    template <class Number>
+    void bind(std::shared_ptr<ShardEngine<Comm>> engine, Position position, Number&& number) {
         engine_ = std::move(engine);
         position_ = position;
         for (auto& slot : slots_)
-            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, 0);
+            if (slot.parameter.requires_grad()) ++trainable_, ReadyHook<ShardedUnit>::install(slot.parameter, this, 0, static_cast<size_t>(number(slot.parameter)));
     }
     /// Back to a module that nobody trains; its parameters stay where they are.
     void unbind() { engine_.reset(); }
@@ -171,8 +174,10 @@ public:
     }
 
     /// Called by the hook of each trainable parameter when its gradient of this backward is complete.
-    void ready(size_t, size_t) {
-        if (engine_ == nullptr || --pending_ != 0) return;
+    void ready(size_t, size_t number) {
+        if (engine_ == nullptr) return;
+        engine_->touched[number] = 1;
+        if (--pending_ != 0) return;
         complete_ = true;
         if (trainable_ < static_cast<int64_t>(slots_.size())) leave();
         else if (!root()) release();
