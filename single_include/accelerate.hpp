@@ -873,6 +873,7 @@ concept flat_model = requires(M& m, M const& c) {
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
+    // Where it has `unreached()`, a step leaves those slots out, and their state with them.
 };
 
 /// Asks every model, and says whether all agree to the step.
@@ -9809,6 +9810,7 @@ protected:
         return numbers[parameters_.size()];
     }
 
+    /// The sum of the squares of all gradients as they are now.
     void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
     void forget_squares() { measured_.reset(); }
     /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.

@@ -362,6 +362,38 @@ TEST_CASE("of two sharded models only those that a loss reaches take part in its
     for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
 }
 
+namespace {
+
+/// A forward takes one of two units.
+template <class S = acc::Plain>
+struct Either : torch::nn::Module {
+    Either() : first(this, "first", 6, 6), second(this, "second", 6, 6), head(this, "head", 6, 3) {}
+    torch::Tensor forward(torch::Tensor x, bool takes_first) { return head(torch::tanh(takes_first ? first(x) : second(x))); }
+    acc::Unit<S, torch::nn::Linear> first, second, head;
+};
+
+}  // namespace
+
+TEST_CASE("a unit that no loss of a window has reached stays as it is, as without a gradient in PyTorch", "[fsdp][unused]") {
+    Spread<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(accelerator.template make<Either>(), acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1});
+    Either<> one;
+    torch::NoGradGuard no_grad;
+    for (auto const& [name, w] : accelerator.get_state_dict(model)) one.named_parameters()[name].copy_(w);
+    torch::optim::AdamW by_hand(one.parameters(), torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    for (int64_t step = 0; step < 9; ++step) {
+        torch::AutoGradMode const grad_mode(true);
+        bool const takes_first = step % 4 != 3;
+        auto const x = uniform({global_batch, 6}, 700 + step);
+        accelerator.backward(model(x.slice(0, begin, begin + rows), takes_first).square().mean());
+        optimizer.step(), optimizer.zero_grad();
+        one.forward(x, takes_first).square().mean().backward();
+        by_hand.step(), by_hand.zero_grad();
+    }
+    for (auto const& [name, w] : accelerator.get_state_dict(model)) CHECK(torch::allclose(w, one.named_parameters()[name], 1e-5, 1e-6));
+}
+
 TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {
     std::atomic<int64_t> heard = 0;
     auto const dir = std::filesystem::temp_directory_path() / acc::concat("accelerate_lonely_", ::getpid());

@@ -252,6 +252,7 @@ protected:
         return numbers[parameters_.size()];
     }
 
+    /// The sum of the squares of all gradients as they are now.
     void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
     void forget_squares() { measured_.reset(); }
     /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.
