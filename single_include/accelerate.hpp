@@ -873,7 +873,7 @@ concept flat_model = requires(M& m, M const& c) {
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
-    // Where it has `unreached()`, a step leaves those slots out, and their state with them.
+    // Where it has `unreached()`, the slots without a gradient, a step leaves them out; then also `restore_unreached(names)`.
 };
 
 /// Asks every model, and says whether all agree to the step.
@@ -1356,6 +1356,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     { m.window() } -> std::same_as<Window&>;
     { c.stage() } -> std::same_as<Stage>;
     m.advance("call", Stage::Reduced, {Stage::Reduced});               // to a stage, from one of those in braces; else E_CALL_ORDER
+    m.restore_stage(Stage::Reduced);                                   // to what a checkpoint says
     m.expect_backward();                                               // E_CALL_ORDER when gradients can take no more
     m.before_forward();                                                // also without grad mode
     m.before_backward(loss);
@@ -16185,6 +16186,10 @@ inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
 template <class Model>
 inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
 
+/// Whether it is known which parameters no loss has reached.
+template <class Model>
+inline constexpr bool tells_unreached = requires(Model const& m) { m.unreached(); };
+
 /// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
 template <class Model>
 TensorMap gradients_of(Model const& model) {
@@ -16236,7 +16241,8 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
                     {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) {
             s.tensors = gradients_of(*model);
-            for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
+            if constexpr (tells_unreached<Model>)
+                for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
         }
         return s;
     };
@@ -16266,7 +16272,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
             for (auto const& [key, p] : model->parameters()) unreached.insert(key);
         }
-        model->restore_unreached(unreached);
+        if constexpr (tells_unreached<Model>) model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();

@@ -53,7 +53,7 @@ concept flat_model = requires(M& m, M const& c) {
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
-    // Where it has `unreached()`, a step leaves those slots out, and their state with them.
+    // Where it has `unreached()`, the slots without a gradient, a step leaves them out; then also `restore_unreached(names)`.
 };
 
 /// Asks every model, and says whether all agree to the step.

@@ -15,6 +15,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     { m.window() } -> std::same_as<Window&>;
     { c.stage() } -> std::same_as<Stage>;
     m.advance("call", Stage::Reduced, {Stage::Reduced});               // to a stage, from one of those in braces; else E_CALL_ORDER
+    m.restore_stage(Stage::Reduced);                                   // to what a checkpoint says
     m.expect_backward();                                               // E_CALL_ORDER when gradients can take no more
     m.before_forward();                                                // also without grad mode
     m.before_backward(loss);
