@@ -536,7 +536,6 @@ TEST_CASE("a generator and its discriminator train in turns, each where a loss r
 }
 
 TEST_CASE("of two models in a window each has the gradients of the micro-batches that reached it", "[backward][unused]") {
-    constexpr acc::ddp finding{.find_unused_parameters = true};
     auto const trained = [](auto&& accelerator) {
         auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
         fill(*first), fill(*second);
