@@ -38,6 +38,7 @@
 #include <bit>
 #include <cmath>
 #include <concepts>
+#include <set>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <map>
@@ -46,7 +47,6 @@
 #include <unordered_set>
 #include <nlohmann/json.hpp>
 #include <cstdlib>
-#include <set>
 #include <cstdio>
 #include <limits>
 #include <ATen/ops/isfinite.h>
@@ -873,7 +873,13 @@ concept flat_model = requires(M& m, M const& c) {
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
-    // Where it has `unreached()`, the slots without a gradient, a step leaves them out; then also `restore_unreached(names)`.
+};
+
+/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
+template <class M>
+concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
+    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    m.restore_unreached(names);                                      // to what a checkpoint says
 };
 
 /// Asks every model, and says whether all agree to the step.
@@ -11805,7 +11811,7 @@ private:
 
         /// The next update leaves out what no loss has reached.
         void pass_over_unreached() {
-            if constexpr (requires(Model const& m) { m.unreached(); }) {
+            if constexpr (sharding::tells_unreached<Model>) {
                 std::vector<std::string> keys;
                 for (size_t m = 0; m < models.size(); ++m)
                     for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));
@@ -12076,7 +12082,7 @@ private:
     class WithoutGradients {
     public:
         explicit WithoutGradients(std::vector<std::shared_ptr<Model>> const& models) {
-            if constexpr (requires(Model const& m) { m.unreached(); })
+            if constexpr (sharding::tells_unreached<Model>)
                 for (auto const& model : models)
                     for (auto const* slot : model->unreached()) kept_.emplace_back(slot->parameter, std::exchange(slot->parameter.mutable_grad(), {}));
         }
@@ -16186,10 +16192,6 @@ inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
 template <class Model>
 inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
 
-/// Whether it is known which parameters no loss has reached.
-template <class Model>
-inline constexpr bool tells_unreached = requires(Model const& m) { m.unreached(); };
-
 /// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
 template <class Model>
 TensorMap gradients_of(Model const& model) {
@@ -16241,7 +16243,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
                     {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) {
             s.tensors = gradients_of(*model);
-            if constexpr (tells_unreached<Model>)
+            if constexpr (sharding::tells_unreached<Model>)
                 for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
         }
         return s;
@@ -16272,7 +16274,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
             for (auto const& [key, p] : model->parameters()) unreached.insert(key);
         }
-        if constexpr (tells_unreached<Model>) model->restore_unreached(unreached);
+        if constexpr (sharding::tells_unreached<Model>) model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();

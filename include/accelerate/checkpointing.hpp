@@ -53,10 +53,6 @@ inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
 template <class Model>
 inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
 
-/// Whether it is known which parameters no loss has reached.
-template <class Model>
-inline constexpr bool tells_unreached = requires(Model const& m) { m.unreached(); };
-
 /// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
 template <class Model>
 TensorMap gradients_of(Model const& model) {
@@ -108,7 +104,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
                     {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) {
             s.tensors = gradients_of(*model);
-            if constexpr (tells_unreached<Model>)
+            if constexpr (sharding::tells_unreached<Model>)
                 for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
         }
         return s;
@@ -139,7 +135,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
             for (auto const& [key, t] : gradients_of(*model)) t.zero_();
             for (auto const& [key, p] : model->parameters()) unreached.insert(key);
         }
-        if constexpr (tells_unreached<Model>) model->restore_unreached(unreached);
+        if constexpr (sharding::tells_unreached<Model>) model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();

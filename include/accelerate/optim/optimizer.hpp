@@ -251,7 +251,7 @@ private:
 
         /// The next update leaves out what no loss has reached.
         void pass_over_unreached() {
-            if constexpr (requires(Model const& m) { m.unreached(); }) {
+            if constexpr (sharding::tells_unreached<Model>) {
                 std::vector<std::string> keys;
                 for (size_t m = 0; m < models.size(); ++m)
                     for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));

@@ -118,7 +118,7 @@ private:
     class WithoutGradients {
     public:
         explicit WithoutGradients(std::vector<std::shared_ptr<Model>> const& models) {
-            if constexpr (requires(Model const& m) { m.unreached(); })
+            if constexpr (sharding::tells_unreached<Model>)
                 for (auto const& model : models)
                     for (auto const* slot : model->unreached()) kept_.emplace_back(slot->parameter, std::exchange(slot->parameter.mutable_grad(), {}));
         }

@@ -4,6 +4,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,7 +54,13 @@ concept flat_model = requires(M& m, M const& c) {
     { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
     m.after_step();                                                  // everything has been read and written, or the step was refused
     m.zero_grad();
-    // Where it has `unreached()`, the slots without a gradient, a step leaves them out; then also `restore_unreached(names)`.
+};
+
+/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
+template <class M>
+concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
+    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    m.restore_unreached(names);                                      // to what a checkpoint says
 };
 
 /// Asks every model, and says whether all agree to the step.
