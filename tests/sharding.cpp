@@ -553,6 +553,70 @@ TEST_CASE("of two models in a window each has the gradients of the micro-batches
     close(trained(Replicated<finding>(two)), trained(Alone(two)));
 }
 
+namespace {
+
+/// Which of two models the loss of a window reaches.
+constexpr std::array<std::pair<bool, bool>, 6> reached_in_turn{{{true, false}, {false, true}, {false, true}, {true, true}, {true, false}, {true, true}}};
+
+torch::Tensor loss_of_turn(std::pair<bool, bool> reached, auto&& a, auto&& b, torch::Tensor const& x) {
+    torch::Tensor loss;
+    if (reached.first) loss = a(x).pow(2).mean();
+    if (reached.second) loss = loss.defined() ? loss + b(x).abs().mean() : b(x).abs().mean();
+    return loss;
+}
+
+std::vector<torch::Tensor> turns_by_hand() {
+    Mlp first, second;
+    fill(first), fill(second);
+    auto parameters = first.parameters();
+    for (auto const& p : second.parameters()) parameters.push_back(p);
+    torch::optim::AdamW optimizer(parameters, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+    for (size_t i = 0; i < reached_in_turn.size(); ++i) {
+        loss_of_turn(reached_in_turn[i], [&](auto const& x) { return first.forward(x); }, [&](auto const& x) { return second.forward(x); }, Mlp::input(static_cast<int64_t>(i), global_batch)).backward();
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    return weights_of({&first, &second});
+}
+
+template <class Run, class Make>
+std::vector<torch::Tensor> turns(Make const& make) {
+    Run accelerator;
+    auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
+    fill(*first), fill(*second);
+    auto [a, b, of_both] = accelerator.prepare(first, second, make(*first, *second));
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    for (size_t i = 0; i < reached_in_turn.size(); ++i) {
+        auto window = accelerator.accumulate(a, b);
+        accelerator.backward(loss_of_turn(reached_in_turn[i], a, b, Mlp::input(static_cast<int64_t>(i), global_batch).slice(0, begin, begin + rows)));
+        of_both.step(), of_both.zero_grad();
+    }
+    CHECK_THROWS_WITH(of_both.step(), contains("with a loss that reaches this model"));
+    std::vector<torch::Tensor> weights;
+    for (auto* model : {&a, &b})
+        for (auto const& [name, w] : accelerator.get_state_dict(*model)) weights.push_back(w);
+    return weights;
+}
+
+}  // namespace
+
+TEST_CASE("an optimizer of two models steps those that a loss has reached", "[flat][optimizer][torch_adapter]") {
+    auto const by_hand = turns_by_hand();
+    auto const recipe = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
+    auto const in_pythons_order = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1, .operations = acc::Operations::Torch}; };
+    auto const held = [](Mlp& first, Mlp& second) {
+        auto parameters = first.parameters();
+        for (auto const& p : second.parameters()) parameters.push_back(p);
+        return std::make_shared<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+    };
+    close(turns<Alone>(in_pythons_order), by_hand);
+    close(turns<Replicated<>>(recipe), by_hand);
+    close(turns<Replicated<overlapped>>(in_pythons_order), by_hand);
+    close(turns<Replicated<sliced>>(recipe), by_hand);
+    close(turns<Spread>(recipe), by_hand);
+    close(turns<Replicated<>>(held), by_hand);
+}
+
 TEST_CASE("gradients begin anew behind a step, whether or not somebody clears them", "[ddp]") {
     auto const trained = [](auto&& accelerator, bool clears) {
         auto net = std::make_shared<Mlp>();

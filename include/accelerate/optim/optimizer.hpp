@@ -18,8 +18,8 @@ namespace accelerate::optim {
 /// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
 /// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
 /// fp32 copy, which follows when somebody else writes into them. Parameters that no loss has reached since the last step (a branch that was not
-/// taken) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished accumulation window
-/// `step` and `zero_grad` do nothing.
+/// taken, one of several models) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished
+/// accumulation window `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -35,10 +35,11 @@ public:
         auto& s = *shared_;
         if (!window_closed()) return;
         check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
-        s.skipped = !sharding::before_step(s.models);
+        auto const stepping = sharding::stepping(s.models);
+        s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]]
             update();
-        for (auto& model : s.models) model->after_step();
+        for (auto* model : stepping) model->after_step();
     }
 
     /// Clears the gradients; they stay views of the flat buffers.

@@ -28,14 +28,15 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        s.skipped = !sharding::before_step(s.models);
+        auto const stepping = sharding::stepping(s.models);
+        s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]] {
             WithoutGradients const none_where_unreached(s.models);
             s.held->step();
             ++s.steps;
             ++s.updates;
         }
-        for (auto& model : s.models) model->after_step();
+        for (auto* model : stepping) model->after_step();
     }
 
     /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own

@@ -2,8 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
+#include <iterator>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
@@ -60,8 +63,22 @@ concept flat_model = requires(M& m, M const& c) {
 template <class M>
 concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
     { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
     m.restore_unreached(names);                                      // to what a checkpoint says
 };
+
+/// The models that an optimizer's step is for: of several only those that a loss has reached since the last one; where there is none, all,
+/// and each says so.
+template <class Model>
+std::vector<Model*> stepping(std::vector<std::shared_ptr<Model>> const& models) {
+    std::vector<Model*> all, reached;
+    for (auto const& model : models) all.push_back(model.get());
+    if constexpr (tells_unreached<Model>) {
+        if (all.size() < 2) return all;
+        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
+    }
+    return reached.empty() ? all : reached;
+}
 
 /// Asks every model, and says whether all agree to the step.
 template <class Models>
