@@ -100,6 +100,37 @@ TEST_CASE("a window averages its micro-batches; the last batch of a loader ends 
     }
 }
 
+TEST_CASE("a micro-batch may have several losses, also the one that ends its window", "[backward][window]") {
+    auto const data = numbers({2, 3, 4});
+    auto const gradients = [&](acc::accelerator_options const& options, auto const& losses) {
+        Run<> accelerator(options);
+        auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{data, {.batch_size = 1}});
+        std::vector<double> seen;
+        for (auto& x : loader) {
+            auto window = accelerator.accumulate(model);
+            auto const before = model->w.template item<double>();
+            losses(accelerator, model(x).sum(), model(torch::full({1}, 10.0f)).sum());
+            optimizer.step();
+            if (accelerator.sync_gradients()) seen.push_back(before - model->w.template item<double>());
+        }
+        REQUIRE(seen.size() == 2);
+        return seen;
+    };
+    auto const means = [](auto& accelerator, auto const& first, auto const& second) { accelerator.backward(first), accelerator.backward(second); };
+    auto const by_weight = [](auto& accelerator, auto const& first, auto const& second) { accelerator.backward(acc::weighted(first, 3)), accelerator.backward(acc::weighted(second, 5)); };
+    auto const some_by_weight = [](auto& accelerator, auto const& first, auto const& second) { accelerator.backward(first), accelerator.backward(acc::weighted(second, 5)); };
+    using acc::ShortWindow;
+    for (auto [window, last] : {std::pair{ShortWindow::Divide, 7.0}, {ShortWindow::Rescale, 14.0}}) {
+        auto const seen = gradients({.gradient_accumulation_steps = 2, .short_window = window}, means);
+        CHECK(seen[0] == Approx((2 + 10 + 3 + 10) / 2.0));
+        CHECK(seen[1] == Approx(last));
+        auto const weighted = gradients({.gradient_accumulation_steps = 2, .short_window = window}, by_weight);
+        CHECK(weighted[0] == Approx((2 + 10 + 3 + 10) / 16.0));
+        CHECK(weighted[1] == Approx((4 + 10) / 8.0));
+    }
+    CHECK_THROWS_WITH(gradients({.gradient_accumulation_steps = 2}, some_by_weight), contains("E_CALL_ORDER") && contains("1 of the 3") && contains("weight all or none"));
+}
+
 TEST_CASE("a loop without accumulate is a window of one", "[backward][training]") {
     Run<> accelerator;
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});

@@ -617,6 +617,34 @@ TEST_CASE("an optimizer of two models steps those that a loss has reached", "[fl
     close(turns<Replicated<>>(held), by_hand);
 }
 
+TEST_CASE("a second backward before the step adds to gradients that have been reduced", "[ddp][backward]") {
+    auto const trained = [](auto&& accelerator, bool apart) {
+        auto net = std::make_shared<Mlp>();
+        fill(*net);
+        auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.1, .momentum = 0.5});
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t step = 0; step < 6; ++step) {
+            auto window = accelerator.accumulate(model);
+            auto const x = Mlp::input(step, global_batch).slice(0, begin, begin + rows);
+            auto const real = model(x).pow(2).mean(), made = model(-2 * x).abs().mean();
+            if (apart) accelerator.backward(real), accelerator.backward(made);
+            else accelerator.backward(real + made);
+            accelerator.clip_grad_norm(model, 0.3);
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        return weights_of({net.get()});
+    };
+    for (int64_t steps_a_window : {1, 2}) {
+        acc::accelerator_options const options{.gradient_accumulation_steps = steps_a_window};
+        auto const one = trained(Alone(options), false);
+        close(trained(Replicated<>(options), true), one);
+        close(trained(Replicated<overlapped>(options), true), one);
+        close(trained(Replicated<sliced>(options), true), one);
+        close(trained(Replicated<sliced_overlapped>(options), true), one);
+    }
+}
+
 TEST_CASE("gradients begin anew behind a step, whether or not somebody clears them", "[ddp]") {
     auto const trained = [](auto&& accelerator, bool clears) {
         auto net = std::make_shared<Mlp>();

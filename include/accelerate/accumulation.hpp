@@ -19,7 +19,7 @@ public:
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
         for (auto* model : training_.window) {
-            if (model->window_closed()) model->weight = 0, model->weighted = 0;
+            if (model->window_closed()) model->begin_window();
             training_.sync_gradients = model->window().next(training_.options.gradient_accumulation_steps, last);
         }
     }

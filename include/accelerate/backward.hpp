@@ -6,11 +6,13 @@
 #include <accelerate/precision/autocast.hpp>
 #include <accelerate/training.hpp>
 #include <optional>
+#include <utility>
 
 namespace accelerate {
 
 /// A loss that is a sum over `weight` things (tokens, valid samples): `backward(weighted(sum, count))` divides the gradients of a
-/// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size.
+/// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size. Of a window's losses
+/// all are weighted or none (E_CALL_ORDER).
 struct weighted {
     at::Tensor sum;
     double weight = 0;
@@ -21,22 +23,34 @@ struct weighted {
 
 namespace detail {
 
+/// What turns the sums of a window, averaged over the ranks, into the mean by weight. Collective.
+template <class Model>
+double mean_over_weight(Model const& model) {
+    auto const total = model.sum_over_ranks(model.weight);
+    check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
+    return static_cast<double>(model.replicas()) / total;
+}
+
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
     auto const steps = training.options.gradient_accumulation_steps;
     auto const had = model.window().micro_batches();
     if (model.weighted > 0) {
-        check(model.weighted == std::max<int64_t>(had, 1), code::call_order, "accelerator.backward: ", model.weighted, " of the ", had,
+        check(model.weighted == model.losses, code::call_order, "accelerator.backward: ", model.weighted, " of the ", model.losses,
               " losses of this window were weighted(sum, weight); weight all or none");
-        if (!scaled_before) {
-            auto const total = model.sum_over_ranks(model.weight);
-            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            optim::scale_gradients(model, static_cast<double>(model.replicas()) / total);
-        }
-    } else if (training.options.short_window == ShortWindow::Rescale && had > 0 && had != steps) {
-        optim::scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
+        if (scaled_before) return;
+        model.finished = mean_over_weight(model);
+    } else if (training.options.short_window == ShortWindow::Rescale && had > 0) {
+        model.finished = static_cast<double>(steps) / static_cast<double>(had);
     }
+    optim::scale_gradients(model, model.finished);
+}
+
+/// Takes that back, for a micro-batch that has another loss.
+template <class Model>
+void resume_window(Model& model) {
+    optim::scale_gradients(model, 1 / std::exchange(model.finished, 1));
 }
 
 }  // namespace detail
@@ -56,14 +70,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = loss * 0;
         if (weight) weight = 0;
     }
+    for (auto* model : models) detail::resume_window(*model), ++model->losses;
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
         // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients.
         if (steps == 1 && models.size() == 1 && models[0]->window_closed() && models[0]->weighted == 1) {
-            auto const total = models[0]->sum_over_ranks(models[0]->weight);
-            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            loss = loss * (static_cast<double>(models[0]->replicas()) / total);
+            loss = loss * (models[0]->finished = detail::mean_over_weight(*models[0]));
             scaled_before = true;
         }
     } else if (steps > 1) {
@@ -85,7 +98,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->unfinished = !model->window_closed();
         if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);
-        if (!training.in_window()) model->weight = 0, model->weighted = 0;
+        if (!training.in_window()) model->begin_window();
     }
 }
 

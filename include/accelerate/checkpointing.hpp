@@ -100,7 +100,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         bool const gradients = !model->window_closed() || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
-                    {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
+                    {"weight", model->weight}, {"weighted", model->weighted}, {"losses", model->losses}, {"finished", model->finished}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
                     {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) {
             s.tensors = gradients_of(*model);
@@ -124,6 +124,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        if (s.values.contains("losses")) static_cast<void>(s.value<int64_t>("losses", who)), check(s.value<double>("finished", who) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
@@ -143,7 +144,10 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));
         model->loss_scale = s.value<double>("loss_scale", who);
+        model->begin_window();
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
+        if (s.values.contains("losses")) model->losses = s.value<int64_t>("losses", who), model->finished = s.value<double>("finished", who);
+        else model->losses = model->window().micro_batches();
     };
     using state::Names;
     return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},

@@ -78,6 +78,7 @@ public:
         if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -104,8 +105,10 @@ public:
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
-    double weight = 0;             ///< of the losses in this window, where they are weighted
-    int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
+    int64_t losses = 0;            ///< backwards of this window
+    int64_t weighted = 0;          ///< of them, those of weighted losses
+    double weight = 0;             ///< of those
+    double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`

@@ -74,10 +74,8 @@ public:
 
     void before_backward(at::Tensor const& loss) {
         if (sliced() && stage_ == Stage::Stepped) begin_anew();  // a step clears no slices, as it does what is not sliced
+        if (sliced() && stage_ == Stage::Reduced) take_back();
         if (alone_ || !window_.closed()) return;
-        if (sliced())
-            check(stage_ == Stage::Accumulating, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
-                  " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
         times_.assign(buckets_.size(), {});
         pending_.clear();
@@ -289,6 +287,25 @@ private:
                 if (!members.contains(order[position++])) return false;
         }
         return true;
+    }
+
+    /// Makes of slices that have been reduced what another backward can add to, before all are reduced once more: their sums, each on its
+    /// own rank alone.
+    void take_back() {
+        release();
+        at::NoGradGuard const no_grad;
+        for (size_t f = 0; f < flats_.size(); ++f) {
+            auto& gradients = flats_[f].gradients;
+            int64_t end = 0;  // of what has been seen to
+            for (auto const& piece : owned_) {
+                if (piece.flat != static_cast<int64_t>(f)) continue;
+                gradients.narrow(0, end, piece.begin - end).zero_();
+                gradients.narrow(0, piece.begin, piece.end - piece.begin).mul_(comm_.size());
+                end = piece.end;
+            }
+            gradients.narrow(0, end, gradients.numel() - end).zero_();
+        }
+        stage_ = Stage::Accumulating;
     }
 
     void broadcast_buffer(at::Tensor& buffer) {
