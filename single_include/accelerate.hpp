@@ -38,6 +38,7 @@
 #include <bit>
 #include <cmath>
 #include <concepts>
+#include <iterator>
 #include <set>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
@@ -72,7 +73,6 @@
 #include <thread>
 #include <ATen/ops/arange.h>
 #include <deque>
-#include <iterator>
 #include <torch/nn/module.h>
 #include <c10/core/TensorImpl.h>
 #include <ATen/core/List.h>
@@ -879,8 +879,22 @@ concept flat_model = requires(M& m, M const& c) {
 template <class M>
 concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
     { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
     m.restore_unreached(names);                                      // to what a checkpoint says
 };
+
+/// The models that an optimizer's step is for: of several only those that a loss has reached since the last one; where there is none, all,
+/// and each says so.
+template <class Model>
+std::vector<Model*> stepping(std::vector<std::shared_ptr<Model>> const& models) {
+    std::vector<Model*> all, reached;
+    for (auto const& model : models) all.push_back(model.get());
+    if constexpr (tells_unreached<Model>) {
+        if (all.size() < 2) return all;
+        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
+    }
+    return reached.empty() ? all : reached;
+}
 
 /// Asks every model, and says whether all agree to the step.
 template <class Models>
@@ -2295,6 +2309,7 @@ public:
         if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -2321,8 +2336,10 @@ public:
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
-    double weight = 0;             ///< of the losses in this window, where they are weighted
-    int64_t weighted = 0;          ///< micro-batches of this window whose loss was weighted
+    int64_t losses = 0;            ///< backwards of this window
+    int64_t weighted = 0;          ///< of them, those of weighted losses
+    double weight = 0;             ///< of those
+    double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
@@ -2486,7 +2503,7 @@ public:
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
         for (auto* model : training_.window) {
-            if (model->window_closed()) model->weight = 0, model->weighted = 0;
+            if (model->window_closed()) model->begin_window();
             training_.sync_gradients = model->window().next(training_.options.gradient_accumulation_steps, last);
         }
     }
@@ -2525,7 +2542,8 @@ private:
 namespace accelerate {
 
 /// A loss that is a sum over `weight` things (tokens, valid samples): `backward(weighted(sum, count))` divides the gradients of a
-/// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size.
+/// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size. Of a window's losses
+/// all are weighted or none (E_CALL_ORDER).
 struct weighted {
     at::Tensor sum;
     double weight = 0;
@@ -2536,22 +2554,34 @@ struct weighted {
 
 namespace detail {
 
+/// What turns the sums of a window, averaged over the ranks, into the mean by weight. Collective.
+template <class Model>
+double mean_over_weight(Model const& model) {
+    auto const total = model.sum_over_ranks(model.weight);
+    check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
+    return static_cast<double>(model.replicas()) / total;
+}
+
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
     auto const steps = training.options.gradient_accumulation_steps;
     auto const had = model.window().micro_batches();
     if (model.weighted > 0) {
-        check(model.weighted == std::max<int64_t>(had, 1), code::call_order, "accelerator.backward: ", model.weighted, " of the ", had,
+        check(model.weighted == model.losses, code::call_order, "accelerator.backward: ", model.weighted, " of the ", model.losses,
               " losses of this window were weighted(sum, weight); weight all or none");
-        if (!scaled_before) {
-            auto const total = model.sum_over_ranks(model.weight);
-            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            optim::scale_gradients(model, static_cast<double>(model.replicas()) / total);
-        }
-    } else if (training.options.short_window == ShortWindow::Rescale && had > 0 && had != steps) {
-        optim::scale_gradients(model, static_cast<double>(steps) / static_cast<double>(had));
+        if (scaled_before) return;
+        model.finished = mean_over_weight(model);
+    } else if (training.options.short_window == ShortWindow::Rescale && had > 0) {
+        model.finished = static_cast<double>(steps) / static_cast<double>(had);
     }
+    optim::scale_gradients(model, model.finished);
+}
+
+/// Takes that back, for a micro-batch that has another loss.
+template <class Model>
+void resume_window(Model& model) {
+    optim::scale_gradients(model, 1 / std::exchange(model.finished, 1));
 }
 
 }  // namespace detail
@@ -2571,14 +2601,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = loss * 0;
         if (weight) weight = 0;
     }
+    for (auto* model : models) detail::resume_window(*model), ++model->losses;
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
         // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients.
         if (steps == 1 && models.size() == 1 && models[0]->window_closed() && models[0]->weighted == 1) {
-            auto const total = models[0]->sum_over_ranks(models[0]->weight);
-            check(total > 0, code::data, "accelerator.backward: the losses of this window weigh ", total, " over all ranks; the weight must be positive");
-            loss = loss * (static_cast<double>(models[0]->replicas()) / total);
+            loss = loss * (models[0]->finished = detail::mean_over_weight(*models[0]));
             scaled_before = true;
         }
     } else if (steps > 1) {
@@ -2600,7 +2629,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->unfinished = !model->window_closed();
         if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);
-        if (!training.in_window()) model->weight = 0, model->weighted = 0;
+        if (!training.in_window()) model->begin_window();
     }
 }
 
@@ -9620,6 +9649,12 @@ public:
     /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
     /// its optimizers leave them alone.
     std::vector<Slot const*> unreached() const { return untouched(); }
+    /// Whether that is all of them, and a step has nothing to do here.
+    bool idle() const {
+        size_t slots = 0;
+        for (auto const& flat : flats_) slots += flat.slots.size();
+        return stage_ == Stage::Accumulating && untouched().size() == slots;
+    }
     /// So it is of the named ones.
     void restore_unreached(std::set<std::string> const& names) {
         for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
@@ -11578,8 +11613,8 @@ namespace accelerate::optim {
 /// fused call of LibTorch, for each set of hyper-parameters over flat buffers, and nothing per parameter; memory is the rule's state
 /// (see `optimizer_storage`), made at the first step. Parameters in bf16 or fp16 of a precision whose `master` is fp32 are updated in an
 /// fp32 copy, which follows when somebody else writes into them. Parameters that no loss has reached since the last step (a branch that was not
-/// taken) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished accumulation window
-/// `step` and `zero_grad` do nothing.
+/// taken, one of several models) stay as they are, and so does their state, with a count of steps of its own, as in Python. Inside an unfinished
+/// accumulation window `step` and `zero_grad` do nothing.
 template <recipe Recipe, sharding::flat_model Model>
 class Optimizer {
 public:
@@ -11595,10 +11630,11 @@ public:
         auto& s = *shared_;
         if (!window_closed()) return;
         check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
-        s.skipped = !sharding::before_step(s.models);
+        auto const stepping = sharding::stepping(s.models);
+        s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]]
             update();
-        for (auto& model : s.models) model->after_step();
+        for (auto* model : stepping) model->after_step();
     }
 
     /// Clears the gradients; they stay views of the flat buffers.
@@ -11992,14 +12028,15 @@ public:
     void step() {
         auto& s = *shared_;
         if (!window_closed()) return;
-        s.skipped = !sharding::before_step(s.models);
+        auto const stepping = sharding::stepping(s.models);
+        s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]] {
             WithoutGradients const none_where_unreached(s.models);
             s.held->step();
             ++s.steps;
             ++s.updates;
         }
-        for (auto& model : s.models) model->after_step();
+        for (auto* model : stepping) model->after_step();
     }
 
     /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own
@@ -12011,17 +12048,20 @@ public:
         for (auto& p : s.others) p.mutable_grad().reset();
     }
 
-    /// Of the first parameter group; the others keep their ratio to it.
+    /// Of the first parameter group; the others keep the ratio to it that they had at first. Error E_CONFIG where the first began with 0 and
+    /// another did not.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
         check_hyper(lr, "optimizer.set_lr: the learning rate");
         auto& s = *shared_;
-        s.lr = lr;
         auto& groups = s.held->param_groups();
-        for (size_t i = 0; i < groups.size(); ++i) {
-            auto const own = s.initial_lrs[i], first = s.initial_lrs[0];
-            groups[i].options().set_lr(own == first ? lr : own * (lr / first));
-        }
+        for (auto i = s.initial_lrs.size(); i < groups.size(); ++i) s.initial_lrs.push_back(groups[i].options().get_lr());  // added since
+        auto const first = s.initial_lrs[0];
+        for (auto const own : s.initial_lrs)
+            check(first != 0 || own == 0, code::config, "optimizer.set_lr: the first parameter group began with a learning rate of 0, another with ", own,
+                  ", so there is no ratio to keep; put a group whose rate is not 0 first");
+        s.lr = lr;
+        for (size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(s.initial_lrs[i] == first ? lr : s.initial_lrs[i] * (lr / first));
     }
 
     int64_t steps() const { return shared_->steps; }
@@ -16239,7 +16279,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         bool const gradients = !model->window_closed() || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
-                    {"weight", model->weight}, {"weighted", model->weighted}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
+                    {"weight", model->weight}, {"weighted", model->weighted}, {"losses", model->losses}, {"finished", model->finished}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
                     {"ranks", model->replicas()}, {"steps", steps}};
         if (gradients) {
             s.tensors = gradients_of(*model);
@@ -16263,6 +16303,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
+        if (s.values.contains("losses")) static_cast<void>(s.value<int64_t>("losses", who)), check(s.value<double>("finished", who) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
@@ -16282,7 +16323,10 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));
         model->loss_scale = s.value<double>("loss_scale", who);
+        model->begin_window();
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
+        if (s.values.contains("losses")) model->losses = s.value<int64_t>("losses", who), model->finished = s.value<double>("finished", who);
+        else model->losses = model->window().micro_batches();
     };
     using state::Names;
     return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
@@ -21985,10 +22029,8 @@ public:
 
     void before_backward(at::Tensor const& loss) {
         if (sliced() && stage_ == Stage::Stepped) begin_anew();  // a step clears no slices, as it does what is not sliced
+        if (sliced() && stage_ == Stage::Reduced) take_back();
         if (alone_ || !window_.closed()) return;
-        if (sliced())
-            check(stage_ == Stage::Accumulating, code::call_order, "accelerator.backward: the gradients are already ", name(stage_),
-                  " and with gather_gradients = false a second backward cannot add to them; step and zero_grad first");
         started_ = Clock::now();
         times_.assign(buckets_.size(), {});
         pending_.clear();
@@ -22200,6 +22242,25 @@ private:
                 if (!members.contains(order[position++])) return false;
         }
         return true;
+    }
+
+    /// Makes of slices that have been reduced what another backward can add to, before all are reduced once more: their sums, each on its
+    /// own rank alone.
+    void take_back() {
+        release();
+        at::NoGradGuard const no_grad;
+        for (size_t f = 0; f < flats_.size(); ++f) {
+            auto& gradients = flats_[f].gradients;
+            int64_t end = 0;  // of what has been seen to
+            for (auto const& piece : owned_) {
+                if (piece.flat != static_cast<int64_t>(f)) continue;
+                gradients.narrow(0, end, piece.begin - end).zero_();
+                gradients.narrow(0, piece.begin, piece.end - piece.begin).mul_(comm_.size());
+                end = piece.end;
+            }
+            gradients.narrow(0, end, gradients.numel() - end).zero_();
+        }
+        stage_ = Stage::Accumulating;
     }
 
     void broadcast_buffer(at::Tensor& buffer) {

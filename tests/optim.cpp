@@ -1137,6 +1137,22 @@ TEST_CASE("torch::optim by value, by reference and by either pointer; strangers 
     CHECK(stray[0].item<float>() == Approx(0.9));
     CHECK_FALSE(stray.grad().defined());
     CHECK(code_of([&] { bind(torch::optim::SGD({stray}, 0.1), std::vector{model}); }) == acc::code::config);
+
+    auto const rates = [](auto const& optimizer) {
+        std::vector<double> all;
+        for (auto const& group : optimizer.unwrap().param_groups()) all.push_back(group.options().get_lr());
+        return all;
+    };
+    using Group = torch::optim::OptimizerParamGroup;
+    auto const group = [&](size_t i, double lr) { return Group({a[i].second}, std::make_unique<torch::optim::SGDOptions>(lr)); };
+    auto grown = bind(torch::optim::SGD({group(0, 0.1), group(1, 0.3)}, torch::optim::SGDOptions(0.1)), std::vector{model});
+    grown.unwrap().add_param_group(Group({stray}, std::make_unique<torch::optim::SGDOptions>(0.2)));  // as who thaws a layer does
+    grown.set_lr(0.05);
+    for (auto [found, expected] : {std::pair{rates(grown)[0], 0.05}, {rates(grown)[1], 0.15}, {rates(grown)[2], 0.1}}) CHECK(found == Approx(expected));
+    auto from_zero = bind(torch::optim::SGD({group(0, 0.0), group(1, 0.3)}, torch::optim::SGDOptions(0.1)), std::vector{model});
+    CHECK(code_of([&] { from_zero.set_lr(0.1); }) == acc::code::config);
+    CHECK(rates(from_zero) == std::vector{0.0, 0.3});
+
     model->cut({0, 64, model->flats()[0].parameters.numel()});
     CHECK(code_of([&] { bind(torch::optim::SGD(tensors(a), 0.1), std::vector{model}); }) == acc::code::config);
 }

@@ -48,17 +48,20 @@ public:
         for (auto& p : s.others) p.mutable_grad().reset();
     }
 
-    /// Of the first parameter group; the others keep their ratio to it.
+    /// Of the first parameter group; the others keep the ratio to it that they had at first. Error E_CONFIG where the first began with 0 and
+    /// another did not.
     double lr() const { return shared_->lr; }
     void set_lr(double lr) {
         check_hyper(lr, "optimizer.set_lr: the learning rate");
         auto& s = *shared_;
-        s.lr = lr;
         auto& groups = s.held->param_groups();
-        for (size_t i = 0; i < groups.size(); ++i) {
-            auto const own = s.initial_lrs[i], first = s.initial_lrs[0];
-            groups[i].options().set_lr(own == first ? lr : own * (lr / first));
-        }
+        for (auto i = s.initial_lrs.size(); i < groups.size(); ++i) s.initial_lrs.push_back(groups[i].options().get_lr());  // added since
+        auto const first = s.initial_lrs[0];
+        for (auto const own : s.initial_lrs)
+            check(first != 0 || own == 0, code::config, "optimizer.set_lr: the first parameter group began with a learning rate of 0, another with ", own,
+                  ", so there is no ratio to keep; put a group whose rate is not 0 first");
+        s.lr = lr;
+        for (size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(s.initial_lrs[i] == first ? lr : s.initial_lrs[i] * (lr / first));
     }
 
     int64_t steps() const { return shared_->steps; }
