@@ -283,6 +283,7 @@ TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing
         {98, "/ranks/0/loader/seed", "\"x\"", "E_CK_LOADER"}, {98, "/ranks/0/loader/consumed", "1e30", "E_CK_LOADER"},
         {99, "/ranks/0/model_window/position", "-1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/stage", "99", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/ranks", "2", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/micro_batches", "3", "E_CK_ACCUM"},
         {99, "/ranks/0/model_window/weight", "null", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/gradients", "1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/loss_scale", "-1.0", "E_CK_ACCUM"},
+        {99, "/ranks/0/model_window/weighted", "-1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/losses", "-1", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/losses", "\"1\"", "E_CK_ACCUM"}, {99, "/ranks/0/model_window/finished", "0", "E_CK_ACCUM"},
         {100, "/values/scheduler/position", "-1", "E_CK_SCHED"}, {100, "/values/scheduler/position", "9223372036854775808", "E_CK_SCHED"}, {100, "/values/scheduler/base_lr", "null", "E_CK_SCHED"}, {100, "/values/scheduler/base_lr", "-1", "E_CK_SCHED"},
         {100, "/values/scheduler/kind", "\"linear\"", "E_CK_SCHED"}};
     for (auto const& [row, pointer, json, code] : rows) {
@@ -807,6 +808,51 @@ struct Waits : Samples {
 };
 
 }  // namespace
+
+TEST_CASE("a checkpoint between two losses of the micro-batch that ends its window", "[checkpointing][backward]") {
+    Folder folder;
+    for (bool weighted : {false, true}) {
+        auto const dir = folder / acc::concat("saved_", weighted);
+        auto const x = torch::arange(12, torch::kFloat).view({3, 4}) / 12;
+        acc::accelerator_options const options{.gradient_accumulation_steps = 4, .short_window = acc::ShortWindow::Rescale};
+        auto const trained = [&](bool resumed) {
+            Run<Fp32, None> accelerator(options);
+            auto net = std::make_shared<torch::nn::LinearImpl>(4, 2);
+            {
+                torch::NoGradGuard const no_grad;
+                net->weight.fill_(0.25), net->bias.fill_(0.5);
+            }
+            auto [model, optimizer, loader] = accelerator.prepare(net, acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{std::vector{x[0], x[1], x[2]}, {.batch_size = 1}});
+            auto const backward = [&, &model = model](torch::Tensor const& input, double weight) {
+                auto const loss = model(input).square().sum();
+                if (weighted) accelerator.backward(acc::weighted(loss, weight));
+                else accelerator.backward(loss);
+            };
+            if (resumed) accelerator.load_state(dir);
+            else
+                for (auto& batch : loader) {
+                    auto opened = accelerator.accumulate(model);
+                    backward(batch, 2);
+                    if (loader.consumed() < 3) continue;
+                    accelerator.save_state(dir);
+                }
+            backward(-x[1], 3);
+            optimizer.step();
+            return net->weight.detach().clone();
+        };
+        auto const whole = trained(false);
+        CHECK(torch::equal(trained(true), whole));
+        torch::nn::Linear by_hand(4, 2);
+        {
+            torch::NoGradGuard const no_grad;
+            by_hand->weight.fill_(0.25), by_hand->bias.fill_(0.5);
+        }
+        auto sum = by_hand(-x[1]).square().sum();
+        for (int64_t i = 0; i < 3; ++i) sum = sum + by_hand(x[i]).square().sum();
+        (sum / (weighted ? 9 : 3)).backward();
+        CHECK(torch::allclose(by_hand->weight - by_hand->weight.grad(), whole, 1e-5, 1e-6));
+    }
+}
 
 TEST_CASE("one process that is asked to stop saves while it waits for its workers", "[state_control][workers]") {
     Folder folder;

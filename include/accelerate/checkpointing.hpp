@@ -123,8 +123,11 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
-        static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
-        if (s.values.contains("losses")) static_cast<void>(s.value<int64_t>("losses", who)), check(s.value<double>("finished", who) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
+        static_cast<void>(s.value<double>("weight", who));
+        auto const weighted = s.value<int64_t>("weighted", who);
+        auto const losses = s.values.contains("losses") ? s.value<int64_t>("losses", who) : weighted;
+        auto const finished = s.values.contains("finished") ? s.value<double>("finished", who) : 1;
+        check(weighted >= 0 && losses >= weighted && finished > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
