@@ -2328,6 +2328,10 @@ public:
     bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
     void expect_backward() const {
         Base::expect_backward();
+        if (by_recipe || this->replicas() > 1)
+            for (auto const& [name, p] : frozen)
+                check(!p.requires_grad(), code::config, "accelerator.backward: parameter ", name, " was frozen when its model was prepared; now it asks for a gradient, which no optimizer would see. "
+                      "What is to be trained some day must require gradients when prepare sees it; freeze it after that");
         check(!keep_gradients || Base::clears_in_step() || this->stage() != sharding::Stage::Stepped, code::call_order,
               "accelerator.backward behind optimizer.step: gradients that stay in slices on their ranks (gather_gradients = false) can be kept, but not added to; call optimizer.zero_grad first");
     }
@@ -2341,6 +2345,8 @@ public:
     double weight = 0;             ///< of those
     double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
+    sharding::NamedParameters frozen;  ///< when it was prepared
+    bool by_recipe = false;        ///< its optimizer knows only what was not
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
@@ -2552,6 +2558,11 @@ struct weighted {
     weighted(at::Tensor loss_sum, at::Tensor const& count) : sum(std::move(loss_sum)), weight(count.item<double>()) {}
 };
 
+/// How `accelerator.backward` goes through the graph.
+struct backward_options {
+    bool retain_graph = false;  ///< what the forward has saved stays, for another backward through it
+};
+
 namespace detail {
 
 /// What turns the sums of a window, averaged over the ranks, into the mean by weight. Collective.
@@ -2588,7 +2599,7 @@ void resume_window(Model& model) {
 
 /// The backward of `Accelerator::backward`: outside any autocast, over the models that `Training::armed` names.
 template <class Training>
-void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
+void run_backward(Training& training, at::Tensor loss, std::optional<double> weight, backward_options const& how) {
     training.settled();
     [[maybe_unused]] typename Training::autocast_pause const pause;
     check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
@@ -2622,7 +2633,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->forget_verdict();
         model->before_backward(loss);
     }
-    torch::autograd::backward({loss}, {});
+    torch::autograd::backward({loss}, {}, how.retain_graph);
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;
@@ -13187,6 +13198,12 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
     return found;
 }
 
+inline sharding::NamedParameters frozen(torch::nn::Module& module) {
+    auto found = unique_parameters(module);
+    std::erase_if(found, [](auto const& named) { return named.second.requires_grad(); });
+    return found;
+}
+
 inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
     sharding::NamedParameters found;
     for (auto const& b : module.named_buffers())
@@ -16302,8 +16319,11 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
         check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
               ". Save at a window's end to change that");
-        static_cast<void>(s.value<double>("weight", who)), static_cast<void>(s.value<int64_t>("weighted", who));
-        if (s.values.contains("losses")) static_cast<void>(s.value<int64_t>("losses", who)), check(s.value<double>("finished", who) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
+        static_cast<void>(s.value<double>("weight", who));
+        auto const weighted = s.value<int64_t>("weighted", who);
+        auto const losses = s.values.contains("losses") ? s.value<int64_t>("losses", who) : weighted;
+        auto const finished = s.values.contains("finished") ? s.value<double>("finished", who) : 1;
+        check(weighted >= 0 && losses >= weighted && finished > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
@@ -17445,9 +17465,9 @@ public:
     /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
     /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank. Of several models only those that the loss reaches
     /// take part, the same on every rank.
-    void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
+    void backward(at::Tensor const& loss, backward_options const& how = {}) { run_backward(*training_, loss, {}, how); }
     /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
-    void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
+    void backward(weighted const& loss, backward_options const& how = {}) { run_backward(*training_, loss.sum, loss.weight, how); }
 
     /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
     template <class... Models>
@@ -17617,6 +17637,7 @@ public:
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        state->frozen = detail::frozen(*module);
         if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
@@ -17706,7 +17727,7 @@ private:
     template <class Recipe>
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
-            for (auto& model : models) model->operations = recipe.operations;
+            for (auto& model : models) model->operations = recipe.operations, model->by_recipe = true;
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();

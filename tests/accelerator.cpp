@@ -131,6 +131,45 @@ TEST_CASE("a micro-batch may have several losses, also the one that ends its win
     CHECK_THROWS_WITH(gradients({.gradient_accumulation_steps = 2}, some_by_weight), contains("E_CALL_ORDER") && contains("1 of the 3") && contains("weight all or none"));
 }
 
+TEST_CASE("a graph is kept for who asks for it", "[backward]") {
+    Run<> accelerator;
+    auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+    auto const y = model(torch::full({1}, 3.0f)).square().sum();
+    accelerator.backward(y, {.retain_graph = true});
+    accelerator.backward(acc::weighted(y, 2), {.retain_graph = true});
+    accelerator.backward(2 * y);
+    CHECK(model->w.grad().template item<double>() == Approx(3.5 * 2 * 9 * 0.5));
+    CHECK_THROWS(accelerator.backward(y));
+}
+
+TEST_CASE("what was frozen when its model was prepared cannot be thawed unnoticed", "[backward][training][prepare]") {
+    auto net = std::make_shared<torch::nn::LinearImpl>(2, 1);
+    net->bias.set_requires_grad(false);
+    auto const x = torch::ones({1, 2});
+    SECTION("where a recipe updates it") {
+        Run<> accelerator;
+        auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 1.0});
+        accelerator.backward(model(x).sum());
+        optimizer.step();
+        net->bias.set_requires_grad(true);
+        CHECK_THROWS_WITH(accelerator.backward(model(x).sum()), contains("E_CONFIG") && contains("parameter bias") && contains("frozen"));
+        net->bias.set_requires_grad(false);
+        net->weight.set_requires_grad(false);  // and the other way it is not trained for a while
+        net->weight.set_requires_grad(true);
+        accelerator.backward(model(x).sum());
+        optimizer.step();
+    }
+    SECTION("a torch::optim optimizer of one process has it, and trains it as ever") {
+        Run<> accelerator;
+        auto [model, optimizer] = accelerator.prepare(net, torch::optim::SGD(net->parameters(), 1.0));
+        auto const before = net->bias.item<double>();
+        net->bias.set_requires_grad(true);
+        accelerator.backward(model(x).sum());
+        optimizer.step();
+        CHECK(net->bias.item<double>() == Approx(before - 1));
+    }
+}
+
 TEST_CASE("a loop without accumulate is a window of one", "[backward][training]") {
     Run<> accelerator;
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});

@@ -107,9 +107,9 @@ public:
     /// Backward through `loss` (one element). Micro-batches are averaged as in Python: the loss is divided by
     /// `gradient_accumulation_steps`. Returns when the gradients are complete on every rank. Of several models only those that the loss reaches
     /// take part, the same on every rank.
-    void backward(at::Tensor const& loss) { run_backward(*training_, loss, {}); }
+    void backward(at::Tensor const& loss, backward_options const& how = {}) { run_backward(*training_, loss, {}, how); }
     /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
-    void backward(weighted const& loss) { run_backward(*training_, loss.sum, loss.weight); }
+    void backward(weighted const& loss, backward_options const& how = {}) { run_backward(*training_, loss.sum, loss.weight, how); }
 
     /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
     template <class... Models>
@@ -279,6 +279,7 @@ public:
         detail::connect_modules(*module, training_->comm);
         auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
         state->keep_gradients = training_->options.keep_gradients;
+        state->frozen = detail::frozen(*module);
         if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
         if constexpr (requires { Precision::after_update(*module); })
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
@@ -368,7 +369,7 @@ private:
     template <class Recipe>
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
         if constexpr (requires { recipe.operations; })
-            for (auto& model : models) model->operations = recipe.operations;
+            for (auto& model : models) model->operations = recipe.operations, model->by_recipe = true;
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
             for (auto& model : models) model->sweeps = optimizer.sweeps();

@@ -21,6 +21,11 @@ struct weighted {
     weighted(at::Tensor loss_sum, at::Tensor const& count) : sum(std::move(loss_sum)), weight(count.item<double>()) {}
 };
 
+/// How `accelerator.backward` goes through the graph.
+struct backward_options {
+    bool retain_graph = false;  ///< what the forward has saved stays, for another backward through it
+};
+
 namespace detail {
 
 /// What turns the sums of a window, averaged over the ranks, into the mean by weight. Collective.
@@ -57,7 +62,7 @@ void resume_window(Model& model) {
 
 /// The backward of `Accelerator::backward`: outside any autocast, over the models that `Training::armed` names.
 template <class Training>
-void run_backward(Training& training, at::Tensor loss, std::optional<double> weight) {
+void run_backward(Training& training, at::Tensor loss, std::optional<double> weight, backward_options const& how) {
     training.settled();
     [[maybe_unused]] typename Training::autocast_pause const pause;
     check(loss.defined(), code::data, "accelerator.backward: the loss must have one element, found an undefined tensor");
@@ -91,7 +96,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->forget_verdict();
         model->before_backward(loss);
     }
-    torch::autograd::backward({loss}, {});
+    torch::autograd::backward({loss}, {}, how.retain_graph);
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;

@@ -172,6 +172,12 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
     return found;
 }
 
+inline sharding::NamedParameters frozen(torch::nn::Module& module) {
+    auto found = unique_parameters(module);
+    std::erase_if(found, [](auto const& named) { return named.second.requires_grad(); });
+    return found;
+}
+
 inline sharding::NamedParameters named_buffers(torch::nn::Module& module) {
     sharding::NamedParameters found;
     for (auto const& b : module.named_buffers())

@@ -97,6 +97,10 @@ public:
     bool clears_in_step() const { return !keep_gradients && Base::clears_in_step(); }
     void expect_backward() const {
         Base::expect_backward();
+        if (by_recipe || this->replicas() > 1)
+            for (auto const& [name, p] : frozen)
+                check(!p.requires_grad(), code::config, "accelerator.backward: parameter ", name, " was frozen when its model was prepared; now it asks for a gradient, which no optimizer would see. "
+                      "What is to be trained some day must require gradients when prepare sees it; freeze it after that");
         check(!keep_gradients || Base::clears_in_step() || this->stage() != sharding::Stage::Stepped, code::call_order,
               "accelerator.backward behind optimizer.step: gradients that stay in slices on their ranks (gather_gradients = false) can be kept, but not added to; call optimizer.zero_grad first");
     }
@@ -110,6 +114,8 @@ public:
     double weight = 0;             ///< of those
     double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
+    sharding::NamedParameters frozen;  ///< when it was prepared
+    bool by_recipe = false;        ///< its optimizer knows only what was not
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
