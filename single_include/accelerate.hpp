@@ -40,6 +40,7 @@
 #include <concepts>
 #include <iterator>
 #include <set>
+#include <type_traits>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <map>
@@ -59,7 +60,6 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <chrono>
 #include <tuple>
-#include <type_traits>
 #include <ranges>
 #include <ATen/ops/full.h>
 #include <compare>
@@ -883,12 +883,13 @@ concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const
     m.restore_unreached(names);                                      // to what a checkpoint says
 };
 
-/// The models that an optimizer's step is for: of several only those that a loss has reached since the last one; where there is none, all,
-/// and each says so.
-template <class Model>
-std::vector<Model*> stepping(std::vector<std::shared_ptr<Model>> const& models) {
+/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
+/// all, and each says so.
+template <class Models>
+auto stepping(Models const& models) {
+    using Model = std::remove_reference_t<decltype(*models.front())>;
     std::vector<Model*> all, reached;
-    for (auto const& model : models) all.push_back(model.get());
+    for (auto const& model : models) all.push_back(std::to_address(model));
     if constexpr (tells_unreached<Model>) {
         if (all.size() < 2) return all;
         std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
@@ -6253,37 +6254,43 @@ public:
 
 namespace accelerate::detail {
 
-/// `Accelerator::clip_grad_norm`: over one model, folding over ranks where a rank owns only slices of the gradients. Takes the loss
-/// scale out on the way. Where the optimizer multiplies in its sweep, the multiplication is left to it; where the step will be refused
-/// there is none.
+/// `Accelerator::clip_grad_norm`: over some models as if they were one, folding over ranks where a rank owns only slices of the gradients.
+/// Takes the loss scale out on the way. Where the optimizer multiplies in its sweep, the multiplication is left to it; where the step will be
+/// refused there is none.
 template <class Training, class Model>
-at::Tensor clip_grad_norm(Training& training, Model& model, double max_norm, double norm_type) {
+at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, double max_norm, double norm_type) {
     training.settled();
     check(max_norm >= 0 && !std::isnan(norm_type), code::config, "accelerator.clip_grad_norm: max_norm is ", max_norm, " and norm_type ", norm_type, "; a norm must be at least 0, its type a number");
-    if (!model.window_closed()) return model.last_norm.defined() ? model.last_norm : at::zeros({});
-    model.advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
-    Model* const only[] = {&model};
-    std::span<Model* const> const models(only);
+    auto const& first = *given.front();
+    if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : at::zeros({});
+    auto const stepping = sharding::stepping(given);
+    std::span<Model* const> const models(stepping);
+    for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    if (models.size() > 1)  // whose scales may differ
+        for (auto* model : models) optim::scale_gradients(*model, model->take_scale());
     auto norm = [&] {
-        if constexpr (Model::owns_everything) return optim::gradient_norm(models, norm_type, model.operations);
-        else return optim::gradient_norm(models, norm_type, model.operations, [&](at::Tensor& partial, optim::Fold how) {
-            model.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum);
+        if constexpr (Model::owns_everything) return optim::gradient_norm(models, norm_type, first.operations);
+        else return optim::gradient_norm(models, norm_type, first.operations, [&](at::Tensor& partial, optim::Fold how) {
+            first.fold(partial, how == optim::Fold::Max ? comm::Reduction::Max : how == optim::Fold::Min ? comm::Reduction::Min : comm::Reduction::Sum);
         });
     }();
-    auto const unscale = model.take_scale();
+    auto const unscale = models.front()->take_scale();
     if (unscale != 1) norm = norm * unscale;
-    model.last_norm = norm.to(optim::norm_dtype(models));
+    auto const dtype = optim::norm_dtype(models);
+    auto const result = norm.to(dtype);
+    for (auto* model : given) model->last_norm = result;
     if (!norm.is_cpu()) {
-        optim::scale_gradients(model, (optim::clip_coefficient(norm, max_norm) * unscale).to(optim::norm_dtype(models)));
-        return model.last_norm;
+        for (auto* model : models) optim::scale_gradients(*model, (optim::clip_coefficient(norm, max_norm) * unscale).to(dtype));
+        return result;
     }
     if (!training.guard->policy().ignores()) {
         // A finite norm of positive order is that of finite gradients; others may hide an infinity, or overflow themselves.
-        model.finite = (norm_type > 0 && std::isfinite(norm.template item<double>())) || training.guard->finite(model);
-        if (!*model.finite) return model.last_norm;
+        bool const finite = norm_type > 0 && std::isfinite(norm.template item<double>());
+        for (auto* model : models) model->finite = finite || training.guard->finite(*model);
+        if (!std::ranges::all_of(models, [](auto const* model) { return *model->finite; })) return result;
     }
-    model.scale_gradients(optim::clip_factor(norm, max_norm, model.operations) * unscale);
-    return model.last_norm;
+    for (auto* model : models) model->scale_gradients(optim::clip_factor(norm, max_norm, first.operations) * unscale);
+    return result;
 }
 
 template <class Training, class Model>
@@ -17512,7 +17519,13 @@ public:
     /// only after `unscale_gradients`, or with `Operations::Torch`. In an unfinished window does nothing and gives the last norm.
     template <class Model>
     at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
-        return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
+        return clip_grad_norm(std::tie(model), max_norm, norm_type);
+    }
+    /// The same of several models as if they were one: `clip_grad_norm(std::tie(a, b), max_norm)`.
+    template <class... Models>
+    at::Tensor clip_grad_norm(std::tuple<Models&...> const& models, double max_norm, double norm_type = 2) {
+        auto const states = std::apply([](auto const&... model) { return std::array{&state_of(model)...}; }, models);
+        return detail::clip_grad_norm(*training_, std::span<model_state* const>(states), max_norm, norm_type);
     }
     /// Clamps every gradient to [-value, value].
     template <class Model>

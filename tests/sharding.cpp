@@ -565,18 +565,24 @@ torch::Tensor loss_of_turn(std::pair<bool, bool> reached, auto&& a, auto&& b, to
     return loss;
 }
 
-std::vector<torch::Tensor> turns_by_hand() {
+/// The weights, and behind them the norms that clipping gives.
+template <class Optimizer, class Options>
+std::vector<torch::Tensor> turns_by_hand(Options const& options) {
     Mlp first, second;
     fill(first), fill(second);
     auto parameters = first.parameters();
     for (auto const& p : second.parameters()) parameters.push_back(p);
-    torch::optim::AdamW optimizer(parameters, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+    Optimizer optimizer(parameters, options);
+    std::vector<torch::Tensor> norms;
     for (size_t i = 0; i < reached_in_turn.size(); ++i) {
         loss_of_turn(reached_in_turn[i], [&](auto const& x) { return first.forward(x); }, [&](auto const& x) { return second.forward(x); }, Mlp::input(static_cast<int64_t>(i), global_batch)).backward();
+        norms.push_back(torch::tensor(torch::nn::utils::clip_grad_norm_(parameters, 0.1)));
         optimizer.step();
         optimizer.zero_grad();
     }
-    return weights_of({&first, &second});
+    auto all = weights_of({&first, &second});
+    for (auto const& norm : norms) all.push_back(norm.to(torch::kFloat));
+    return all;
 }
 
 template <class Run, class Make>
@@ -586,35 +592,44 @@ std::vector<torch::Tensor> turns(Make const& make) {
     fill(*first), fill(*second);
     auto [a, b, of_both] = accelerator.prepare(first, second, make(*first, *second));
     auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    std::vector<torch::Tensor> norms;
     for (size_t i = 0; i < reached_in_turn.size(); ++i) {
         auto window = accelerator.accumulate(a, b);
         accelerator.backward(loss_of_turn(reached_in_turn[i], a, b, Mlp::input(static_cast<int64_t>(i), global_batch).slice(0, begin, begin + rows)));
+        norms.push_back(accelerator.clip_grad_norm(std::tie(a, b), 0.1));
         of_both.step(), of_both.zero_grad();
     }
     CHECK_THROWS_WITH(of_both.step(), contains("with a loss that reaches this model"));
-    std::vector<torch::Tensor> weights;
+    CHECK_THROWS_WITH(accelerator.clip_grad_norm(std::tie(a, b), 0.1), contains("with a loss that reaches this model"));
+    std::vector<torch::Tensor> all;
     for (auto* model : {&a, &b})
-        for (auto const& [name, w] : accelerator.get_state_dict(*model)) weights.push_back(w);
-    return weights;
+        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
+    for (auto const& norm : norms) all.push_back(norm.to(torch::kFloat));
+    return all;
 }
 
 }  // namespace
 
-TEST_CASE("an optimizer of two models steps those that a loss has reached", "[flat][optimizer][torch_adapter]") {
-    auto const by_hand = turns_by_hand();
+TEST_CASE("an optimizer of two models steps, and clips as one, those that a loss has reached", "[flat][optimizer][torch_adapter][clipping]") {
+    using namespace torch::optim;
+    auto const decayed = AdamWOptions(0.01).weight_decay(0.1);
+    auto const adamw = turns_by_hand<AdamW>(decayed), sgd = turns_by_hand<SGD>(SGDOptions(0.5).momentum(0.9));
     auto const recipe = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
     auto const in_pythons_order = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1, .operations = acc::Operations::Torch}; };
-    auto const held = [](Mlp& first, Mlp& second) {
+    auto const with_momentum = [](auto&, auto&) { return acc::optim::Sgd{.lr = 0.5, .momentum = 0.9}; };
+    auto const held = [&](Mlp& first, Mlp& second) {
         auto parameters = first.parameters();
         for (auto const& p : second.parameters()) parameters.push_back(p);
-        return std::make_shared<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+        return std::make_shared<AdamW>(parameters, decayed);
     };
-    close(turns<Alone>(in_pythons_order), by_hand);
-    close(turns<Replicated<>>(recipe), by_hand);
-    close(turns<Replicated<overlapped>>(in_pythons_order), by_hand);
-    close(turns<Replicated<sliced>>(recipe), by_hand);
-    close(turns<Spread>(recipe), by_hand);
-    close(turns<Replicated<>>(held), by_hand);
+    close(turns<Alone>(in_pythons_order), adamw);
+    close(turns<Alone>(with_momentum), sgd);
+    close(turns<Replicated<>>(recipe), adamw);
+    close(turns<Replicated<overlapped>>(in_pythons_order), adamw);
+    close(turns<Replicated<sliced>>(with_momentum), sgd);
+    close(turns<Spread>(with_momentum), sgd);
+    close(turns<Spread>(recipe), adamw);
+    close(turns<Replicated<>>(held), adamw);
 }
 
 TEST_CASE("a second backward before the step adds to gradients that have been reduced", "[ddp][backward]") {

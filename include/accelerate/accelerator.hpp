@@ -23,6 +23,7 @@
 #include <accelerate/state/save_model.hpp>
 #include <accelerate/state_control.hpp>
 #include <accelerate/supported.hpp>
+#include <array>
 #include <chrono>
 #include <exception>
 
@@ -154,7 +155,13 @@ public:
     /// only after `unscale_gradients`, or with `Operations::Torch`. In an unfinished window does nothing and gives the last norm.
     template <class Model>
     at::Tensor clip_grad_norm(Model const& model, double max_norm, double norm_type = 2) {
-        return detail::clip_grad_norm(*training_, state_of(model), max_norm, norm_type);
+        return clip_grad_norm(std::tie(model), max_norm, norm_type);
+    }
+    /// The same of several models as if they were one: `clip_grad_norm(std::tie(a, b), max_norm)`.
+    template <class... Models>
+    at::Tensor clip_grad_norm(std::tuple<Models&...> const& models, double max_norm, double norm_type = 2) {
+        auto const states = std::apply([](auto const&... model) { return std::array{&state_of(model)...}; }, models);
+        return detail::clip_grad_norm(*training_, std::span<model_state* const>(states), max_norm, norm_type);
     }
     /// Clamps every gradient to [-value, value].
     template <class Model>

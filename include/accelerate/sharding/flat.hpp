@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace accelerate::sharding {
@@ -67,12 +68,13 @@ concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const
     m.restore_unreached(names);                                      // to what a checkpoint says
 };
 
-/// The models that an optimizer's step is for: of several only those that a loss has reached since the last one; where there is none, all,
-/// and each says so.
-template <class Model>
-std::vector<Model*> stepping(std::vector<std::shared_ptr<Model>> const& models) {
+/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
+/// all, and each says so.
+template <class Models>
+auto stepping(Models const& models) {
+    using Model = std::remove_reference_t<decltype(*models.front())>;
     std::vector<Model*> all, reached;
-    for (auto const& model : models) all.push_back(model.get());
+    for (auto const& model : models) all.push_back(std::to_address(model));
     if constexpr (tells_unreached<Model>) {
         if (all.size() < 2) return all;
         std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
