@@ -9702,7 +9702,7 @@ public:
     /// nothing inside an unfinished window.
     void zero_grad() {
         if (!window_.closed()) return;
-        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
+        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
         begin_anew();
@@ -16346,6 +16346,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();
+        if constexpr (sharding::tells_unreached<Model>) model->unfinished = model->unfinished && !model->idle();
         model->forget_verdict();
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));

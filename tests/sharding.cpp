@@ -424,6 +424,26 @@ void branches_not_taken() {
 constexpr acc::ddp finding{.find_unused_parameters = true, .overlap = acc::Overlap::Off};
 using Spread = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>>;
 
+/// One for all ranks, empty at first and gone in the end.
+class FolderOfRanks {
+public:
+    explicit FolderOfRanks(std::string const& name) : path_(std::filesystem::temp_directory_path() / acc::concat("accelerate_test_", name, "_", ranks_.num_processes())) { clear(); }
+    ~FolderOfRanks() { clear(); }
+    FolderOfRanks(FolderOfRanks const&) = delete;
+    FolderOfRanks& operator=(FolderOfRanks const&) = delete;
+    std::filesystem::path operator/(std::string const& name) const { return path_ / name; }
+
+private:
+    void clear() {
+        ranks_.wait_for_everyone();
+        if (ranks_.is_main_process()) std::filesystem::remove_all(path_);
+        ranks_.wait_for_everyone();
+    }
+
+    Replicated<> ranks_;
+    std::filesystem::path path_;
+};
+
 template <class Run>
 void branches_are_resumed(std::filesystem::path const& folder) {
     auto const recipe = [](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
@@ -447,17 +467,9 @@ TEST_CASE("a branch that no loss of a window has reached stays as it is, as with
 }
 
 TEST_CASE("what a window has not reached yet, and how often a branch was passed over, is in a checkpoint", "[unused][saved_progress]") {
-    Replicated<finding> ranks;
-    auto const folder = std::filesystem::temp_directory_path() / acc::concat("accelerate_test_branches_", ranks.num_processes());
-    auto const clear = [&] {
-        ranks.wait_for_everyone();
-        if (ranks.is_main_process()) std::filesystem::remove_all(folder);
-        ranks.wait_for_everyone();
-    };
-    clear();
+    FolderOfRanks const folder("branches");
     branches_are_resumed<Replicated<finding>>(folder / "whole");
     branches_are_resumed<Spread>(folder / "spread");
-    clear();
 }
 
 TEST_CASE("ranks with different models are told which parameter differs", "[replicate]") {
@@ -555,27 +567,30 @@ TEST_CASE("of two models in a window each has the gradients of the micro-batches
 
 namespace {
 
-/// Which of two models the loss of a window reaches.
-constexpr std::array<std::pair<bool, bool>, 6> reached_in_turn{{{true, false}, {false, true}, {false, true}, {true, true}, {true, false}, {true, true}}};
+constexpr int64_t turns = 6;
 
-torch::Tensor loss_of_turn(std::pair<bool, bool> reached, auto&& a, auto&& b, torch::Tensor const& x) {
+/// Of two models the losses of a window reach one or both.
+torch::Tensor loss_of_turn(int64_t turn, auto&& a, auto&& b, torch::Tensor const& x) {
+    constexpr std::array<std::pair<bool, bool>, turns> reached{{{true, false}, {false, true}, {false, true}, {true, true}, {true, false}, {true, true}}};
+    auto const [by_a, by_b] = reached[static_cast<size_t>(turn)];
     torch::Tensor loss;
-    if (reached.first) loss = a(x).pow(2).mean();
-    if (reached.second) loss = loss.defined() ? loss + b(x).abs().mean() : b(x).abs().mean();
+    if (by_a) loss = a(x).pow(2).mean();
+    if (by_b) loss = by_a ? loss + b(x).abs().mean() : b(x).abs().mean();
     return loss;
 }
 
-/// The weights, and behind them the norms that clipping gives.
+/// The weights, and behind them the norms that clipping gives, after windows of `k` micro-batches.
 template <class Optimizer, class Options>
-std::vector<torch::Tensor> turns_by_hand(Options const& options) {
+std::vector<torch::Tensor> turns_by_hand(Options const& options, int64_t k) {
     Mlp first, second;
     fill(first), fill(second);
     auto parameters = first.parameters();
     for (auto const& p : second.parameters()) parameters.push_back(p);
     Optimizer optimizer(parameters, options);
     std::vector<torch::Tensor> norms;
-    for (size_t i = 0; i < reached_in_turn.size(); ++i) {
-        loss_of_turn(reached_in_turn[i], [&](auto const& x) { return first.forward(x); }, [&](auto const& x) { return second.forward(x); }, Mlp::input(static_cast<int64_t>(i), global_batch)).backward();
+    for (int64_t m = 0; m < turns * k; ++m) {
+        (loss_of_turn(m / k, [&](auto const& x) { return first.forward(x); }, [&](auto const& x) { return second.forward(x); }, Mlp::input(m, global_batch)) / k).backward();
+        if ((m + 1) % k != 0) continue;
         norms.push_back(torch::tensor(torch::nn::utils::clip_grad_norm_(parameters, 0.1)));
         optimizer.step();
         optimizer.zero_grad();
@@ -585,26 +600,33 @@ std::vector<torch::Tensor> turns_by_hand(Options const& options) {
     return all;
 }
 
+/// The same by a prepared loop, in two parts where a folder is given: the second goes on from a checkpoint behind micro-batch `stop`.
 template <class Run, class Make>
-std::vector<torch::Tensor> turns(Make const& make) {
-    Run accelerator;
-    auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
-    fill(*first), fill(*second);
-    auto [a, b, of_both] = accelerator.prepare(first, second, make(*first, *second));
-    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
-    std::vector<torch::Tensor> norms;
-    for (size_t i = 0; i < reached_in_turn.size(); ++i) {
-        auto window = accelerator.accumulate(a, b);
-        accelerator.backward(loss_of_turn(reached_in_turn[i], a, b, Mlp::input(static_cast<int64_t>(i), global_batch).slice(0, begin, begin + rows)));
-        norms.push_back(accelerator.clip_grad_norm(std::tie(a, b), 0.1));
-        of_both.step(), of_both.zero_grad();
-    }
-    CHECK_THROWS_WITH(of_both.step(), contains("with a loss that reaches this model"));
-    CHECK_THROWS_WITH(accelerator.clip_grad_norm(std::tie(a, b), 0.1), contains("with a loss that reaches this model"));
-    std::vector<torch::Tensor> all;
-    for (auto* model : {&a, &b})
-        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
-    for (auto const& norm : norms) all.push_back(norm.to(torch::kFloat));
+std::vector<torch::Tensor> in_turns(Make const& make, int64_t k, int64_t stop = 0, std::filesystem::path const& folder = {}) {
+    std::vector<torch::Tensor> all, norms;
+    auto const part = [&](int64_t from, int64_t to) {
+        Run accelerator({.gradient_accumulation_steps = k});
+        auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
+        fill(*first), fill(*second);
+        auto [a, b, of_both] = accelerator.prepare(first, second, make(*first, *second));
+        if (from > 0) accelerator.load_state(folder);
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t m = from; m < to; ++m) {
+            auto window = accelerator.accumulate(a, b);
+            accelerator.backward(loss_of_turn(m / k, a, b, Mlp::input(m, global_batch).slice(0, begin, begin + rows)));
+            auto const norm = accelerator.clip_grad_norm(std::tie(a, b), 0.1);
+            if (accelerator.sync_gradients()) norms.push_back(norm.to(torch::kFloat));
+            of_both.step(), of_both.zero_grad();
+        }
+        if (to < turns * k) return accelerator.save_state(folder);
+        CHECK_THROWS_WITH(of_both.step(), contains("with a loss that reaches this model"));
+        CHECK_THROWS_WITH(accelerator.clip_grad_norm(std::tie(a, b), 0.1), contains("with a loss that reaches this model"));
+        for (auto* model : {&a, &b})
+            for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
+    };
+    if (stop > 0) part(0, stop);
+    part(stop, turns * k);
+    all.insert(all.end(), norms.begin(), norms.end());
     return all;
 }
 
@@ -613,7 +635,6 @@ std::vector<torch::Tensor> turns(Make const& make) {
 TEST_CASE("an optimizer of two models steps, and clips as one, those that a loss has reached", "[flat][optimizer][torch_adapter][clipping]") {
     using namespace torch::optim;
     auto const decayed = AdamWOptions(0.01).weight_decay(0.1);
-    auto const adamw = turns_by_hand<AdamW>(decayed), sgd = turns_by_hand<SGD>(SGDOptions(0.5).momentum(0.9));
     auto const recipe = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
     auto const in_pythons_order = [](auto&, auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1, .operations = acc::Operations::Torch}; };
     auto const with_momentum = [](auto&, auto&) { return acc::optim::Sgd{.lr = 0.5, .momentum = 0.9}; };
@@ -622,14 +643,28 @@ TEST_CASE("an optimizer of two models steps, and clips as one, those that a loss
         for (auto const& p : second.parameters()) parameters.push_back(p);
         return std::make_shared<AdamW>(parameters, decayed);
     };
-    close(turns<Alone>(in_pythons_order), adamw);
-    close(turns<Alone>(with_momentum), sgd);
-    close(turns<Replicated<>>(recipe), adamw);
-    close(turns<Replicated<overlapped>>(in_pythons_order), adamw);
-    close(turns<Replicated<sliced>>(with_momentum), sgd);
-    close(turns<Spread>(with_momentum), sgd);
-    close(turns<Spread>(recipe), adamw);
-    close(turns<Replicated<>>(held), adamw);
+    for (int64_t k : {1, 2}) {
+        auto const adamw = turns_by_hand<AdamW>(decayed, k), sgd = turns_by_hand<SGD>(SGDOptions(0.5).momentum(0.9), k);
+        close(in_turns<Alone>(in_pythons_order, k), adamw);
+        close(in_turns<Alone>(with_momentum, k), sgd);
+        close(in_turns<Replicated<>>(recipe, k), adamw);
+        close(in_turns<Replicated<overlapped>>(in_pythons_order, k), adamw);
+        close(in_turns<Replicated<sliced>>(with_momentum, k), sgd);
+        close(in_turns<Spread>(with_momentum, k), sgd);
+        close(in_turns<Spread>(recipe, k), adamw);
+        close(in_turns<Replicated<>>(held, k), adamw);
+    }
+    FolderOfRanks folder("turns");
+    auto const same = [&]<class R>(R*, char const* name) {
+        auto const whole = in_turns<R>(recipe, 2);
+        for (int64_t stop : {3, 4, 7}) {
+            auto const resumed = in_turns<R>(recipe, 2, stop, folder / acc::concat(name, stop));
+            for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
+        }
+    };
+    same(static_cast<Replicated<>*>(nullptr), "whole");
+    same(static_cast<Replicated<sliced>*>(nullptr), "sliced");
+    same(static_cast<Spread*>(nullptr), "spread");
 }
 
 TEST_CASE("a second backward before the step adds to gradients that have been reduced", "[ddp][backward]") {

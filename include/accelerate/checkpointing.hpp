@@ -143,6 +143,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();
+        if constexpr (sharding::tells_unreached<Model>) model->unfinished = model->unfinished && !model->idle();
         model->forget_verdict();
         model->take_scale();
         model->scale_gradients(s.value<double>("gradient_scale", who));

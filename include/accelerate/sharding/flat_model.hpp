@@ -90,7 +90,7 @@ public:
     /// nothing inside an unfinished window.
     void zero_grad() {
         if (!window_.closed()) return;
-        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2, code::call_order,
+        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
         begin_anew();
