@@ -2307,7 +2307,9 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (this->window_closed()) forget_gradients();
+        if (!this->window_closed()) return;
+        forget_gradients();
+        begin_window();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
@@ -11655,6 +11657,14 @@ public:
         for (auto* model : stepping) model->after_step();
     }
 
+    /// The same behind a call of `closure`, which clears the gradients, computes them and gives the loss. Gives that.
+    template <std::invocable Closure>
+    at::Tensor step(Closure&& closure) {
+        at::Tensor loss = closure();
+        step();
+        return loss;
+    }
+
     /// Clears the gradients; they stay views of the flat buffers.
     void zero_grad() {
         if (!window_closed()) return;
@@ -11967,6 +11977,7 @@ namespace torch::optim {
 class Adagrad;
 class Adam;
 class AdamW;
+class LBFGS;
 class RMSprop;
 class SGD;
 struct AdagradParamState;
@@ -12044,6 +12055,7 @@ public:
     TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
 
     void step() {
+        static_assert(!std::is_same_v<Held, torch::optim::LBFGS>, "optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)");
         auto& s = *shared_;
         if (!window_closed()) return;
         auto const stepping = sharding::stepping(s.models);
@@ -12057,6 +12069,46 @@ public:
         for (auto* model : stepping) model->after_step();
     }
 
+    /// The same of an optimizer that evaluates the loss itself, as torch::optim::LBFGS does, as often as it likes: `closure` clears the
+    /// gradients, calls the model and `accelerator.backward`, and gives the loss. The optimizer is shown the mean of the ranks' losses, so that
+    /// all of them go the same way. Where a gradient is not finite nothing is changed, only that an LBFGS which was under way forgets its
+    /// history. Gives this rank's first loss. Costs a copy of the parameters.
+    template <std::invocable Closure>
+    at::Tensor step(Closure&& closure) {
+        auto& s = *shared_;
+        if (!window_closed()) return closure();
+        struct Refused {};
+        auto const parameters = s.copy_of_parameters();
+        std::optional<WithoutGradients> none_where_unreached;
+        std::vector<Model*> stepping;
+        at::Tensor first;
+        int64_t evaluations = 0;
+        auto const evaluate = [&] {
+            if (evaluations++ > 0) {  // the parameters are others now
+                none_where_unreached.reset();
+                for (auto* model : stepping) model->after_step(), model->zero_grad();
+            }
+            at::Tensor const loss = closure();
+            stepping = sharding::stepping(s.models);
+            if (evaluations == 1) first = loss.detach();
+            if (!sharding::before_step(stepping)) throw Refused();
+            none_where_unreached.emplace(s.models);
+            return s.mean_over_ranks(loss);
+        };
+        try {
+            static_cast<void>(s.held->step(evaluate));
+            s.skipped = false;
+            ++s.steps;
+            ++s.updates;
+        } catch (Refused const&) {
+            s.skipped = true;
+            if (evaluations > 1) s.restore(parameters);
+        }
+        none_where_unreached.reset();
+        for (auto* model : stepping) model->after_step();
+        return first;
+    }
+
     /// Clears the gradients in place; those of parameters that no prepared model has are dropped, as the optimizer's own
     /// `zero_grad` does.
     void zero_grad() {
@@ -12068,7 +12120,7 @@ public:
 
     /// Of the first parameter group; the others keep the ratio to it that they had at first. Error E_CONFIG where the first began with 0 and
     /// another did not.
-    double lr() const { return shared_->lr; }
+    double lr() const { return shared_->held->param_groups().front().options().get_lr(); }
     void set_lr(double lr) {
         check_hyper(lr, "optimizer.set_lr: the learning rate");
         auto& s = *shared_;
@@ -12078,7 +12130,6 @@ public:
         for (auto const own : s.initial_lrs)
             check(first != 0 || own == 0, code::config, "optimizer.set_lr: the first parameter group began with a learning rate of 0, another with ", own,
                   ", so there is no ratio to keep; put a group whose rate is not 0 first");
-        s.lr = lr;
         for (size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(s.initial_lrs[i] == first ? lr : s.initial_lrs[i] * (lr / first));
     }
 
@@ -12207,7 +12258,28 @@ private:
                     else others.push_back(p);
             }
             check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
-            lr = initial_lrs[0];
+        }
+
+        std::vector<at::Tensor> copy_of_parameters() const {
+            std::vector<at::Tensor> copies;
+            for (auto const& model : models)
+                for (auto const& flat : std::span<sharding::Flat const>(model->flats())) copies.push_back(flat.parameters.clone());
+            return copies;
+        }
+        /// To where a step began that was broken off.
+        void restore(std::vector<at::Tensor> const& copies) {
+            at::NoGradGuard const no_grad;
+            auto copy = copies.begin();
+            for (auto const& model : models)
+                for (auto const& flat : std::span<sharding::Flat const>(model->flats())) flat.parameters.copy_(*copy++);
+            held->state().clear();
+        }
+        at::Tensor mean_over_ranks(at::Tensor const& loss) const {
+            if constexpr (requires { models.front()->sum_over_ranks(models.front()->replicas()); }) {
+                auto const& model = *models.front();
+                if (model.replicas() > 1) return at::scalar_tensor(model.sum_over_ranks(loss.template item<double>()) / static_cast<double>(model.replicas()), loss.options());
+            }
+            return loss;
         }
 
         template <class F>
@@ -12221,7 +12293,6 @@ private:
         std::vector<std::shared_ptr<Model>> models;
         std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
         std::vector<double> initial_lrs;
-        double lr = 0;
         int64_t steps = 0;
         int64_t updates = 0;
         bool skipped = false;

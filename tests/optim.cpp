@@ -1152,6 +1152,8 @@ TEST_CASE("torch::optim by value, by reference and by either pointer; strangers 
     auto from_zero = bind(torch::optim::SGD({group(0, 0.0), group(1, 0.3)}, torch::optim::SGDOptions(0.1)), std::vector{model});
     CHECK(code_of([&] { from_zero.set_lr(0.1); }) == acc::code::config);
     CHECK(rates(from_zero) == std::vector{0.0, 0.3});
+    grown.unwrap().param_groups()[0].options().set_lr(0.7);  // as LibTorch's own schedulers do
+    CHECK(grown.lr() == 0.7);
 
     model->cut({0, 64, model->flats()[0].parameters.numel()});
     CHECK(code_of([&] { bind(torch::optim::SGD(tensors(a), 0.1), std::vector{model}); }) == acc::code::config);

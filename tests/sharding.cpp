@@ -667,6 +667,95 @@ TEST_CASE("an optimizer of two models steps, and clips as one, those that a loss
     same(static_cast<Spread*>(nullptr), "spread");
 }
 
+namespace {
+
+torch::optim::LBFGSOptions const searching = torch::optim::LBFGSOptions(0.5).max_iter(6).line_search_fn("strong_wolfe");
+
+torch::Tensor regression(auto&& model, torch::Tensor const& x) { return (model(x) - x.sum(1, true).sin()).square().mean(); }
+
+/// Three steps of an optimizer that evaluates the loss itself, as `make` gives it for a module's parameters.
+template <class Run, class Make>
+std::vector<torch::Tensor> evaluated(Make const& make) {
+    Run accelerator;
+    auto net = std::make_shared<Mlp>();
+    fill(*net);
+    auto [model, optimizer] = accelerator.prepare(net, make(*net));
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    std::vector<torch::Tensor> losses;
+    for (int64_t step = 0; step < 3; ++step) {
+        auto window = accelerator.accumulate(model);
+        auto const loss = optimizer.step([&, &model = model, &optimizer = optimizer] {
+            optimizer.zero_grad();
+            auto const mine = regression(model, Mlp::input(0, global_batch).slice(0, begin, begin + rows));
+            accelerator.backward(mine);
+            return mine;
+        });
+        losses.push_back(accelerator.reduce(loss, "mean"));
+    }
+    CHECK(optimizer.updates() == 3);
+    std::vector<torch::Tensor> all;
+    for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+    all.insert(all.end(), losses.begin(), losses.end());
+    return all;
+}
+
+template <class Make>
+std::vector<torch::Tensor> evaluated_by_hand(Make const& make) {
+    Mlp net;
+    fill(net);
+    auto const optimizer = make(net);
+    std::vector<torch::Tensor> losses;
+    for (int64_t step = 0; step < 3; ++step)
+        losses.push_back(optimizer->step([&] {
+            optimizer->zero_grad();
+            auto const loss = regression([&](auto const& x) { return net.forward(x); }, Mlp::input(0, global_batch));
+            loss.backward();
+            return loss;
+        }).detach());
+    auto all = weights_of({&net});
+    all.insert(all.end(), losses.begin(), losses.end());
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all ranks", "[torch_adapter][optimizer]") {
+    auto const lbfgs = [](Mlp& net) { return std::make_shared<torch::optim::LBFGS>(net.parameters(), searching); };
+    auto const adamw = [](Mlp& net) { return std::make_shared<torch::optim::AdamW>(net.parameters(), torch::optim::AdamWOptions(0.01)); };
+    auto const recipe = [](Mlp&) { return acc::optim::AdamW{.lr = 0.01}; };
+    auto const by_hand = evaluated_by_hand(lbfgs);
+    CHECK(by_hand.back().item<float>() < 0.5 * by_hand[by_hand.size() - 3].item<float>());
+    close(evaluated<Alone>(lbfgs), by_hand);
+    close(evaluated<Replicated<>>(lbfgs), by_hand);
+    close(evaluated<Replicated<overlapped>>(lbfgs), by_hand);
+    close(evaluated<Replicated<>>(adamw), evaluated_by_hand(adamw));
+    close(evaluated<Replicated<>>(recipe), evaluated_by_hand(adamw));
+    close(evaluated<Spread>(recipe), evaluated_by_hand(adamw));
+
+    Replicated<> accelerator;
+    auto net = std::make_shared<Mlp>();
+    fill(*net);
+    auto [model, optimizer] = accelerator.prepare(net, lbfgs(*net));
+    int64_t evaluations = 0, poisoned = 3;
+    auto const step = [&, &model = model, &optimizer = optimizer] {
+        optimizer.step([&] {
+            optimizer.zero_grad();
+            auto const loss = regression(model, Mlp::input(0, global_batch)) * (++evaluations == poisoned ? std::nan("") : 1.0);
+            accelerator.backward(loss);
+            return loss;
+        });
+    };
+    auto const before = weights_of({net.get()});
+    step();
+    CHECK((optimizer.step_was_skipped() && accelerator.optimizer_step_was_skipped() && optimizer.updates() == 0 && evaluations == poisoned));
+    auto const after = weights_of({net.get()});
+    for (size_t i = 0; i < before.size(); ++i) CHECK(torch::equal(before[i], after[i]));
+    step();
+    CHECK((!optimizer.step_was_skipped() && optimizer.updates() == 1));
+    CHECK_FALSE(torch::equal(before[0], net->a->weight));
+    CHECK_THROWS_WITH(optimizer.step([&, &model = model] { return regression(model, Mlp::input(0, global_batch)); }), contains("call accelerator.backward first") || contains("begin the next"));
+}
+
 TEST_CASE("a second backward before the step adds to gradients that have been reduced", "[ddp][backward]") {
     auto const trained = [](auto&& accelerator, bool apart, bool one_graph) {
         auto net = std::make_shared<Mlp>();

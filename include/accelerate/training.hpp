@@ -75,7 +75,9 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (this->window_closed()) forget_gradients();
+        if (!this->window_closed()) return;
+        forget_gradients();
+        begin_window();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }

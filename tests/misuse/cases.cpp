@@ -121,6 +121,20 @@ void incomplete(Run& run) {
 #endif
 }
 
+void by_search(Run& run) {
+    Net net(4);
+    auto [model, optimizer] = run.prepare(net, torch::optim::LBFGS(net.parameters()));
+#ifdef WRONG_step_without_closure  // optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)
+    optimizer.step();
+#else
+    optimizer.step([&, &searched = model] {
+        auto const loss = searched(torch::ones({1, 4})).mean();
+        run.backward(loss);
+        return loss;
+    });
+#endif
+}
+
 void by_metric(Run& run) {
     auto [model, optimizer, plateau] = run.prepare(Net(4), acc::optim::AdamW{}, acc::schedule::Plateau{});
 #ifdef WRONG_plateau_without_metric  // schedule::Plateau follows a metric: call schedule.step(metric)

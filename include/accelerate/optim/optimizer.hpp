@@ -7,6 +7,7 @@
 #include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <cmath>
+#include <concepts>
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,6 +41,14 @@ public:
         if (!s.skipped) [[likely]]
             update();
         for (auto* model : stepping) model->after_step();
+    }
+
+    /// The same behind a call of `closure`, which clears the gradients, computes them and gives the loss. Gives that.
+    template <std::invocable Closure>
+    at::Tensor step(Closure&& closure) {
+        at::Tensor loss = closure();
+        step();
+        return loss;
     }
 
     /// Clears the gradients; they stay views of the flat buffers.

@@ -9,6 +9,7 @@ namespace torch::optim {
 class Adagrad;
 class Adam;
 class AdamW;
+class LBFGS;
 class RMSprop;
 class SGD;
 struct AdagradParamState;
