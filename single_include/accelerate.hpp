@@ -2307,9 +2307,7 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (!this->window_closed()) return;
-        forget_gradients();
-        begin_window();
+        if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
@@ -2349,7 +2347,7 @@ public:
     double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     sharding::NamedParameters frozen;  ///< when it was prepared
-    bool by_recipe = false;        ///< its optimizer knows only what was not
+    bool by_recipe = false;        ///< its optimizer is a recipe, and has only what was not
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
@@ -2362,6 +2360,7 @@ private:
     void forget_gradients() {
         forget_verdict();
         take_scale();
+        begin_window();
     }
 
     double gradient_scale_ = 1;
@@ -2615,7 +2614,11 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = loss * 0;
         if (weight) weight = 0;
     }
-    for (auto* model : models) detail::resume_window(*model), ++model->losses;
+    for (auto* model : models) {
+        model->expect_backward();
+        detail::resume_window(*model);
+        ++model->losses;
+    }
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
@@ -2632,7 +2635,6 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = (loss.scalar_type() == at::kDouble ? loss : loss.to(at::kFloat)) * scale;  // a loss in fp16 would overflow
     }
     for (auto* model : models) {
-        model->expect_backward();
         model->forget_verdict();
         model->before_backward(loss);
     }
@@ -12275,7 +12277,7 @@ private:
             held->state().clear();
         }
         at::Tensor mean_over_ranks(at::Tensor const& loss) const {
-            if constexpr (requires { models.front()->sum_over_ranks(models.front()->replicas()); }) {
+            if constexpr (requires { models.front()->sum_over_ranks(1.0); }) {
                 auto const& model = *models.front();
                 if (model.replicas() > 1) return at::scalar_tensor(model.sum_over_ranks(loss.template item<double>()) / static_cast<double>(model.replicas()), loss.options());
             }

@@ -131,6 +131,19 @@ TEST_CASE("a micro-batch may have several losses, also the one that ends its win
     CHECK_THROWS_WITH(gradients({.gradient_accumulation_steps = 2}, some_by_weight), contains("E_CALL_ORDER") && contains("1 of the 3") && contains("weight all or none"));
 }
 
+TEST_CASE("what a step has used, or zero_grad dropped, has no weight in what follows in its micro-batch", "[backward][training]") {
+    for (bool steps : {false, true}) {
+        Run<> accelerator;
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(acc::weighted(model(torch::full({1}, 3.0f)).sum(), 2));
+        if (steps) optimizer.step();
+        else optimizer.zero_grad();
+        accelerator.backward(acc::weighted(model(torch::full({1}, 5.0f)).sum(), 4));
+        CHECK(model->w.grad().template item<double>() == Approx(5 / 4.0));
+    }
+}
+
 TEST_CASE("a graph is kept for who asks for it", "[backward]") {
     Run<> accelerator;
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});

@@ -75,7 +75,11 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = loss * 0;
         if (weight) weight = 0;
     }
-    for (auto* model : models) detail::resume_window(*model), ++model->losses;
+    for (auto* model : models) {
+        model->expect_backward();
+        detail::resume_window(*model);
+        ++model->losses;
+    }
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
@@ -92,7 +96,6 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         loss = (loss.scalar_type() == at::kDouble ? loss : loss.to(at::kFloat)) * scale;  // a loss in fp16 would overflow
     }
     for (auto* model : models) {
-        model->expect_backward();
         model->forget_verdict();
         model->before_backward(loss);
     }

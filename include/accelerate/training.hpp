@@ -75,9 +75,7 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (!this->window_closed()) return;
-        forget_gradients();
-        begin_window();
+        if (this->window_closed()) forget_gradients();
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
@@ -117,7 +115,7 @@ public:
     double finished = 1;           ///< what the window's end has multiplied its gradients by
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     sharding::NamedParameters frozen;  ///< when it was prepared
-    bool by_recipe = false;        ///< its optimizer knows only what was not
+    bool by_recipe = false;        ///< its optimizer is a recipe, and has only what was not
     Operations operations = Operations::Fused;
     bool sweeps = false;           ///< its optimizer multiplies by `gradient_scale()`
     double loss_scale = 0;         ///< that is still in the gradients; 0: none
@@ -130,6 +128,7 @@ private:
     void forget_gradients() {
         forget_verdict();
         take_scale();
+        begin_window();
     }
 
     double gradient_scale_ = 1;

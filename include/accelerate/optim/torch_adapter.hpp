@@ -250,7 +250,7 @@ private:
             held->state().clear();
         }
         at::Tensor mean_over_ranks(at::Tensor const& loss) const {
-            if constexpr (requires { models.front()->sum_over_ranks(models.front()->replicas()); }) {
+            if constexpr (requires { models.front()->sum_over_ranks(1.0); }) {
                 auto const& model = *models.front();
                 if (model.replicas() > 1) return at::scalar_tensor(model.sum_over_ranks(loss.template item<double>()) / static_cast<double>(model.replicas()), loss.options());
             }
