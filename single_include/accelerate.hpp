@@ -11786,6 +11786,8 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
+        if (!s.sweeps)  // another optimizer of these models may, and clipping has left the multiplication to it
+            for (auto& model : s.models) scale_gradients(*model, model->gradient_scale());
         s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;
@@ -12063,6 +12065,7 @@ public:
         auto const stepping = sharding::stepping(s.models);
         s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]] {
+            s.scale_gradients();
             WithoutGradients const none_where_unreached(s.models);
             s.held->step();
             ++s.steps;
@@ -12094,6 +12097,7 @@ public:
             stepping = sharding::stepping(s.models);
             if (evaluations == 1) first = loss.detach();
             if (!sharding::before_step(stepping)) throw Refused();
+            s.scale_gradients();
             none_where_unreached.emplace(s.models);
             return s.mean_over_ranks(loss);
         };
@@ -12262,6 +12266,10 @@ private:
             check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
         }
 
+        /// By what clipping has left to a recipe that these models have besides.
+        void scale_gradients() const {
+            for (auto const& model : models) optim::scale_gradients(*model, model->gradient_scale());
+        }
         std::vector<at::Tensor> copy_of_parameters() const {
             std::vector<at::Tensor> copies;
             for (auto const& model : models)

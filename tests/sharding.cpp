@@ -673,12 +673,20 @@ torch::optim::LBFGSOptions const searching = torch::optim::LBFGSOptions(0.5).max
 
 torch::Tensor regression(auto&& model, torch::Tensor const& x) { return (model(x) - x.sum(1, true).sin()).square().mean(); }
 
+/// In fp64: a search makes much of a rounding.
+std::shared_ptr<Mlp> wide() {
+    auto net = std::make_shared<Mlp>();
+    fill(*net);
+    net->to(torch::kDouble);
+    return net;
+}
+torch::Tensor wide_input() { return Mlp::input(0, global_batch).to(torch::kDouble); }
+
 /// Three steps of an optimizer that evaluates the loss itself, as `make` gives it for a module's parameters.
 template <class Run, class Make>
 std::vector<torch::Tensor> evaluated(Make const& make) {
     Run accelerator;
-    auto net = std::make_shared<Mlp>();
-    fill(*net);
+    auto net = wide();
     auto [model, optimizer] = accelerator.prepare(net, make(*net));
     auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
     std::vector<torch::Tensor> losses;
@@ -686,7 +694,7 @@ std::vector<torch::Tensor> evaluated(Make const& make) {
         auto window = accelerator.accumulate(model);
         auto const loss = optimizer.step([&, &model = model, &optimizer = optimizer] {
             optimizer.zero_grad();
-            auto const mine = regression(model, Mlp::input(0, global_batch).slice(0, begin, begin + rows));
+            auto const mine = regression(model, wide_input().slice(0, begin, begin + rows));
             accelerator.backward(mine);
             return mine;
         });
@@ -701,18 +709,17 @@ std::vector<torch::Tensor> evaluated(Make const& make) {
 
 template <class Make>
 std::vector<torch::Tensor> evaluated_by_hand(Make const& make) {
-    Mlp net;
-    fill(net);
-    auto const optimizer = make(net);
+    auto const net = wide();
+    auto const optimizer = make(*net);
     std::vector<torch::Tensor> losses;
     for (int64_t step = 0; step < 3; ++step)
         losses.push_back(optimizer->step([&] {
             optimizer->zero_grad();
-            auto const loss = regression([&](auto const& x) { return net.forward(x); }, Mlp::input(0, global_batch));
+            auto const loss = regression([&](auto const& x) { return net->forward(x); }, wide_input());
             loss.backward();
             return loss;
         }).detach());
-    auto all = weights_of({&net});
+    auto all = weights_of({net.get()});
     all.insert(all.end(), losses.begin(), losses.end());
     return all;
 }
@@ -724,7 +731,7 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     auto const adamw = [](Mlp& net) { return std::make_shared<torch::optim::AdamW>(net.parameters(), torch::optim::AdamWOptions(0.01)); };
     auto const recipe = [](Mlp&) { return acc::optim::AdamW{.lr = 0.01}; };
     auto const by_hand = evaluated_by_hand(lbfgs);
-    CHECK(by_hand.back().item<float>() < 0.5 * by_hand[by_hand.size() - 3].item<float>());
+    CHECK(by_hand.back().item<double>() < 0.5 * by_hand[by_hand.size() - 3].item<double>());
     close(evaluated<Alone>(lbfgs), by_hand);
     close(evaluated<Replicated<>>(lbfgs), by_hand);
     close(evaluated<Replicated<overlapped>>(lbfgs), by_hand);
@@ -733,14 +740,13 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     close(evaluated<Spread>(recipe), evaluated_by_hand(adamw));
 
     Replicated<> accelerator;
-    auto net = std::make_shared<Mlp>();
-    fill(*net);
+    auto net = wide();
     auto [model, optimizer] = accelerator.prepare(net, lbfgs(*net));
     int64_t evaluations = 0, poisoned = 3;
     auto const step = [&, &model = model, &optimizer = optimizer] {
         optimizer.step([&] {
             optimizer.zero_grad();
-            auto const loss = regression(model, Mlp::input(0, global_batch)) * (++evaluations == poisoned ? std::nan("") : 1.0);
+            auto const loss = regression(model, wide_input()) * (++evaluations == poisoned ? std::nan("") : 1.0);
             accelerator.backward(loss);
             return loss;
         });
@@ -753,7 +759,53 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     step();
     CHECK((!optimizer.step_was_skipped() && optimizer.updates() == 1));
     CHECK_FALSE(torch::equal(before[0], net->a->weight));
-    CHECK_THROWS_WITH(optimizer.step([&, &model = model] { return regression(model, Mlp::input(0, global_batch)); }), contains("call accelerator.backward first") || contains("begin the next"));
+    CHECK_THROWS_WITH(optimizer.step([&, &model = model] { return regression(model, wide_input()); }), contains("call accelerator.backward first") || contains("begin the next"));
+}
+
+TEST_CASE("a model may go from one optimizer to another", "[optimizer][torch_adapter][clipping]") {
+    auto const trained = [](auto&& accelerator, auto const& make) {
+        auto net = std::make_shared<Mlp>();
+        fill(*net);
+        auto [model, first] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.5, .momentum = 0.9});
+        auto second = accelerator.prepare_optimizer(make(*net), model);
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        auto const train = [&, &model = model](auto& optimizer) {
+            for (int64_t step = 0; step < 3; ++step)
+                optimizer.step([&] {
+                    optimizer.zero_grad();
+                    auto const loss = regression(model, Mlp::input(0, global_batch).slice(0, begin, begin + rows));
+                    accelerator.backward(loss);
+                    accelerator.clip_grad_norm(model, 0.05);
+                    return loss;
+                });
+        };
+        train(first), train(second), train(first);
+        return weights_of({net.get()});
+    };
+    auto const by_hand = [](auto const& make) {
+        Mlp net;
+        fill(net);
+        torch::optim::SGD first(net.parameters(), torch::optim::SGDOptions(0.5).momentum(0.9));
+        auto const second = make(net);
+        auto const train = [&](torch::optim::Optimizer& optimizer) {
+            for (int64_t step = 0; step < 3; ++step)
+                optimizer.step([&] {
+                    optimizer.zero_grad();
+                    auto const loss = regression([&](auto const& x) { return net.forward(x); }, Mlp::input(0, global_batch));
+                    loss.backward();
+                    torch::nn::utils::clip_grad_norm_(net.parameters(), 0.05);
+                    return loss;
+                });
+        };
+        train(first), train(*second), train(first);
+        return weights_of({&net});
+    };
+    auto const sgd = [](Mlp& net) { return std::make_shared<torch::optim::SGD>(net.parameters(), torch::optim::SGDOptions(0.1)); };
+    auto const rule = [](Mlp&) { return acc::optim::Sgd{.lr = 0.1, .operations = acc::Operations::Torch}; };
+    close(trained(Alone(), sgd), by_hand(sgd));
+    close(trained(Replicated<>(), sgd), by_hand(sgd));
+    close(trained(Replicated<>(), rule), by_hand(sgd));
+    close(trained(Replicated<sliced>(), rule), by_hand(sgd));
 }
 
 TEST_CASE("a second backward before the step adds to gradients that have been reduced", "[ddp][backward]") {

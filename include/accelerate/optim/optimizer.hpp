@@ -4,6 +4,7 @@
 
 #include <accelerate/optim/average_scope.hpp>
 #include <accelerate/optim/batches.hpp>
+#include <accelerate/optim/clip.hpp>
 #include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <cmath>
@@ -170,6 +171,8 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
+        if (!s.sweeps)  // another optimizer of these models may, and clipping has left the multiplication to it
+            for (auto& model : s.models) scale_gradients(*model, model->gradient_scale());
         s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;
