@@ -123,7 +123,7 @@ void incomplete(Run& run) {
 
 void by_search(Run& run) {
     Net net(4);
-    auto [model, optimizer] = run.prepare(net, torch::optim::LBFGS(net.parameters()));
+    auto [model, optimizer] = run.prepare(net, torch::optim::LBFGS(net->parameters()));
 #ifdef WRONG_step_without_closure  // optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)
     optimizer.step();
 #else
