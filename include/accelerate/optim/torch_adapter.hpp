@@ -39,7 +39,7 @@ public:
         if (!s.skipped) [[likely]] {
             s.scale_gradients();
             WithoutGradients const none_where_unreached(s.models);
-            s.held->step();
+            static_cast<torch::optim::Optimizer&>(*s.held).step();  // LBFGS has none without a closure, and the assertion says so
             ++s.steps;
             ++s.updates;
         }
