@@ -1020,6 +1020,12 @@ void scale_gradients(Model& model, at::Tensor const& factor) {
     model.settle();
 }
 
+/// Puts into the gradients what clipping has left to a sweep, for a step by an optimizer that does not sweep: another one of these models may.
+template <class Models>
+void apply_gradient_scales(Models const& models) {
+    for (auto const& model : models) scale_gradients(*model, model->gradient_scale());
+}
+
 /// Scales the gradients of all models by the coefficient and gives the norm before, as a 0-dim tensor on their device; never waits for
 /// a GPU. Costs what `gradient_norm` and `scale_gradients` do. `Operations::Torch`: the same bits as Python's
 /// `torch.nn.utils.clip_grad_norm_`.
@@ -9671,16 +9677,16 @@ public:
     /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
     /// its optimizers leave them alone.
     std::vector<Slot const*> unreached() const { return untouched(); }
-    /// Whether that is all of them, and a step has nothing to do here.
-    bool idle() const {
-        size_t slots = 0;
-        for (auto const& flat : flats_) slots += flat.slots.size();
-        return stage_ == Stage::Accumulating && untouched().size() == slots;
-    }
     /// So it is of the named ones.
     void restore_unreached(std::set<std::string> const& names) {
         for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
         mark_views();
+    }
+    /// Whether all of them are unreached, and a step has nothing to do here.
+    bool idle() const {
+        size_t slots = 0;
+        for (auto const& flat : flats_) slots += flat.slots.size();
+        return stage_ == Stage::Accumulating && untouched().size() == slots;
     }
 
     /// Gradients that have been unscaled or clipped cannot take more.
@@ -11786,8 +11792,7 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
-        if (!s.sweeps)  // another optimizer of these models may, and clipping has left the multiplication to it
-            for (auto& model : s.models) scale_gradients(*model, model->gradient_scale());
+        if (!s.sweeps) apply_gradient_scales(s.models);
         s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;
@@ -12065,7 +12070,7 @@ public:
         auto const stepping = sharding::stepping(s.models);
         s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]] {
-            s.scale_gradients();
+            apply_gradient_scales(s.models);
             WithoutGradients const none_where_unreached(s.models);
             static_cast<torch::optim::Optimizer&>(*s.held).step();  // LBFGS has none without a closure, and the assertion says so
             ++s.steps;
@@ -12097,7 +12102,7 @@ public:
             stepping = sharding::stepping(s.models);
             if (evaluations == 1) first = loss.detach();
             if (!sharding::before_step(stepping)) throw Refused();
-            s.scale_gradients();
+            apply_gradient_scales(s.models);
             none_where_unreached.emplace(s.models);
             return s.mean_over_ranks(loss);
         };
@@ -12266,10 +12271,6 @@ private:
             check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
         }
 
-        /// By what clipping has left to a recipe that these models have besides.
-        void scale_gradients() const {
-            for (auto const& model : models) optim::scale_gradients(*model, model->gradient_scale());
-        }
         std::vector<at::Tensor> copy_of_parameters() const {
             std::vector<at::Tensor> copies;
             for (auto const& model : models)
@@ -13286,6 +13287,7 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
     return found;
 }
 
+/// Those that are not.
 inline sharding::NamedParameters frozen(torch::nn::Module& module) {
     auto found = unique_parameters(module);
     std::erase_if(found, [](auto const& named) { return named.second.requires_grad(); });
@@ -16396,6 +16398,12 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
     auto const unreached_in = [=](StateDict const& s) {
         return s.values.contains("unreached") ? s.value<std::set<std::string>>("unreached", name + "_window") : std::set<std::string>();
     };
+    // Older checkpoints do not say: a micro-batch had one loss.
+    auto const losses_in = [=](StateDict const& s) {
+        auto const who = name + "_window";
+        return s.values.contains("losses") ? s.value<int64_t>("losses", who) : std::max(s.value<int64_t>("weighted", who), s.value<int64_t>("micro_batches", who));
+    };
+    auto const finished_in = [=](StateDict const& s) { return s.values.contains("finished") ? s.value<double>("finished", name + "_window") : 1; };
     auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
         bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
@@ -16409,9 +16417,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who));
         auto const weighted = s.value<int64_t>("weighted", who);
-        auto const losses = s.values.contains("losses") ? s.value<int64_t>("losses", who) : weighted;
-        auto const finished = s.values.contains("finished") ? s.value<double>("finished", who) : 1;
-        check(weighted >= 0 && losses >= weighted && finished > 0, code::ck_accum, "what cannot be: ", s.values.dump());
+        check(weighted >= 0 && losses_in(s) >= weighted && finished_in(s) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
@@ -16434,8 +16440,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->loss_scale = s.value<double>("loss_scale", who);
         model->begin_window();
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
-        if (s.values.contains("losses")) model->losses = s.value<int64_t>("losses", who), model->finished = s.value<double>("finished", who);
-        else model->losses = model->window().micro_batches();
+        model->losses = losses_in(s), model->finished = finished_in(s);
     };
     using state::Names;
     return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},

@@ -112,6 +112,12 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
     auto const unreached_in = [=](StateDict const& s) {
         return s.values.contains("unreached") ? s.value<std::set<std::string>>("unreached", name + "_window") : std::set<std::string>();
     };
+    // Older checkpoints do not say: a micro-batch had one loss.
+    auto const losses_in = [=](StateDict const& s) {
+        auto const who = name + "_window";
+        return s.values.contains("losses") ? s.value<int64_t>("losses", who) : std::max(s.value<int64_t>("weighted", who), s.value<int64_t>("micro_batches", who));
+    };
+    auto const finished_in = [=](StateDict const& s) { return s.values.contains("finished") ? s.value<double>("finished", name + "_window") : 1; };
     auto const window_fits = [=](StateDict const& s) {
         auto const who = name + "_window";
         bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
@@ -125,9 +131,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who));
         auto const weighted = s.value<int64_t>("weighted", who);
-        auto const losses = s.values.contains("losses") ? s.value<int64_t>("losses", who) : weighted;
-        auto const finished = s.values.contains("finished") ? s.value<double>("finished", who) : 1;
-        check(weighted >= 0 && losses >= weighted && finished > 0, code::ck_accum, "what cannot be: ", s.values.dump());
+        check(weighted >= 0 && losses_in(s) >= weighted && finished_in(s) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
         static_cast<void>(unreached_in(s));
         if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
     };
@@ -150,8 +154,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         model->loss_scale = s.value<double>("loss_scale", who);
         model->begin_window();
         model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
-        if (s.values.contains("losses")) model->losses = s.value<int64_t>("losses", who), model->finished = s.value<double>("finished", who);
-        else model->losses = model->window().micro_batches();
+        model->losses = losses_in(s), model->finished = finished_in(s);
     };
     using state::Names;
     return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},

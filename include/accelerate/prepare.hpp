@@ -172,6 +172,7 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
     return found;
 }
 
+/// Those that are not.
 inline sharding::NamedParameters frozen(torch::nn::Module& module) {
     auto found = unique_parameters(module);
     std::erase_if(found, [](auto const& named) { return named.second.requires_grad(); });

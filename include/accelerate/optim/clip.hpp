@@ -122,6 +122,12 @@ void scale_gradients(Model& model, at::Tensor const& factor) {
     model.settle();
 }
 
+/// Puts into the gradients what clipping has left to a sweep, for a step by an optimizer that does not sweep: another one of these models may.
+template <class Models>
+void apply_gradient_scales(Models const& models) {
+    for (auto const& model : models) scale_gradients(*model, model->gradient_scale());
+}
+
 /// Scales the gradients of all models by the coefficient and gives the norm before, as a 0-dim tensor on their device; never waits for
 /// a GPU. Costs what `gradient_norm` and `scale_gradients` do. `Operations::Torch`: the same bits as Python's
 /// `torch.nn.utils.clip_grad_norm_`.

@@ -171,8 +171,7 @@ private:
         at::NoGradGuard const no_grad;
         if (s.stale()) [[unlikely]]
             s.bind();
-        if (!s.sweeps)  // another optimizer of these models may, and clipping has left the multiplication to it
-            for (auto& model : s.models) scale_gradients(*model, model->gradient_scale());
+        if (!s.sweeps) apply_gradient_scales(s.models);
         s.pass_over_unreached();
         s.count(s.steps + 1);
         ++s.updates;

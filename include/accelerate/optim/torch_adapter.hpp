@@ -37,7 +37,7 @@ public:
         auto const stepping = sharding::stepping(s.models);
         s.skipped = !sharding::before_step(stepping);
         if (!s.skipped) [[likely]] {
-            s.scale_gradients();
+            apply_gradient_scales(s.models);
             WithoutGradients const none_where_unreached(s.models);
             static_cast<torch::optim::Optimizer&>(*s.held).step();  // LBFGS has none without a closure, and the assertion says so
             ++s.steps;
@@ -69,7 +69,7 @@ public:
             stepping = sharding::stepping(s.models);
             if (evaluations == 1) first = loss.detach();
             if (!sharding::before_step(stepping)) throw Refused();
-            s.scale_gradients();
+            apply_gradient_scales(s.models);
             none_where_unreached.emplace(s.models);
             return s.mean_over_ranks(loss);
         };
@@ -238,10 +238,6 @@ private:
             check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
         }
 
-        /// By what clipping has left to a recipe that these models have besides.
-        void scale_gradients() const {
-            for (auto const& model : models) optim::scale_gradients(*model, model->gradient_scale());
-        }
         std::vector<at::Tensor> copy_of_parameters() const {
             std::vector<at::Tensor> copies;
             for (auto const& model : models)

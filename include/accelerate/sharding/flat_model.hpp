@@ -55,16 +55,16 @@ public:
     /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
     /// its optimizers leave them alone.
     std::vector<Slot const*> unreached() const { return untouched(); }
-    /// Whether that is all of them, and a step has nothing to do here.
-    bool idle() const {
-        size_t slots = 0;
-        for (auto const& flat : flats_) slots += flat.slots.size();
-        return stage_ == Stage::Accumulating && untouched().size() == slots;
-    }
     /// So it is of the named ones.
     void restore_unreached(std::set<std::string> const& names) {
         for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
         mark_views();
+    }
+    /// Whether all of them are unreached, and a step has nothing to do here.
+    bool idle() const {
+        size_t slots = 0;
+        for (auto const& flat : flats_) slots += flat.slots.size();
+        return stage_ == Stage::Accumulating && untouched().size() == slots;
     }
 
     /// Gradients that have been unscaled or clipped cannot take more.
