@@ -39,11 +39,11 @@
 #include <cmath>
 #include <concepts>
 #include <iterator>
+#include <map>
 #include <set>
 #include <type_traits>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
-#include <map>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <unordered_set>
@@ -865,6 +865,7 @@ concept flat_model = requires(M& m, M const& c) {
     { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
     { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
     m.settle();                                                      // after writing gradients: every rank sees what all have written
+    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
     { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
     { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
     { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
@@ -897,11 +898,35 @@ auto stepping(Models const& models) {
     return reached.empty() ? all : reached;
 }
 
-/// Asks every model, and says whether all agree to the step.
-template <class Models>
-bool before_step(Models const& models) {
+/// Which parameters of a model an optimizer has, by `Slot::registration`.
+using Share = std::vector<bool>;
+/// Those of an optimizer that has not every parameter of its models; else empty.
+template <class Model>
+using Shares = std::map<Model const*, Share>;
+
+/// The parameters to whose name and tensor `has` says yes.
+template <class Models, class Has>
+auto shares_of(Models const& models, Has&& has) {
+    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
+    bool all = true;
+    for (auto const& model : models)
+        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
+            share.push_back(has(name, parameter));
+            all = all && share.back();
+        }
+    if (all) shares.clear();
+    return shares;
+}
+
+/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
+template <class Models, class Model>
+bool before_step(Models const& models, Shares<Model> const& shares) {
     bool may = true;
-    for (auto const& model : models) may = model->before_step() && may;
+    for (auto const& model : models) {
+        auto const share = shares.find(model);
+        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
+        else may = model->before_step() && may;
+    }
     return may;
 }
 
@@ -1356,6 +1381,8 @@ public:
 
     /// Micro-batches since the last window that was closed by the loader's end or by its number.
     int64_t position() const { return position_; }
+    /// The next window, behind a closed one, is a whole one whatever the number of steps was.
+    void restart() { position_ = 0; }
     /// Goes on where another one stood.
     void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
 
@@ -2293,17 +2320,21 @@ public:
     }
     ~TrainedModel() { guard->leave(this); }
 
-    bool before_step() {
-        Base::before_step();
-        if (!guard->allows(*this)) return false;
-        scale_gradients(take_scale());
-        return true;
+    bool before_step() { return first_step({}); }
+    /// Of an optimizer that has these parameters only: where others, which have none of them, have made the window's step, it is another part of
+    /// that, under the same verdict and with the gradients as they have been scaled for it.
+    bool before_step(sharding::Share const& share) {
+        further_ = this->stage() == sharding::Stage::Stepped && !stepped_.empty();
+        for (size_t i = 0; further_ && i < share.size(); ++i) further_ = !(share[i] && stepped_[i]);
+        if (!further_) return first_step(share);
+        for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+        return may_step_;
     }
     void after_step() {
         guard->stepped();
         parameters_changed();
         forget_gradients();
-        if (updated) updated();
+        if (updated && !further_) updated();
     }
     /// Somebody has written into the parameters that this rank keeps: copies of them (gathered, cast) are stale.
     void parameters_changed() {
@@ -2363,6 +2394,14 @@ public:
     std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
+    bool first_step(sharding::Share const& share) {
+        Base::before_step();
+        stepped_ = share;
+        further_ = false;
+        may_step_ = guard->allows(*this);
+        if (may_step_) scale_gradients(take_scale());
+        return may_step_;
+    }
     void forget_gradients() {
         forget_verdict();
         take_scale();
@@ -2370,6 +2409,9 @@ private:
     }
 
     double gradient_scale_ = 1;
+    sharding::Share stepped_;   // what has made the last step; empty: all of it
+    bool further_ = false;      // the present step is another part of it
+    bool may_step_ = true;      // its verdict
 };
 
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
@@ -2390,7 +2432,7 @@ public:
         if constexpr (autocasts) {
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
-        check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check_accumulation_steps("Accelerator", options.gradient_accumulation_steps);
         check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
         check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
         comm.set_deadline(deadline());
@@ -2412,6 +2454,14 @@ public:
     }
 
     bool in_window() const { return !window.empty(); }
+    /// From the next window on, which is a whole one.
+    void set_accumulation_steps(int64_t steps) {
+        constexpr auto call = "accelerator.set_gradient_accumulation_steps";
+        check(!in_window() && std::ranges::all_of(models, &model_type::window_closed), code::call_order, call, " inside an accumulation window; call it where one has ended, behind the loop's body");
+        check_accumulation_steps(call, steps);
+        options.gradient_accumulation_steps = steps;
+        for (auto const& model : models) model->window().restart();
+    }
 
     /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
     communicator& writers() {
@@ -2494,6 +2544,10 @@ public:
     int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
+    static void check_accumulation_steps(char const* call, int64_t steps) {
+        check(steps >= 1, code::config, call, ": gradient_accumulation_steps is ", steps, "; it must be at least 1");
+    }
+
     std::vector<model_type*> scratch_;
     std::optional<communicator> of_node_;
 };
@@ -10979,6 +11033,8 @@ namespace accelerate::optim {
 //   storage                       states in bf16, stochastic rounding
 //   ema_decay                     > 0: a running average of the weights, `average = ema_decay * average + (1 - ema_decay) * weights` after
 //                                 each update, from the weights at the first; see `Optimizer::average_parameters`. 4 bytes a parameter
+//   parameters                    by name, those that it updates; empty: all. The rest is another optimizer's, which steps in the same
+//                                 window, before `zero_grad`. Where some are left out, clearing the gradients is a pass of its own
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -10993,6 +11049,7 @@ struct AdamW {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -11008,6 +11065,7 @@ struct Adam {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -11023,6 +11081,7 @@ struct Sgd {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -11038,6 +11097,7 @@ struct Adagrad {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -11052,6 +11112,7 @@ struct Lion {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 }  // namespace accelerate::optim
@@ -11659,7 +11720,7 @@ public:
         if (!window_closed()) return;
         check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
         auto const stepping = sharding::stepping(s.models);
-        s.skipped = !sharding::before_step(stepping);
+        s.skipped = !sharding::before_step(stepping, s.shares);
         if (!s.skipped) [[likely]]
             update();
         for (auto* model : stepping) model->after_step();
@@ -11702,8 +11763,11 @@ public:
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
 
+    /// What of the models it updates, where the recipe's `parameters` leave some out.
+    sharding::Shares<Model> const& shares() const { return shared_->shares; }
+
     /// Whether a step multiplies the gradients by each model's `gradient_scale()` on its way. Where it does not, who clips must.
-    bool sweeps() const { return shared_->sweeps; }
+    bool sweeps() const { return shared_->sweeps && shared_->shares.empty(); }
 
     /// False inside an unfinished accumulation window of any of its models.
     bool window_closed() const {
@@ -11805,9 +11869,8 @@ private:
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
-        if (!s.sweeps) return;
         for (auto& model : s.models)
-            if (model->clears_in_step()) model->gradients_cleared();
+            if (s.clears(*model)) model->gradients_cleared();
     }
 
     /// Whether what the optimizer updates is fp32 also where parameters are not.
@@ -11827,8 +11890,17 @@ private:
                 for (sharding::Flat const& flat : model->flats())
                     check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
                           " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
+            if constexpr (requires { recipe.parameters; }) {
+                if (recipe.parameters) shares = sharding::shares_of(models, [&](std::string const& name, at::Tensor const&) { return recipe.parameters(name); });
+                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", Rule<Recipe>::kind,
+                      ": its `parameters` match no parameter of the model; the first is ", models.front()->parameters().front().first);
+            }
             sweeps = can_sweep();
         }
+
+        /// Whether an update leaves no gradient behind, because all of them pass through it.
+        bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
+        bool has(Model const& model, sharding::Slot const& slot) const { return shares.empty() || shares.at(&model)[static_cast<size_t>(slot.registration)]; }
 
         bool can_sweep() const {
             if constexpr (!sweepable<Recipe>) return false;
@@ -11849,13 +11921,13 @@ private:
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), model.clears_in_step());
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), clears(model));
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
-                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
+                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), clears(model)};
                     Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, step, model.gradient_scale()});
                 }
             }
@@ -11900,9 +11972,11 @@ private:
 
         void group();
         void bind();
+        std::vector<sharding::Piece> pieces_of(Model const& model) const;
 
         Recipe recipe;
         std::vector<std::shared_ptr<Model>> models;
+        sharding::Shares<Model> shares;  // what of them is updated; empty: all
         Grouping grouping;
         Moments moments;
         std::vector<Batch> batches;
@@ -11930,7 +12004,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     int64_t first_of_model = 0;
     for (size_t m = 0; m < models.size(); ++m) {
         std::span<sharding::Flat const> const flats = models[m]->flats();
-        std::span<sharding::Piece const> const pieces = models[m]->pieces();
+        auto const pieces = pieces_of(*models[m]);
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
@@ -11938,6 +12012,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;
+                if (!has(*models[m], slot)) continue;
                 auto const set = grouping.set_of(slot);
                 auto const key = key_of(m, slot);
                 keys.insert(key);
@@ -11956,6 +12031,28 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
     group();
     bound = true;
+}
+
+// Of a share of the model those stretches that it fills, so that nothing is kept of the rest.
+template <recipe Recipe, sharding::flat_model Model>
+std::vector<sharding::Piece> Optimizer<Recipe, Model>::Shared::pieces_of(Model const& model) const {
+    std::span<sharding::Piece const> const pieces = model.pieces();
+    if (shares.empty()) return {pieces.begin(), pieces.end()};
+    std::span<sharding::Flat const> const flats = model.flats();
+    std::vector<sharding::Piece> within;
+    for (auto const& piece : pieces) {
+        bool goes_on = false;
+        for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+            if (from > to || (from == to && slot.numel > 0)) continue;
+            bool const ours = has(model, slot);
+            if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
+            else if (ours) within.back().end = to;
+            if (ours) within.back().gradients = piece.gradients.narrow(0, within.back().begin - piece.begin, to - within.back().begin);
+            goes_on = ours;
+        }
+    }
+    return within;
 }
 
 template <recipe Recipe, sharding::flat_model Model>
@@ -12068,7 +12165,7 @@ public:
         auto& s = *shared_;
         if (!window_closed()) return;
         auto const stepping = sharding::stepping(s.models);
-        s.skipped = !sharding::before_step(stepping);
+        s.skipped = !sharding::before_step(stepping, s.shares);
         if (!s.skipped) [[likely]] {
             apply_gradient_scales(s.models);
             WithoutGradients const none_where_unreached(s.models);
@@ -12101,7 +12198,7 @@ public:
             at::Tensor const loss = closure();
             stepping = sharding::stepping(s.models);
             if (evaluations == 1) first = loss.detach();
-            if (!sharding::before_step(stepping)) throw Refused();
+            if (!sharding::before_step(stepping, s.shares)) throw Refused();
             apply_gradient_scales(s.models);
             none_where_unreached.emplace(s.models);
             return s.mean_over_ranks(loss);
@@ -12149,6 +12246,7 @@ public:
     bool step_was_skipped() const { return shared_->skipped; }
     Held& unwrap() const { return *shared_->held; }  ///< the optimizer itself
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+    sharding::Shares<Model> const& shares() const { return shared_->shares; }  ///< what of them it updates, where that is not all
 
     bool window_closed() const {
         for (auto const& model : shared_->models)
@@ -12261,14 +12359,15 @@ private:
                 check(gathered, code::config, "prepare: a torch::optim optimizer reads p.grad(), which this sharding does not complete on every rank; use a recipe such as "
                       "acc::optim::AdamW{...}, or sharding::Ddp<> with gather_gradients = true");
             }
-            size_t found = 0;
+            std::unordered_set<at::TensorImpl const*> found;
             for (auto& group : held->param_groups()) {
                 initial_lrs.push_back(group.options().get_lr());
                 for (auto const& p : group.params())
-                    if (ours.contains(p.unsafeGetTensorImpl())) ++found;
+                    if (ours.contains(p.unsafeGetTensorImpl())) found.insert(p.unsafeGetTensorImpl());
                     else others.push_back(p);
             }
-            check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
+            shares = sharding::shares_of(models, [&](std::string const&, at::Tensor const& p) { return found.contains(p.unsafeGetTensorImpl()); });
+            check(!found.empty(), code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
         }
 
         std::vector<at::Tensor> copy_of_parameters() const {
@@ -12302,6 +12401,7 @@ private:
 
         std::shared_ptr<Held> held;
         std::vector<std::shared_ptr<Model>> models;
+        sharding::Shares<Model> shares;
         std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
         std::vector<double> initial_lrs;
         int64_t steps = 0;
@@ -13202,7 +13302,7 @@ consteval Mistake mistake(bool whole) {
     if ((is_prepared_schedule<T> || ...)) return Mistake::ScheduleAgain;
     if (optimizers > 0 && models == 0) return Mistake::NoModel;
     if (schedules > 0 && optimizers == 0) return Mistake::NoOptimizer;
-    if (optimizers > 1 && optimizers != models) return Mistake::OptimizerCount;
+    if (optimizers > 1 && optimizers != models && models != 1) return Mistake::OptimizerCount;
     if (schedules > 0 && schedules != optimizers) return Mistake::ScheduleCount;
     if (!whole && (optim::is_torch_optimizer<T> || ...)) return Mistake::Spread;
     return Mistake::None;
@@ -13285,6 +13385,18 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
         found.emplace_back(name, p);
     }
     return found;
+}
+
+/// Error E_CONFIG where two of the optimizers of one model have the same parameter. One that none has is mentioned.
+template <class Model>
+void check_apart(Model const& model, std::initializer_list<sharding::Shares<Model> const*> optimizers) {
+    auto const& parameters = model.parameters();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return shares->empty() || shares->at(&model)[i]; });
+        check(holders <= 1, code::config, "prepare: ", holders, " of the optimizers have parameter ", parameters[i].first,
+              " of their model; say which has what, as in acc::optim::AdamW{.parameters = [](std::string const& name) { return name.ends_with(\"bias\"); }}");
+        if (holders == 0) log::warning("prepare: parameter ", parameters[i].first, " is trainable and none of its model's optimizers has it, so it stays as it is");
+    }
 }
 
 /// Those that are not.
@@ -16351,9 +16463,10 @@ TensorMap gradients_of(Model const& model) {
     return all;
 }
 
-/// Parameters; buffers; the accumulation window, of at most `steps` micro-batches, with its gradients.
+/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, int64_t steps) {
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
+    auto const steps = [of = &options] { return of->gradient_accumulation_steps; };
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -16387,7 +16500,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"losses", model->losses}, {"finished", model->finished}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
-                    {"ranks", model->replicas()}, {"steps", steps}};
+                    {"ranks", model->replicas()}, {"steps", steps()}};
         if (gradients) {
             s.tensors = gradients_of(*model);
             if constexpr (sharding::tells_unreached<Model>)
@@ -16413,7 +16526,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
         bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
-        check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
+        check(closed || (micro_batches < steps() && of == steps()), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps(),
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who));
         auto const weighted = s.value<int64_t>("weighted", who);
@@ -16431,6 +16544,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         }
         if constexpr (sharding::tells_unreached<Model>) model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
+        if (s.value<int64_t>("steps", who) != steps()) model->window().restart();
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();
         if constexpr (sharding::tells_unreached<Model>) model->unfinished = model->unfinished && !model->idle();
@@ -17527,7 +17641,8 @@ public:
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
     /// what the loop uses, in that order: a tuple, or the object itself where there is one. Anything else passes through.
-    /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
+    /// One optimizer trains all models of the call, n optimizers one each, or a part each where there is one model (see a recipe's
+    /// `parameters`); each schedule is for one optimizer, in their order.
     template <class... Arguments>
     auto prepare(Arguments&&... arguments) {
         using detail::Mistake;
@@ -17540,7 +17655,7 @@ public:
         static_assert(wrong != Mistake::ScheduleAgain, "prepare: this schedule is already prepared; pass the recipe, once");
         static_assert(wrong != Mistake::NoModel, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
         static_assert(wrong != Mistake::NoOptimizer, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each, or several for one model; else call prepare once for each pair");
         static_assert(wrong != Mistake::ScheduleCount, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
         static_assert(wrong != Mistake::Spread, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
         if constexpr (wrong == Mistake::None) return prepare_checked(std::forward<Arguments>(arguments)...);
@@ -17671,6 +17786,8 @@ public:
     static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
+    /// From the next window on, which is a whole one. A checkpoint does not keep the number. Error E_CALL_ORDER inside a window.
+    void set_gradient_accumulation_steps(int64_t steps) { training_->settled().set_accumulation_steps(steps); }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
     communicator& comm() { return training_->settled().comm; }
     communicator const& comm() const { return training_->comm; }
@@ -17743,7 +17860,7 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options)) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); }) {
             auto const save = [module] { return Precision::state_dict(*module); };
             auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
@@ -17826,11 +17943,13 @@ private:
 
     template <class Recipe>
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
-        if constexpr (requires { recipe.operations; })
-            for (auto& model : models) model->operations = recipe.operations, model->by_recipe = true;
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
-            for (auto& model : models) model->sweeps = optimizer.sweeps();
+            for (auto& model : models) {
+                model->operations = optimizer.recipe().operations;
+                model->sweeps = (model->sweeps || !model->by_recipe) && optimizer.sweeps();  // what one leaves to its sweep, all must
+                model->by_recipe = true;
+            }
         if constexpr (requires { optimizer.state_dict(); }) {
             training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
             training_->components.back().names = state::Names::State;
@@ -17847,8 +17966,9 @@ private:
         auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
         constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
         auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
-            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise && states.size() > 1 ? std::vector{states[I::value]} : states);
         });
+        if constexpr (pairwise && detail::count_of<Kind::Model, Arguments...> == 1) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
         auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
         auto schedules = detail::transform_kind<Kind::Schedule>(given, [&]<class I>(auto&& s, I) { return prepare_scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers)); });
         return [&]<size_t... I>(std::index_sequence<I...>) {

@@ -100,6 +100,57 @@ TEST_CASE("a window averages its micro-batches; the last batch of a loader ends 
     }
 }
 
+TEST_CASE("the length of windows may change between two of them", "[accumulation][window][training]") {
+    auto const data = numbers({1, 2, 3, 4, 5, 6, 7, 8, 9});
+    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_windows";
+    // What each window takes from the weight; with `changes`, from body to the number from there on, by the setter or by a run that goes on with another.
+    auto const taken = [&](std::map<int64_t, int64_t> const& changes, bool resumed) {
+        std::vector<double> seen;
+        int64_t at = 0, steps = 4;
+        auto const part = [&](int64_t stop) {
+            Run<> accelerator({.gradient_accumulation_steps = steps});
+            auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{data, {.batch_size = 1}});
+            if (at > 0) accelerator.load_state(folder);
+            auto before = model->w.template item<double>();
+            for (auto& x : loader) {
+                {
+                    auto window = accelerator.accumulate(model);
+                    CHECK_THROWS_WITH(accelerator.set_gradient_accumulation_steps(2), contains("E_CALL_ORDER"));
+                    accelerator.backward(model(x).mean());
+                    optimizer.step();
+                    optimizer.zero_grad();
+                }
+                if (!accelerator.sync_gradients()) CHECK_THROWS_WITH(accelerator.set_gradient_accumulation_steps(2), contains("E_CALL_ORDER"));
+                auto const after = model->w.template item<double>();
+                if (after != before) seen.push_back(before - after);
+                before = after;
+                ++at;
+                if (auto const change = changes.find(at); change != changes.end()) {
+                    steps = change->second;
+                    if (resumed && at == stop) return accelerator.save_state(folder);
+                    accelerator.set_gradient_accumulation_steps(steps);
+                    CHECK(accelerator.gradient_accumulation_steps() == steps);
+                }
+            }
+        };
+        if (resumed) part(4);
+        part(9);
+        return seen;
+    };
+    for (bool const resumed : {false, true}) {
+        std::filesystem::remove_all(folder);
+        auto const seen = taken({{4, 3}, {7, 1}}, resumed);
+        REQUIRE(seen.size() == 4);
+        CHECK(seen[0] == Approx((1 + 2 + 3 + 4) / 4.0));
+        CHECK(seen[1] == Approx((5 + 6 + 7) / 3.0));
+        CHECK((seen[2] == Approx(8) && seen[3] == Approx(9)));
+    }
+    std::filesystem::remove_all(folder);
+    Run<> accelerator;
+    CHECK_THROWS_WITH(accelerator.set_gradient_accumulation_steps(0), contains("E_CONFIG") && contains("gradient_accumulation_steps is 0"));
+    CHECK(accelerator.gradient_accumulation_steps() == 1);
+}
+
 TEST_CASE("a micro-batch may have several losses, also the one that ends its window", "[backward][window]") {
     auto const data = numbers({2, 3, 4});
     auto const gradients = [&](acc::accelerator_options const& options, auto const& losses) {

@@ -762,6 +762,160 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     CHECK_THROWS_WITH(optimizer.step([&, &model = model] { return regression(model, wide_input()); }), contains("call accelerator.backward first") || contains("begin the next"));
 }
 
+namespace {
+
+constexpr int64_t shared_windows = 6, poisoned_window = 2;
+
+bool is_bias(std::string const& name) { return name.ends_with("bias"); }
+
+std::vector<torch::Tensor> biases(Mlp const& net) { return {net.a->bias, net.b->bias}; }
+std::vector<torch::Tensor> matrices(Mlp const& net) { return {net.a->weight, net.b->weight}; }
+
+/// The weights, and behind them the norms, when the biases have one optimizer and the matrices another; a window that is not finite is left out.
+std::vector<torch::Tensor> shared_by_hand(int64_t k) {
+    Mlp net;
+    fill(net);
+    torch::optim::SGD of_biases(biases(net), torch::optim::SGDOptions(0.5).momentum(0.9));
+    torch::optim::AdamW of_matrices(matrices(net), torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+    std::vector<torch::Tensor> norms;
+    for (int64_t m = 0; m < shared_windows * k; ++m) {
+        if (m / k == poisoned_window) continue;
+        (regression([&](auto const& x) { return net.forward(x); }, Mlp::input(m, global_batch)) / k).backward();
+        if ((m + 1) % k != 0) continue;
+        norms.push_back(torch::tensor(torch::nn::utils::clip_grad_norm_(net.parameters(), 0.1)).to(torch::kFloat));
+        of_biases.step(), of_matrices.step();
+        net.zero_grad();
+    }
+    auto all = weights_of({&net});
+    all.insert(all.end(), norms.begin(), norms.end());
+    return all;
+}
+
+/// The same by a prepared loop, in two parts where a folder is given. `make(net)` gives both optimizers.
+template <class Run, class Make>
+std::vector<torch::Tensor> shared_by(Make const& make, int64_t k, int64_t stop = 0, std::filesystem::path const& folder = {}) {
+    std::vector<torch::Tensor> all, norms;
+    auto const part = [&](int64_t from, int64_t to) {
+        Run accelerator({.gradient_accumulation_steps = k});
+        auto net = std::make_shared<Mlp>();
+        fill(*net);
+        auto [first, second] = make(*net);
+        auto [model, of_biases, of_matrices] = accelerator.prepare(net, first, second);
+        if (from > 0) accelerator.load_state(folder);
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t m = from; m < to; ++m) {
+            auto window = accelerator.accumulate(model);
+            auto const loss = regression(model, Mlp::input(m, global_batch).slice(0, begin, begin + rows));
+            accelerator.backward(m / k == poisoned_window ? loss * std::nan("") : loss);
+            auto const norm = accelerator.clip_grad_norm(model, 0.1);
+            if (accelerator.sync_gradients() && m / k != poisoned_window) norms.push_back(norm.to(torch::kFloat));
+            of_biases.step(), of_matrices.step();
+            if (accelerator.sync_gradients()) CHECK((of_biases.step_was_skipped() == (m / k == poisoned_window) && of_matrices.step_was_skipped() == of_biases.step_was_skipped()));
+            of_biases.zero_grad(), of_matrices.zero_grad();
+        }
+        if (to < shared_windows * k) return accelerator.save_state(folder);
+        CHECK((of_biases.steps() == shared_windows - 1 && of_matrices.steps() == shared_windows - 1));
+        for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+    };
+    if (stop > 0) part(0, stop);
+    part(stop, shared_windows * k);
+    all.insert(all.end(), norms.begin(), norms.end());
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("several optimizers share one model", "[flat][optimizer][torch_adapter][recipes]") {
+    auto const recipes = [](Mlp&) {
+        return std::pair(acc::optim::Sgd{.lr = 0.5, .momentum = 0.9, .parameters = is_bias},
+                         acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1, .parameters = [](std::string const& name) { return !is_bias(name); }});
+    };
+    auto const in_pythons_order = [&](Mlp& net) {
+        auto both = recipes(net);
+        both.first.operations = both.second.operations = acc::Operations::Torch;
+        return both;
+    };
+    auto const held = [&](Mlp& net) {
+        return std::pair(recipes(net).first, std::make_shared<torch::optim::AdamW>(matrices(net), torch::optim::AdamWOptions(0.01).weight_decay(0.1)));
+    };
+    auto const both_held = [&](Mlp& net) {
+        return std::pair(std::make_shared<torch::optim::SGD>(biases(net), torch::optim::SGDOptions(0.5).momentum(0.9)), held(net).second);
+    };
+    for (int64_t k : {1, 2}) {
+        auto const by_hand = shared_by_hand(k);
+        close(shared_by<Alone>(recipes, k), by_hand);
+        close(shared_by<Alone>(in_pythons_order, k), by_hand);
+        close(shared_by<Alone>(both_held, k), by_hand);
+        close(shared_by<Replicated<>>(recipes, k), by_hand);
+        close(shared_by<Replicated<overlapped>>(held, k), by_hand);
+        close(shared_by<Replicated<sliced>>(recipes, k), by_hand);
+        close(shared_by<Replicated<sliced_overlapped>>(recipes, k), by_hand);
+        close(shared_by<Spread>(recipes, k), by_hand);
+    }
+    FolderOfRanks folder("shared");
+    auto const same = [&]<class R>(R*, char const* name) {
+        auto const whole = shared_by<R>(recipes, 2);
+        for (int64_t stop : {3, 8}) {
+            auto const resumed = shared_by<R>(recipes, 2, stop, folder / acc::concat(name, stop));
+            for (size_t i = 0; i < 4; ++i) CHECK(torch::equal(resumed[i], whole[i]));
+        }
+    };
+    same(static_cast<Replicated<>*>(nullptr), "whole");
+    same(static_cast<Replicated<sliced>*>(nullptr), "sliced");
+    same(static_cast<Spread*>(nullptr), "spread");
+}
+
+TEST_CASE("what several optimizers of one model may not do", "[optimizer][recipes][flat]") {
+    Replicated<> accelerator;
+    auto const net = [] {
+        auto made = std::make_shared<Mlp>();
+        fill(*made);
+        return made;
+    };
+    CHECK_THROWS_WITH(accelerator.prepare(net(), acc::optim::Sgd{}, acc::optim::AdamW{.parameters = is_bias}), contains("2 of the optimizers have parameter a.bias"));
+    CHECK_THROWS_WITH(accelerator.prepare(net(), acc::optim::Sgd{.parameters = [](std::string const&) { return false; }}), contains("match no parameter") && contains("a.weight"));
+
+    auto [model, of_biases, of_matrix] = accelerator.prepare(net(), acc::optim::Sgd{.lr = 0.5, .parameters = is_bias},
+                                                             acc::optim::Adam{.lr = 0.5, .parameters = [](std::string const& name) { return name == "a.weight"; }});
+    auto const untouched = model->b->weight.detach().clone();
+    auto const backward = [&, &model = model] { accelerator.backward(regression(model, Mlp::input(0, global_batch))); };
+    backward();
+    of_biases.step();
+    CHECK_THROWS_WITH(of_biases.step(), contains("begin the next"));
+    of_matrix.step();
+    CHECK_THROWS_WITH(of_matrix.step(), contains("begin the next"));
+    CHECK_THROWS_WITH(accelerator.clip_grad_norm(model, 1.0), contains("begin the next"));
+    CHECK(torch::equal(model->b->weight, untouched));
+    CHECK((of_biases.steps() == 1 && of_matrix.steps() == 1));
+    if (accelerator.num_processes() == 1) CHECK(of_matrix.state_bytes() == 2 * 6 * 32 * 4);  // nothing is kept of what it does not have
+    of_biases.zero_grad();
+    backward();
+    of_matrix.step(), of_biases.step();  // in either order
+    of_biases.zero_grad();
+    CHECK_THROWS_WITH(of_matrix.step(), contains("call accelerator.backward first"));
+
+    // A loss scale is taken out, and looked after, once.
+    acc::Accelerator<acc::device::BasicCpu<acc::comm::Self>, acc::precision::Fp16<>, acc::sharding::None, acc::loader::Stateful<>> scaled({.grad_scaler = {.init_scale = 1024}});
+    auto [half, biases_of_half, rest_of_half] = scaled.prepare(net(), acc::optim::Sgd{.lr = 0.5, .parameters = is_bias},
+                                                               acc::optim::Sgd{.lr = 0.25, .parameters = [](std::string const& name) { return !is_bias(name); }});
+    for (double const factor : {std::numeric_limits<double>::infinity(), 1.0}) {
+        auto const before = weights_of({&*half});
+        auto window = scaled.accumulate(half);
+        auto const loss = regression(half, Mlp::input(0, global_batch));
+        scaled.backward(loss * factor);
+        biases_of_half.step(), rest_of_half.step();
+        CHECK(scaled.scaler().get_scale() == 512);
+        CHECK((biases_of_half.step_was_skipped() == (factor != 1) && rest_of_half.step_was_skipped() == (factor != 1)));
+        auto const after = weights_of({&*half});
+        auto const parameters = half->parameters();
+        for (size_t i = 0; i < 4; ++i) {
+            auto const expected = factor != 1 ? before[i] : before[i] - (i % 2 == 1 ? 0.5 : 0.25) * parameters[i].grad();
+            CHECK(torch::allclose(after[i], expected, 1e-6, 1e-7));
+        }
+        biases_of_half.zero_grad(), rest_of_half.zero_grad();
+    }
+}
+
 TEST_CASE("a model may go from one optimizer to another", "[optimizer][torch_adapter][clipping]") {
     auto const trained = [](auto&& accelerator, auto const& make) {
         auto net = std::make_shared<Mlp>();

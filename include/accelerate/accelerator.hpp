@@ -76,7 +76,8 @@ public:
 
     /// Takes any number of models, optimizer recipes (or torch::optim optimizers), loaders and schedules in any order and returns
     /// what the loop uses, in that order: a tuple, or the object itself where there is one. Anything else passes through.
-    /// One optimizer trains all models of the call, n optimizers one each; likewise schedules and optimizers.
+    /// One optimizer trains all models of the call, n optimizers one each, or a part each where there is one model (see a recipe's
+    /// `parameters`); each schedule is for one optimizer, in their order.
     template <class... Arguments>
     auto prepare(Arguments&&... arguments) {
         using detail::Mistake;
@@ -89,7 +90,7 @@ public:
         static_assert(wrong != Mistake::ScheduleAgain, "prepare: this schedule is already prepared; pass the recipe, once");
         static_assert(wrong != Mistake::NoModel, "prepare: an optimizer needs its model in the same call, as in prepare(model, acc::optim::AdamW{...})");
         static_assert(wrong != Mistake::NoOptimizer, "prepare: a schedule needs its optimizer in the same call, as in prepare(model, optimizer, schedule)");
-        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each; else call prepare once for each pair");
+        static_assert(wrong != Mistake::OptimizerCount, "prepare: give one optimizer for all models or one for each, or several for one model; else call prepare once for each pair");
         static_assert(wrong != Mistake::ScheduleCount, "prepare: give one schedule for each optimizer; else call prepare once for each pair");
         static_assert(wrong != Mistake::Spread, "prepare: a torch::optim optimizer needs every parameter and its gradient on every rank, which this sharding does not keep; use a recipe such as acc::optim::AdamW{...}");
         if constexpr (wrong == Mistake::None) return prepare_checked(std::forward<Arguments>(arguments)...);
@@ -220,6 +221,8 @@ public:
     static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
+    /// From the next window on, which is a whole one. A checkpoint does not keep the number. Error E_CALL_ORDER inside a window.
+    void set_gradient_accumulation_steps(int64_t steps) { training_->settled().set_accumulation_steps(steps); }
     std::filesystem::path const& project_dir() const { return training_->options.project_dir; }
     communicator& comm() { return training_->settled().comm; }
     communicator const& comm() const { return training_->comm; }
@@ -292,7 +295,7 @@ public:
             state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
         training_->models.push_back(state);
         auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options.gradient_accumulation_steps)) training_->components.push_back(std::move(component));
+        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options)) training_->components.push_back(std::move(component));
         if constexpr (requires { Precision::state_dict(*module); }) {
             auto const save = [module] { return Precision::state_dict(*module); };
             auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
@@ -375,11 +378,13 @@ private:
 
     template <class Recipe>
     auto bind_optimizer(Recipe&& recipe, std::vector<std::shared_ptr<model_state>> models) {
-        if constexpr (requires { recipe.operations; })
-            for (auto& model : models) model->operations = recipe.operations, model->by_recipe = true;
         auto optimizer = optim::bind(detail::stored_as<Precision>(std::forward<Recipe>(recipe)), models);
         if constexpr (requires { optimizer.sweeps(); })
-            for (auto& model : models) model->sweeps = optimizer.sweeps();
+            for (auto& model : models) {
+                model->operations = optimizer.recipe().operations;
+                model->sweeps = (model->sweeps || !model->by_recipe) && optimizer.sweeps();  // what one leaves to its sweep, all must
+                model->by_recipe = true;
+            }
         if constexpr (requires { optimizer.state_dict(); }) {
             training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
             training_->components.back().names = state::Names::State;
@@ -396,8 +401,9 @@ private:
         auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
         constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
         auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
-            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise && states.size() > 1 ? std::vector{states[I::value]} : states);
         });
+        if constexpr (pairwise && detail::count_of<Kind::Model, Arguments...> == 1) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
         auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
         auto schedules = detail::transform_kind<Kind::Schedule>(given, [&]<class I>(auto&& s, I) { return prepare_scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers)); });
         return [&]<size_t... I>(std::index_sequence<I...>) {

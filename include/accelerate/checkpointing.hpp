@@ -65,9 +65,10 @@ TensorMap gradients_of(Model const& model) {
     return all;
 }
 
-/// Parameters; buffers; the accumulation window, of at most `steps` micro-batches, with its gradients.
+/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
 template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, int64_t steps) {
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
+    auto const steps = [of = &options] { return of->gradient_accumulation_steps; };
     auto const parameters = [=] {
         StateDict s;
         if constexpr (in_parts<Model>) {
@@ -101,7 +102,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         StateDict s;
         s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
                     {"weight", model->weight}, {"weighted", model->weighted}, {"losses", model->losses}, {"finished", model->finished}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
-                    {"ranks", model->replicas()}, {"steps", steps}};
+                    {"ranks", model->replicas()}, {"steps", steps()}};
         if (gradients) {
             s.tensors = gradients_of(*model);
             if constexpr (sharding::tells_unreached<Model>)
@@ -127,7 +128,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
         bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
         check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
-        check(closed || (micro_batches < steps && of == steps), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps,
+        check(closed || (micro_batches < steps() && of == steps()), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps(),
               ". Save at a window's end to change that");
         static_cast<void>(s.value<double>("weight", who));
         auto const weighted = s.value<int64_t>("weighted", who);
@@ -145,6 +146,7 @@ std::vector<state::Component> model_components(std::string const& name, std::sha
         }
         if constexpr (sharding::tells_unreached<Model>) model->restore_unreached(unreached);
         model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
+        if (s.value<int64_t>("steps", who) != steps()) model->window().restart();
         model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
         model->unfinished = !model->window_closed();
         if constexpr (sharding::tells_unreached<Model>) model->unfinished = model->unfinished && !model->idle();

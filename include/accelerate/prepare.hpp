@@ -87,7 +87,7 @@ consteval Mistake mistake(bool whole) {
     if ((is_prepared_schedule<T> || ...)) return Mistake::ScheduleAgain;
     if (optimizers > 0 && models == 0) return Mistake::NoModel;
     if (schedules > 0 && optimizers == 0) return Mistake::NoOptimizer;
-    if (optimizers > 1 && optimizers != models) return Mistake::OptimizerCount;
+    if (optimizers > 1 && optimizers != models && models != 1) return Mistake::OptimizerCount;
     if (schedules > 0 && schedules != optimizers) return Mistake::ScheduleCount;
     if (!whole && (optim::is_torch_optimizer<T> || ...)) return Mistake::Spread;
     return Mistake::None;
@@ -170,6 +170,18 @@ sharding::NamedParameters trainable(torch::nn::Module& module, std::vector<std::
         found.emplace_back(name, p);
     }
     return found;
+}
+
+/// Error E_CONFIG where two of the optimizers of one model have the same parameter. One that none has is mentioned.
+template <class Model>
+void check_apart(Model const& model, std::initializer_list<sharding::Shares<Model> const*> optimizers) {
+    auto const& parameters = model.parameters();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return shares->empty() || shares->at(&model)[i]; });
+        check(holders <= 1, code::config, "prepare: ", holders, " of the optimizers have parameter ", parameters[i].first,
+              " of their model; say which has what, as in acc::optim::AdamW{.parameters = [](std::string const& name) { return name.ends_with(\"bias\"); }}");
+        if (holders == 0) log::warning("prepare: parameter ", parameters[i].first, " is trainable and none of its model's optimizers has it, so it stays as it is");
+    }
 }
 
 /// Those that are not.

@@ -55,17 +55,21 @@ public:
     }
     ~TrainedModel() { guard->leave(this); }
 
-    bool before_step() {
-        Base::before_step();
-        if (!guard->allows(*this)) return false;
-        scale_gradients(take_scale());
-        return true;
+    bool before_step() { return first_step({}); }
+    /// Of an optimizer that has these parameters only: where others, which have none of them, have made the window's step, it is another part of
+    /// that, under the same verdict and with the gradients as they have been scaled for it.
+    bool before_step(sharding::Share const& share) {
+        further_ = this->stage() == sharding::Stage::Stepped && !stepped_.empty();
+        for (size_t i = 0; further_ && i < share.size(); ++i) further_ = !(share[i] && stepped_[i]);
+        if (!further_) return first_step(share);
+        for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+        return may_step_;
     }
     void after_step() {
         guard->stepped();
         parameters_changed();
         forget_gradients();
-        if (updated) updated();
+        if (updated && !further_) updated();
     }
     /// Somebody has written into the parameters that this rank keeps: copies of them (gathered, cast) are stale.
     void parameters_changed() {
@@ -125,6 +129,14 @@ public:
     std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
+    bool first_step(sharding::Share const& share) {
+        Base::before_step();
+        stepped_ = share;
+        further_ = false;
+        may_step_ = guard->allows(*this);
+        if (may_step_) scale_gradients(take_scale());
+        return may_step_;
+    }
     void forget_gradients() {
         forget_verdict();
         take_scale();
@@ -132,6 +144,9 @@ private:
     }
 
     double gradient_scale_ = 1;
+    sharding::Share stepped_;   // what has made the last step; empty: all of it
+    bool further_ = false;      // the present step is another part of it
+    bool may_step_ = true;      // its verdict
 };
 
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
@@ -152,7 +167,7 @@ public:
         if constexpr (autocasts) {
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
-        check(options.gradient_accumulation_steps >= 1, code::config, "Accelerator: gradient_accumulation_steps is ", options.gradient_accumulation_steps, "; it must be at least 1");
+        check_accumulation_steps("Accelerator", options.gradient_accumulation_steps);
         check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
         check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
         comm.set_deadline(deadline());
@@ -174,6 +189,14 @@ public:
     }
 
     bool in_window() const { return !window.empty(); }
+    /// From the next window on, which is a whole one.
+    void set_accumulation_steps(int64_t steps) {
+        constexpr auto call = "accelerator.set_gradient_accumulation_steps";
+        check(!in_window() && std::ranges::all_of(models, &model_type::window_closed), code::call_order, call, " inside an accumulation window; call it where one has ended, behind the loop's body");
+        check_accumulation_steps(call, steps);
+        options.gradient_accumulation_steps = steps;
+        for (auto const& model : models) model->window().restart();
+    }
 
     /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
     communicator& writers() {
@@ -256,6 +279,10 @@ public:
     int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
+    static void check_accumulation_steps(char const* call, int64_t steps) {
+        check(steps >= 1, code::config, call, ": gradient_accumulation_steps is ", steps, "; it must be at least 1");
+    }
+
     std::vector<model_type*> scratch_;
     std::optional<communicator> of_node_;
 };

@@ -38,7 +38,7 @@ public:
         if (!window_closed()) return;
         check(!s.averaged, code::call_order, "optimizer.step while average_parameters is in force; let its scope end first");
         auto const stepping = sharding::stepping(s.models);
-        s.skipped = !sharding::before_step(stepping);
+        s.skipped = !sharding::before_step(stepping, s.shares);
         if (!s.skipped) [[likely]]
             update();
         for (auto* model : stepping) model->after_step();
@@ -81,8 +81,11 @@ public:
     Recipe const& recipe() const { return shared_->recipe; }
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
 
+    /// What of the models it updates, where the recipe's `parameters` leave some out.
+    sharding::Shares<Model> const& shares() const { return shared_->shares; }
+
     /// Whether a step multiplies the gradients by each model's `gradient_scale()` on its way. Where it does not, who clips must.
-    bool sweeps() const { return shared_->sweeps; }
+    bool sweeps() const { return shared_->sweeps && shared_->shares.empty(); }
 
     /// False inside an unfinished accumulation window of any of its models.
     bool window_closed() const {
@@ -184,9 +187,8 @@ private:
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
-        if (!s.sweeps) return;
         for (auto& model : s.models)
-            if (model->clears_in_step()) model->gradients_cleared();
+            if (s.clears(*model)) model->gradients_cleared();
     }
 
     /// Whether what the optimizer updates is fp32 also where parameters are not.
@@ -206,8 +208,17 @@ private:
                 for (sharding::Flat const& flat : model->flats())
                     check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
                           " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
+            if constexpr (requires { recipe.parameters; }) {
+                if (recipe.parameters) shares = sharding::shares_of(models, [&](std::string const& name, at::Tensor const&) { return recipe.parameters(name); });
+                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", Rule<Recipe>::kind,
+                      ": its `parameters` match no parameter of the model; the first is ", models.front()->parameters().front().first);
+            }
             sweeps = can_sweep();
         }
+
+        /// Whether an update leaves no gradient behind, because all of them pass through it.
+        bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
+        bool has(Model const& model, sharding::Slot const& slot) const { return shares.empty() || shares.at(&model)[static_cast<size_t>(slot.registration)]; }
 
         bool can_sweep() const {
             if constexpr (!sweepable<Recipe>) return false;
@@ -228,13 +239,13 @@ private:
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), model.clears_in_step());
+                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), clears(model));
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
                     auto const state = [&](size_t n) { return n < c.states.size() ? c.states[n][i].template mutable_data_ptr<float>() : parameters; };
                     auto* const gradients = c.gradients[i].template mutable_data_ptr<float>();
-                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), model.clears_in_step()};
+                    kernel::Strip const strip{parameters, gradients, state(0), state(1), c.parameters[i].numel(), clears(model)};
                     Rule<Recipe>::sweep(recipe, grouping[batch.set], {strip, step, model.gradient_scale()});
                 }
             }
@@ -279,9 +290,11 @@ private:
 
         void group();
         void bind();
+        std::vector<sharding::Piece> pieces_of(Model const& model) const;
 
         Recipe recipe;
         std::vector<std::shared_ptr<Model>> models;
+        sharding::Shares<Model> shares;  // what of them is updated; empty: all
         Grouping grouping;
         Moments moments;
         std::vector<Batch> batches;
@@ -309,7 +322,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     int64_t first_of_model = 0;
     for (size_t m = 0; m < models.size(); ++m) {
         std::span<sharding::Flat const> const flats = models[m]->flats();
-        std::span<sharding::Piece const> const pieces = models[m]->pieces();
+        auto const pieces = pieces_of(*models[m]);
         int64_t slots = 0;
         auto const first_stretch = stretches.size();
         for (auto const& piece : pieces)
@@ -317,6 +330,7 @@ void Optimizer<Recipe, Model>::Shared::bind() {
         for (size_t f = 0; f < flats.size(); ++f)
             for (auto const& slot : flats[f].slots) {
                 ++slots;
+                if (!has(*models[m], slot)) continue;
                 auto const set = grouping.set_of(slot);
                 auto const key = key_of(m, slot);
                 keys.insert(key);
@@ -335,6 +349,28 @@ void Optimizer<Recipe, Model>::Shared::bind() {
     moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
     group();
     bound = true;
+}
+
+// Of a share of the model those stretches that it fills, so that nothing is kept of the rest.
+template <recipe Recipe, sharding::flat_model Model>
+std::vector<sharding::Piece> Optimizer<Recipe, Model>::Shared::pieces_of(Model const& model) const {
+    std::span<sharding::Piece const> const pieces = model.pieces();
+    if (shares.empty()) return {pieces.begin(), pieces.end()};
+    std::span<sharding::Flat const> const flats = model.flats();
+    std::vector<sharding::Piece> within;
+    for (auto const& piece : pieces) {
+        bool goes_on = false;
+        for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+            if (from > to || (from == to && slot.numel > 0)) continue;
+            bool const ours = has(model, slot);
+            if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
+            else if (ours) within.back().end = to;
+            if (ours) within.back().gradients = piece.gradients.narrow(0, within.back().begin - piece.begin, to - within.back().begin);
+            goes_on = ours;
+        }
+    }
+    return within;
 }
 
 template <recipe Recipe, sharding::flat_model Model>

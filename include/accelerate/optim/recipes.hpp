@@ -14,6 +14,8 @@ namespace accelerate::optim {
 //   storage                       states in bf16, stochastic rounding
 //   ema_decay                     > 0: a running average of the weights, `average = ema_decay * average + (1 - ema_decay) * weights` after
 //                                 each update, from the weights at the first; see `Optimizer::average_parameters`. 4 bytes a parameter
+//   parameters                    by name, those that it updates; empty: all. The rest is another optimizer's, which steps in the same
+//                                 window, before `zero_grad`. Where some are left out, clearing the gradients is a pass of its own
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW`). State: two numbers per parameter, three with `amsgrad`.
 struct AdamW {
@@ -28,6 +30,7 @@ struct AdamW {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Adam (`torch.optim.Adam`); its weight decay is L2: added to the gradient. State as AdamW's.
@@ -43,6 +46,7 @@ struct Adam {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Stochastic gradient descent (`torch.optim.SGD`). State: one number per parameter if `momentum` is not 0, else none.
@@ -58,6 +62,7 @@ struct Sgd {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Adagrad (`torch.optim.Adagrad`). State: one number per parameter.
@@ -73,6 +78,7 @@ struct Adagrad {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 /// Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023): steps of equal size in the direction of the sign of a
@@ -87,6 +93,7 @@ struct Lion {
     Operations operations = Operations::Fused;
     optimizer_storage storage = {};
     double ema_decay = 0;
+    Callable<bool(std::string const&)> parameters = {};
 };
 
 }  // namespace accelerate::optim

@@ -35,7 +35,7 @@ public:
         auto& s = *shared_;
         if (!window_closed()) return;
         auto const stepping = sharding::stepping(s.models);
-        s.skipped = !sharding::before_step(stepping);
+        s.skipped = !sharding::before_step(stepping, s.shares);
         if (!s.skipped) [[likely]] {
             apply_gradient_scales(s.models);
             WithoutGradients const none_where_unreached(s.models);
@@ -68,7 +68,7 @@ public:
             at::Tensor const loss = closure();
             stepping = sharding::stepping(s.models);
             if (evaluations == 1) first = loss.detach();
-            if (!sharding::before_step(stepping)) throw Refused();
+            if (!sharding::before_step(stepping, s.shares)) throw Refused();
             apply_gradient_scales(s.models);
             none_where_unreached.emplace(s.models);
             return s.mean_over_ranks(loss);
@@ -116,6 +116,7 @@ public:
     bool step_was_skipped() const { return shared_->skipped; }
     Held& unwrap() const { return *shared_->held; }  ///< the optimizer itself
     std::vector<std::shared_ptr<Model>> const& models() const { return shared_->models; }
+    sharding::Shares<Model> const& shares() const { return shared_->shares; }  ///< what of them it updates, where that is not all
 
     bool window_closed() const {
         for (auto const& model : shared_->models)
@@ -228,14 +229,15 @@ private:
                 check(gathered, code::config, "prepare: a torch::optim optimizer reads p.grad(), which this sharding does not complete on every rank; use a recipe such as "
                       "acc::optim::AdamW{...}, or sharding::Ddp<> with gather_gradients = true");
             }
-            size_t found = 0;
+            std::unordered_set<at::TensorImpl const*> found;
             for (auto& group : held->param_groups()) {
                 initial_lrs.push_back(group.options().get_lr());
                 for (auto const& p : group.params())
-                    if (ours.contains(p.unsafeGetTensorImpl())) ++found;
+                    if (ours.contains(p.unsafeGetTensorImpl())) found.insert(p.unsafeGetTensorImpl());
                     else others.push_back(p);
             }
-            check(found > 0, code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
+            shares = sharding::shares_of(models, [&](std::string const&, at::Tensor const& p) { return found.contains(p.unsafeGetTensorImpl()); });
+            check(!found.empty(), code::config, "prepare: none of the optimizer's parameters belongs to the models given with it; make it from the parameters of the module that is prepared");
         }
 
         std::vector<at::Tensor> copy_of_parameters() const {
@@ -269,6 +271,7 @@ private:
 
         std::shared_ptr<Held> held;
         std::vector<std::shared_ptr<Model>> models;
+        sharding::Shares<Model> shares;
         std::vector<at::Tensor> others;  // held by the optimizer, in no prepared model
         std::vector<double> initial_lrs;
         int64_t steps = 0;

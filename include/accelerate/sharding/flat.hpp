@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstdint>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <set>
 #include <span>
@@ -50,6 +51,7 @@ concept flat_model = requires(M& m, M const& c) {
     { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
     { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
     m.settle();                                                      // after writing gradients: every rank sees what all have written
+    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
     { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
     { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
     { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
@@ -82,11 +84,35 @@ auto stepping(Models const& models) {
     return reached.empty() ? all : reached;
 }
 
-/// Asks every model, and says whether all agree to the step.
-template <class Models>
-bool before_step(Models const& models) {
+/// Which parameters of a model an optimizer has, by `Slot::registration`.
+using Share = std::vector<bool>;
+/// Those of an optimizer that has not every parameter of its models; else empty.
+template <class Model>
+using Shares = std::map<Model const*, Share>;
+
+/// The parameters to whose name and tensor `has` says yes.
+template <class Models, class Has>
+auto shares_of(Models const& models, Has&& has) {
+    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
+    bool all = true;
+    for (auto const& model : models)
+        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
+            share.push_back(has(name, parameter));
+            all = all && share.back();
+        }
+    if (all) shares.clear();
+    return shares;
+}
+
+/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
+template <class Models, class Model>
+bool before_step(Models const& models, Shares<Model> const& shares) {
     bool may = true;
-    for (auto const& model : models) may = model->before_step() && may;
+    for (auto const& model : models) {
+        auto const share = shares.find(model);
+        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
+        else may = model->before_step() && may;
+    }
     return may;
 }
 

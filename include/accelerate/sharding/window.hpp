@@ -43,6 +43,8 @@ public:
 
     /// Micro-batches since the last window that was closed by the loader's end or by its number.
     int64_t position() const { return position_; }
+    /// The next window, behind a closed one, is a whole one whatever the number of steps was.
+    void restart() { position_ = 0; }
     /// Goes on where another one stood.
     void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
 
