@@ -12076,6 +12076,72 @@ void Optimizer<Recipe, Model>::Shared::group() {
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/optim/lbfgs_state.hpp
+
+namespace accelerate::optim {
+
+/// An optimizer's parameters by name, in its own order.
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What `torch::optim::LBFGS` has learnt: its vectors over all parameters, cut into "<vector>.<parameter>" in the parameters' shapes, and its
+/// numbers under "search". `Own`: `torch::optim::LBFGSParamState`.
+template <class Own, std::same_as<StateDict> State>
+void save_search(Own const& own, NamedTensors const& parameters, State& into) {
+    auto const cut = [&](std::string const& name, at::Tensor const& vector) {
+        int64_t at = 0;
+        for (auto const& [key, p] : parameters) {
+            into.tensors.insert(concat(name, ".", key), vector.narrow(0, at, p.numel()).view(p.sizes()).clone());
+            at += p.numel();
+        }
+    };
+    cut("d", own.d());
+    cut("prev_flat_grad", own.prev_flat_grad());
+    std::vector<double> ro;
+    for (size_t i = 0; i < own.ro().size(); ++i) {
+        cut(concat("old_dirs_", i), own.old_dirs()[i]);
+        cut(concat("old_stps_", i), own.old_stps()[i]);
+        ro.push_back(own.ro()[i].template item<double>());
+    }
+    into.values["search"] = {{"func_evals", own.func_evals()}, {"n_iter", own.n_iter()}, {"t", own.t()}, {"prev_loss", own.prev_loss()}, {"H_diag", own.H_diag().template item<double>()}, {"ro", ro}};
+}
+
+/// The reverse; nothing where the state was saved before the first step. Error E_DATA of `who` for what is missing, or does not fit.
+template <class Own, std::same_as<StateDict> State>
+std::unique_ptr<Own> load_search(State const& from, NamedTensors const& parameters, std::string const& who) {
+    if (!from.values.contains("search")) return {};
+    State const numbers{{}, from.values["search"]};
+    auto const number = [&](char const* name) {
+        auto const x = numbers.template value<double>(name, who);
+        check(std::isfinite(x), code::data, who, ".load_state_dict: ", name, " is ", x);
+        return x;
+    };
+    auto const joined = [&](std::string const& name) {
+        std::vector<at::Tensor> parts;
+        for (auto const& [key, p] : parameters) {
+            auto const found = from.tensors.find(concat(name, ".", key));
+            check(found != from.tensors.end(), code::data, who, ".load_state_dict: the state has no tensor \"", name, ".", key, "\"");
+            check(found->second.sizes() == p.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(), ", the parameter ", p.sizes());
+            parts.push_back(found->second.to(p.options()).reshape(-1));
+        }
+        return at::cat(parts);
+    };
+    auto own = std::make_unique<Own>();
+    own->func_evals(numbers.template value<int64_t>("func_evals", who)).n_iter(numbers.template value<int64_t>("n_iter", who)).t(number("t")).prev_loss(number("prev_loss"));
+    check(own->func_evals() >= 1 && own->n_iter() >= 1, code::data, who, ".load_state_dict: iteration ", own->n_iter(), " behind ", own->func_evals(), " evaluations cannot be");
+    own->d(joined("d")).prev_flat_grad(joined("prev_flat_grad"));
+    auto const scalar = [&](double x) { return at::scalar_tensor(x, own->d().options()); };
+    own->H_diag(scalar(number("H_diag")));
+    for (auto const ro : numbers.template value<std::vector<double>>("ro", who)) {
+        auto const i = own->ro().size();
+        own->old_dirs().push_back(joined(concat("old_dirs_", i)));
+        own->old_stps().push_back(joined(concat("old_stps_", i)));
+        own->ro().push_back(scalar(ro));
+    }
+    return own;
+}
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/torch_state.hpp
 
 // Only named here: the class of an optimizer that a user holds is complete where he holds it, and its header is a heavy one.
@@ -12089,6 +12155,7 @@ class SGD;
 struct AdagradParamState;
 struct AdamParamState;
 struct AdamWParamState;
+struct LBFGSParamState;
 struct RMSpropParamState;
 struct SGDParamState;
 }  // namespace torch::optim
@@ -12127,6 +12194,12 @@ struct torch_state<torch::optim::RMSprop> {
     using type = torch::optim::RMSpropParamState;
 };
 
+template <>
+struct torch_state<torch::optim::LBFGS> {  // of all parameters together
+    static constexpr char const* kind = "LBFGS";
+    using type = torch::optim::LBFGSParamState;
+};
+
 /// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
 template <class State, class F>
 void for_each_field(State& s, F&& f) {
@@ -12161,7 +12234,7 @@ public:
     TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
 
     void step() {
-        static_assert(!std::is_same_v<Held, torch::optim::LBFGS>, "optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)");
+        static_assert(!searches, "optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)");
         auto& s = *shared_;
         if (!window_closed()) return;
         auto const stepping = sharding::stepping(s.models);
@@ -12261,7 +12334,11 @@ public:
         if constexpr (torch_state<Held>::kind == nullptr) refuse("state_dict");
         else {
             state.values = {{"kind", torch_state<Held>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_steps", nlohmann::json::object()}};
-            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+            if constexpr (searches) {
+                auto const parameters = s.named_parameters();
+                auto const found = s.held->state().find(parameters.front().second.unsafeGetTensorImpl());
+                if (found != s.held->state().end()) save_search(static_cast<typename torch_state<Held>::type const&>(*found->second), parameters, state);
+            } else s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
                 auto found = s.held->state().find(parameter.unsafeGetTensorImpl());
                 if (found == s.held->state().end()) return;
                 auto& own = static_cast<typename torch_state<Held>::type&>(*found->second);
@@ -12294,6 +12371,8 @@ public:
     }
 
 private:
+    static constexpr bool searches = std::is_same_v<Held, torch::optim::LBFGS>;  ///< evaluates the loss itself
+
     static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
 
     /// While alive, parameters that no loss has reached have no gradient, which LibTorch's optimizers take as leave to pass them over.
@@ -12318,7 +12397,10 @@ private:
     auto states_in(StateDict const& state, SavedProgress const& saved) const {
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-        shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+        if constexpr (searches) {
+            auto const parameters = shared_->named_parameters();
+            if (auto own = load_search<State>(state, parameters, who())) loaded.emplace_back(parameters.front().second.unsafeGetTensorImpl(), std::move(own));
+        } else shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
@@ -12397,6 +12479,17 @@ private:
             for (size_t m = 0; m < models.size(); ++m)
                 for (auto const& flat : std::span<sharding::Flat const>(models[m]->flats()))
                     for (auto const& slot : flat.slots) f(models.size() > 1 ? concat(m, ".", slot.name) : slot.name, slot.parameter);
+        }
+
+        /// Of the optimizer, in its own order. Error E_CONFIG for one that is in no prepared model.
+        NamedTensors named_parameters() const {
+            check(others.empty(), code::config, "optimizer.state_dict: ", others.size(), " of the optimizer's parameters are in none of its models, so they have no name");
+            std::unordered_map<at::TensorImpl const*, std::string> names;
+            for_each_parameter([&](std::string const& key, at::Tensor const& parameter) { names.emplace(parameter.unsafeGetTensorImpl(), key); });
+            NamedTensors named;
+            for (auto const& group : held->param_groups())
+                for (auto const& p : group.params()) named.emplace_back(names.at(p.unsafeGetTensorImpl()), p);
+            return named;
         }
 
         std::shared_ptr<Held> held;

@@ -1,6 +1,7 @@
 // The loop's vocabulary through public names, against formulas and hand-written loops. One process.
 #include "support/catch.hpp"
 
+#include "support/folder.hpp"
 #include "support/scale.hpp"
 
 namespace acc = accelerate;
@@ -102,15 +103,15 @@ TEST_CASE("a window averages its micro-batches; the last batch of a loader ends 
 
 TEST_CASE("the length of windows may change between two of them", "[accumulation][window][training]") {
     auto const data = numbers({1, 2, 3, 4, 5, 6, 7, 8, 9});
-    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_windows";
     // What each window takes from the weight; with `changes`, from body to the number from there on, by the setter or by a run that goes on with another.
     auto const taken = [&](std::map<int64_t, int64_t> const& changes, bool resumed) {
+        Folder const folder;
         std::vector<double> seen;
         int64_t at = 0, steps = 4;
         auto const part = [&](int64_t stop) {
             Run<> accelerator({.gradient_accumulation_steps = steps});
             auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{data, {.batch_size = 1}});
-            if (at > 0) accelerator.load_state(folder);
+            if (at > 0) accelerator.load_state(folder / "saved");
             auto before = model->w.template item<double>();
             for (auto& x : loader) {
                 {
@@ -127,7 +128,7 @@ TEST_CASE("the length of windows may change between two of them", "[accumulation
                 ++at;
                 if (auto const change = changes.find(at); change != changes.end()) {
                     steps = change->second;
-                    if (resumed && at == stop) return accelerator.save_state(folder);
+                    if (resumed && at == stop) return static_cast<void>(accelerator.save_state(folder / "saved"));
                     accelerator.set_gradient_accumulation_steps(steps);
                     CHECK(accelerator.gradient_accumulation_steps() == steps);
                 }
@@ -138,14 +139,12 @@ TEST_CASE("the length of windows may change between two of them", "[accumulation
         return seen;
     };
     for (bool const resumed : {false, true}) {
-        std::filesystem::remove_all(folder);
         auto const seen = taken({{4, 3}, {7, 1}}, resumed);
         REQUIRE(seen.size() == 4);
         CHECK(seen[0] == Approx((1 + 2 + 3 + 4) / 4.0));
         CHECK(seen[1] == Approx((5 + 6 + 7) / 3.0));
         CHECK((seen[2] == Approx(8) && seen[3] == Approx(9)));
     }
-    std::filesystem::remove_all(folder);
     Run<> accelerator;
     CHECK_THROWS_WITH(accelerator.set_gradient_accumulation_steps(0), contains("E_CONFIG") && contains("gradient_accumulation_steps is 0"));
     CHECK(accelerator.gradient_accumulation_steps() == 1);

@@ -1196,6 +1196,56 @@ TEST_CASE("torch::optim state by parameter name, exchangeable with a recipe's", 
     round_trip([](P p) { return torch::optim::RMSprop(p, torch::optim::RMSpropOptions(1e-2).momentum(0.5)); });
 }
 
+TEST_CASE("a search goes on from its state, by parameter name", "[lbfgs_state][torch_adapter]") {
+    auto const begin = [] {
+        torch::manual_seed(3);
+        return Parameters{{"a.weight", leaf(torch::randn({4, 3}))}, {"a.bias", leaf(torch::randn({4}))}, {"b.weight", leaf(torch::randn({2, 4}).to(torch::kDouble))}};
+    };
+    auto const options = torch::optim::LBFGSOptions(0.5).max_iter(5).history_size(3).line_search_fn("strong_wolfe");
+    auto const make = [&](Parameters& p) { return bind(torch::optim::LBFGS({p[0].second, p[1].second}, options), std::vector{std::make_shared<FakeModel>(p)}); };
+    auto const steps = [](auto& optimizer, Parameters const& p, int64_t n) {
+        auto const closure = [&] {
+            optimizer.zero_grad();
+            auto const loss = (p[0].second.sin() + p[1].second.unsqueeze(1)).square().sum() + p[1].second.cos().sum() + p[0].second.pow(4).mean();
+            loss.backward();
+            return loss;
+        };
+        for (int64_t i = 0; i < n; ++i) optimizer.step(closure);
+    };
+    for (int64_t const before : {0, 1, 3}) {
+        auto p = begin(), q = begin();
+        auto first = make(p), second = make(q);
+        steps(first, p, before);
+        auto saved = first.state_dict();
+        CHECK(saved.tensors.contains("d.a.weight") == (before > 0));
+        CHECK(saved.tensors.contains("old_stps_2.a.bias") == (before > 0));
+        saved.values = nlohmann::json::parse(saved.values.dump());
+        for (size_t i = 0; i < p.size(); ++i) q[i].second.detach().copy_(p[i].second.detach());
+        second.check_state_dict(saved);
+        second.load_state_dict(saved);
+        steps(first, p, 3), steps(second, q, 3);
+        CHECK(difference(p, q) == 0);
+        CHECK((first.steps() == before + 3 && second.steps() == before + 3));
+        if (before == 0) continue;
+        auto const refused = [&](auto const& spoil) {
+            auto bad = saved;
+            spoil(bad);
+            return code_of([&] { second.check_state_dict(bad); });
+        };
+        CHECK(refused([](auto& s) { s.values["kind"] = "AdamW"; }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.values["search"]["n_iter"] = 0; }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.values["search"]["t"] = nullptr; }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.values["search"]["ro"].push_back(1.0); }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.values["search"].erase("H_diag"); }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.values["search"] = 1; }) == acc::code::data);
+        CHECK(refused([](auto& s) { s.tensors.find("d.a.bias")->second = torch::zeros({5}); }) == acc::code::data);
+    }
+    auto p = begin();
+    auto stranger = leaf(torch::zeros({2}));
+    auto optimizer = bind(torch::optim::LBFGS({p[0].second, stranger}, options), std::vector{std::make_shared<FakeModel>(p)});
+    CHECK(code_of([&] { optimizer.state_dict(); }) == acc::code::config);
+}
+
 TEST_CASE("a callable option is shared, const and knows when it is empty", "[callable]") {
     Callable<bool(std::string const&)> empty;
     CHECK_FALSE(bool(empty));

@@ -1,5 +1,6 @@
 // Models whose units are spread over the ranks equal one process. Run under mpirun -n 1, 2, 4; the one process is part of each rank.
 #include "support/catch.hpp"
+#include "support/folder_of_ranks.hpp"
 
 #include <torch/torch.h>
 
@@ -454,7 +455,8 @@ TEST_CASE("the norm is known when the gradients are reduced, as long as nobody w
 TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
     Spread<> accelerator;
     auto model = accelerator.prepare(by_make(accelerator));
-    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_sharded";
+    FolderOfRanks const shared("sharded");
+    auto const& folder = shared.path;
     accelerator.save_model(model, folder);
     Model<> whole(3);
     CHECK(acc::load_model(whole, folder).complete());
@@ -468,8 +470,6 @@ TEST_CASE("save_model writes the whole of a sharded model", "[fsdp]") {
     CHECK_THROWS_WITH(accelerator.save_model(model, folder / "model.safetensors.index.json"), contains("E_IO"));
     CHECK_THROWS_WITH(accelerator.save_model(model, folder, {.metadata = {{"name", "\xff"}}}), contains("E_ST_NOT_UTF8"));
     same(accelerator.get_state_dict(model), expected, 0);
-    accelerator.wait_for_everyone();
-    if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("a sharded model is never whole while its tensors are visited", "[fsdp]") {
@@ -513,7 +513,8 @@ int64_t bytes_read() {
 
 TEST_CASE("a model made from files has their values, and each rank reads what it keeps", "[from][fsdp]") {
     Spread<> accelerator;
-    auto const folder = std::filesystem::temp_directory_path() / "accelerate_test_from";
+    FolderOfRanks const shared("from");
+    auto const& folder = shared.path;
     Alone one({.seed = 99});
     auto whole = one.make<Model>(int64_t{3});
     if (accelerator.is_main_process()) acc::save_model(*whole, folder, {.max_shard_size = 2000});
@@ -547,6 +548,4 @@ TEST_CASE("a model made from files has their values, and each rank reads what it
     CHECK_THROWS_WITH(accelerator.make<Model>(acc::from(folder), int64_t{4}), contains("E_CK_KEYS") && contains("blocks.3"));
     auto const elsewhere = accelerator.is_main_process() ? folder : folder / "absent";
     if (n > 1) CHECK_THROWS_WITH(accelerator.make<Model>(acc::from(elsewhere), int64_t{3}), contains("E_IO") && contains("rank 1"));
-    accelerator.wait_for_everyone();
-    if (accelerator.is_main_process()) std::filesystem::remove_all(folder);
 }

@@ -1,5 +1,6 @@
 // N ranks under DDP equal one process on the concatenated batch. Run under mpirun -n 1, 2, 4; the one process is part of each rank.
 #include "support/catch.hpp"
+#include "support/folder_of_ranks.hpp"
 
 #include <torch/torch.h>
 
@@ -424,26 +425,6 @@ void branches_not_taken() {
 constexpr acc::ddp finding{.find_unused_parameters = true, .overlap = acc::Overlap::Off};
 using Spread = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sharding::Fsdp<>, acc::loader::Stateful<>>;
 
-/// One for all ranks, empty at first and gone in the end.
-class FolderOfRanks {
-public:
-    explicit FolderOfRanks(std::string const& name) : path_(std::filesystem::temp_directory_path() / acc::concat("accelerate_test_", name, "_", ranks_.num_processes())) { clear(); }
-    ~FolderOfRanks() { clear(); }
-    FolderOfRanks(FolderOfRanks const&) = delete;
-    FolderOfRanks& operator=(FolderOfRanks const&) = delete;
-    std::filesystem::path operator/(std::string const& name) const { return path_ / name; }
-
-private:
-    void clear() {
-        ranks_.wait_for_everyone();
-        if (ranks_.is_main_process()) std::filesystem::remove_all(path_);
-        ranks_.wait_for_everyone();
-    }
-
-    Replicated<> ranks_;
-    std::filesystem::path path_;
-};
-
 template <class Run>
 void branches_are_resumed(std::filesystem::path const& folder) {
     auto const recipe = [](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
@@ -682,27 +663,33 @@ std::shared_ptr<Mlp> wide() {
 }
 torch::Tensor wide_input() { return Mlp::input(0, global_batch).to(torch::kDouble); }
 
-/// Three steps of an optimizer that evaluates the loss itself, as `make` gives it for a module's parameters.
+/// Three steps of an optimizer that evaluates the loss itself, as `make` gives it for a module's parameters; in two parts where a folder is
+/// given: the second goes on from a checkpoint behind the first step.
 template <class Run, class Make>
-std::vector<torch::Tensor> evaluated(Make const& make) {
-    Run accelerator;
-    auto net = wide();
-    auto [model, optimizer] = accelerator.prepare(net, make(*net));
-    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
-    std::vector<torch::Tensor> losses;
-    for (int64_t step = 0; step < 3; ++step) {
-        auto window = accelerator.accumulate(model);
-        auto const loss = optimizer.step([&, &model = model, &optimizer = optimizer] {
-            optimizer.zero_grad();
-            auto const mine = regression(model, wide_input().slice(0, begin, begin + rows));
-            accelerator.backward(mine);
-            return mine;
-        });
-        losses.push_back(accelerator.reduce(loss, "mean"));
-    }
-    CHECK(optimizer.updates() == 3);
-    std::vector<torch::Tensor> all;
-    for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+std::vector<torch::Tensor> evaluated(Make const& make, std::filesystem::path const& folder = {}) {
+    std::vector<torch::Tensor> all, losses;
+    auto const part = [&](int64_t from, int64_t to) {
+        Run accelerator;
+        auto net = wide();
+        auto [model, optimizer] = accelerator.prepare(net, make(*net));
+        if (from > 0) accelerator.load_state(folder);
+        auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+        for (int64_t step = from; step < to; ++step) {
+            auto window = accelerator.accumulate(model);
+            auto const loss = optimizer.step([&, &model = model, &optimizer = optimizer] {
+                optimizer.zero_grad();
+                auto const mine = regression(model, wide_input().slice(0, begin, begin + rows));
+                accelerator.backward(mine);
+                return mine;
+            });
+            losses.push_back(accelerator.reduce(loss, "mean"));
+        }
+        CHECK((optimizer.updates() == to - from && optimizer.steps() == to));
+        if (to < 3) return static_cast<void>(accelerator.save_state(folder));
+        for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+    };
+    if (!folder.empty()) part(0, 1);
+    part(folder.empty() ? 0 : 1, 3);
     all.insert(all.end(), losses.begin(), losses.end());
     return all;
 }
@@ -738,6 +725,9 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     close(evaluated<Replicated<>>(adamw), evaluated_by_hand(adamw));
     close(evaluated<Replicated<>>(recipe), evaluated_by_hand(adamw));
     close(evaluated<Spread>(recipe), evaluated_by_hand(adamw));
+    FolderOfRanks folder("search");
+    auto const whole = evaluated<Replicated<>>(lbfgs), resumed = evaluated<Replicated<>>(lbfgs, folder / "saved");
+    for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
 
     Replicated<> accelerator;
     auto net = wide();

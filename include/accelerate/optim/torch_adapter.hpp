@@ -6,6 +6,7 @@
 #include <accelerate/core/log.hpp>
 #include <accelerate/optim/clip.hpp>
 #include <accelerate/optim/groups.hpp>
+#include <accelerate/optim/lbfgs_state.hpp>
 #include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/torch_state.hpp>
 #include <accelerate/sharding/flat.hpp>
@@ -14,6 +15,7 @@
 #include <optional>
 #include <span>
 #include <type_traits>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -31,7 +33,7 @@ public:
     TorchAdapter(std::shared_ptr<Held> held, std::vector<std::shared_ptr<Model>> models) : shared_(std::make_shared<Shared>(std::move(held), std::move(models))) {}
 
     void step() {
-        static_assert(!std::is_same_v<Held, torch::optim::LBFGS>, "optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)");
+        static_assert(!searches, "optimizer.step(): torch::optim::LBFGS evaluates the loss itself; call optimizer.step(closure)");
         auto& s = *shared_;
         if (!window_closed()) return;
         auto const stepping = sharding::stepping(s.models);
@@ -131,7 +133,11 @@ public:
         if constexpr (torch_state<Held>::kind == nullptr) refuse("state_dict");
         else {
             state.values = {{"kind", torch_state<Held>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_steps", nlohmann::json::object()}};
-            s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+            if constexpr (searches) {
+                auto const parameters = s.named_parameters();
+                auto const found = s.held->state().find(parameters.front().second.unsafeGetTensorImpl());
+                if (found != s.held->state().end()) save_search(static_cast<typename torch_state<Held>::type const&>(*found->second), parameters, state);
+            } else s.for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
                 auto found = s.held->state().find(parameter.unsafeGetTensorImpl());
                 if (found == s.held->state().end()) return;
                 auto& own = static_cast<typename torch_state<Held>::type&>(*found->second);
@@ -164,6 +170,8 @@ public:
     }
 
 private:
+    static constexpr bool searches = std::is_same_v<Held, torch::optim::LBFGS>;  ///< evaluates the loss itself
+
     static std::string who() { return concat("torch::optim::", torch_state<Held>::kind); }
 
     /// While alive, parameters that no loss has reached have no gradient, which LibTorch's optimizers take as leave to pass them over.
@@ -188,7 +196,10 @@ private:
     auto states_in(StateDict const& state, SavedProgress const& saved) const {
         using State = typename torch_state<Held>::type;
         std::vector<std::pair<void*, std::unique_ptr<State>>> loaded;
-        shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
+        if constexpr (searches) {
+            auto const parameters = shared_->named_parameters();
+            if (auto own = load_search<State>(state, parameters, who())) loaded.emplace_back(parameters.front().second.unsafeGetTensorImpl(), std::move(own));
+        } else shared_->for_each_parameter([&](std::string const& key, at::Tensor const& parameter) {
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
@@ -267,6 +278,17 @@ private:
             for (size_t m = 0; m < models.size(); ++m)
                 for (auto const& flat : std::span<sharding::Flat const>(models[m]->flats()))
                     for (auto const& slot : flat.slots) f(models.size() > 1 ? concat(m, ".", slot.name) : slot.name, slot.parameter);
+        }
+
+        /// Of the optimizer, in its own order. Error E_CONFIG for one that is in no prepared model.
+        NamedTensors named_parameters() const {
+            check(others.empty(), code::config, "optimizer.state_dict: ", others.size(), " of the optimizer's parameters are in none of its models, so they have no name");
+            std::unordered_map<at::TensorImpl const*, std::string> names;
+            for_each_parameter([&](std::string const& key, at::Tensor const& parameter) { names.emplace(parameter.unsafeGetTensorImpl(), key); });
+            NamedTensors named;
+            for (auto const& group : held->param_groups())
+                for (auto const& p : group.params()) named.emplace_back(names.at(p.unsafeGetTensorImpl()), p);
+            return named;
         }
 
         std::shared_ptr<Held> held;

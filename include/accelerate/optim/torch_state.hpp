@@ -15,6 +15,7 @@ class SGD;
 struct AdagradParamState;
 struct AdamParamState;
 struct AdamWParamState;
+struct LBFGSParamState;
 struct RMSpropParamState;
 struct SGDParamState;
 }  // namespace torch::optim
@@ -51,6 +52,12 @@ template <>
 struct torch_state<torch::optim::RMSprop> {
     static constexpr char const* kind = "RMSprop";
     using type = torch::optim::RMSpropParamState;
+};
+
+template <>
+struct torch_state<torch::optim::LBFGS> {  // of all parameters together
+    static constexpr char const* kind = "LBFGS";
+    using type = torch::optim::LBFGSParamState;
 };
 
 /// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
