@@ -7999,6 +7999,88 @@ public:
 
 }  // namespace accelerate::comm
 
+// ---- accelerate/core/streaming_copy.hpp
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace accelerate::kernel {
+
+/// Copies with stores that pass the caches by, where that is worth it: for memory that this core does not read next. To write a cache line that
+/// another core has read costs up to 50 ns, one line after the other, where the two share no cache; and what is not in the cache is not
+/// read before it is written. The C library does so for single copies of about a cache's size only.
+inline void streaming_copy(std::byte* to, std::byte const* from, size_t n) {
+#if defined(__x86_64__)
+    constexpr size_t worth = 16 << 10;
+    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        size_t i = 0;
+        for (; i + 64 <= n; i += 64) {
+            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
+            auto* const out = reinterpret_cast<__m128i*>(to + i);
+            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
+        }
+        _mm_sfence();
+        to += i, from += i, n -= i;
+    }
+#endif
+    if (n > 0) std::memcpy(to, from, n);
+}
+
+}  // namespace accelerate::kernel
+
+// ---- accelerate/comm/stage_copy.hpp
+
+namespace accelerate::comm {
+
+/// Copies what another core will read: through the caches, or past them. Past them where a cache line that the other core has read is slow to get
+/// back, through them where it is not; the wrong way costs up to twice as long. The first large pieces go either way in turn, and the way
+/// whose fastest round was faster, the peers' reading included, is kept. What arrives is the same.
+class StageCopy {
+public:
+    /// One round: from here to the end of the scope, in which the piece is copied and what the peers have exposed is read.
+    class Round {
+    public:
+        Round(StageCopy& copy, size_t bytes) : copy_(copy), counts_(copy.round_ < trials && bytes >= large) {
+            if (counts_) start_ = Clock::now();
+        }
+        ~Round() {
+            if (counts_) copy_.took(Clock::now() - start_);
+        }
+        Round(Round const&) = delete;
+        Round& operator=(Round const&) = delete;
+
+    private:
+        StageCopy& copy_;
+        bool counts_;
+        Clock::time_point start_;
+    };
+
+    void operator()(std::byte* to, std::byte const* from, size_t n) const {
+        if (past_) accelerate::kernel::streaming_copy(to, from, n);
+        else if (n > 0) std::memcpy(to, from, n);
+    }
+
+    bool goes_past_caches() const { return past_; }
+
+private:
+    static constexpr int trials = 16;
+    static constexpr size_t large = 64 << 10;
+
+    void took(Clock::duration time) {
+        auto& fastest = fastest_[past_ ? 1 : 0];
+        fastest = std::min(fastest, time);
+        past_ = ++round_ < trials ? !past_ : fastest_[1] < fastest_[0];
+    }
+
+    bool past_ = false;
+    int round_ = 0;
+    std::array<Clock::duration, 2> fastest_{Clock::duration::max(), Clock::duration::max()};
+};
+
+}  // namespace accelerate::comm
+
 // ---- accelerate/comm/group.hpp
 
 namespace accelerate::comm {
@@ -8146,6 +8228,7 @@ private:
 
 public:
     Control control;
+    StageCopy copy;         ///< into this rank's stage
     Mailbox mailbox;
     std::mutex letters;     ///< guards `mailbox`: letters and collectives may come from different threads
     int64_t buffers = 0;    ///< numbers the buffers of this communicator
@@ -8376,37 +8459,6 @@ private:
 
 }  // namespace accelerate::comm
 
-// ---- accelerate/core/streaming_copy.hpp
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-namespace accelerate::kernel {
-
-/// Copies with stores that pass the caches by, where that is worth it: for memory that this core does not read next. To write a cache line that
-/// another core has read costs up to 50 ns, one line after the other, where the two share no cache; and what is not in the cache is not
-/// read before it is written. The C library does so for single copies of about a cache's size only.
-inline void streaming_copy(std::byte* to, std::byte const* from, size_t n) {
-#if defined(__x86_64__)
-    constexpr size_t worth = 16 << 10;
-    if (n >= worth && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        size_t i = 0;
-        for (; i + 64 <= n; i += 64) {
-            auto const* const in = reinterpret_cast<__m128i const*>(from + i);
-            auto* const out = reinterpret_cast<__m128i*>(to + i);
-            auto const a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
-            _mm_stream_si128(out, a), _mm_stream_si128(out + 1, b), _mm_stream_si128(out + 2, c), _mm_stream_si128(out + 3, d);
-        }
-        _mm_sfence();
-        to += i, from += i, n -= i;
-    }
-#endif
-    if (n > 0) std::memcpy(to, from, n);
-}
-
-}  // namespace accelerate::kernel
-
 // ---- accelerate/comm/transfer.hpp
 
 /// Movement of bytes inside one operation of a group. Ranks of a node pass pieces through their stages, one arrival for each piece;
@@ -8435,8 +8487,9 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
     for (int64_t offset = 0; offset == 0 || offset < longest; offset += room) {
         auto const n = std::clamp<int64_t>(mine.bytes - offset, 0, room);
         auto* const stage = g.stage(g.who.me, g.control.phase() + 1);
+        StageCopy::Round const round(g.copy, static_cast<size_t>(n * mine.runs));
         for (int64_t i = 0; n > 0 && i < mine.runs; ++i)
-            accelerate::kernel::streaming_copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
+            g.copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
         if (offset == 0) {
             arrive();
             for (int64_t p = 0; p < g.members(); ++p) longest = std::max<int64_t>(longest, length(p));

@@ -425,6 +425,30 @@ TEST_CASE("a wait pauses some 200 times, then yields, and looks around", "[wait]
     CHECK_THROWS_AS(comm::wait_until([] { return false; }, [](comm::Clock::duration) { throw std::out_of_range("enough"); }), std::out_of_range);
 }
 
+TEST_CASE("pieces are copied in the way that was faster at first", "[stage_copy]") {
+    for (bool const past_is_slow : {true, false}) {
+        acc::comm::StageCopy copy;
+        std::vector<std::byte> from((64 << 10) + 7), to(from.size());
+        for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<std::byte>(i * 31);
+        int past = 0;
+        auto const round = [&](size_t n) {
+            acc::comm::StageCopy::Round const timed(copy, n);
+            past += copy.goes_past_caches();
+            std::fill(to.begin(), to.end(), std::byte{0});
+            copy(to.data(), from.data(), n);
+            CHECK(std::equal(to.begin(), to.begin() + static_cast<std::ptrdiff_t>(n), from.begin()));
+            if (copy.goes_past_caches() == past_is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        };
+        for (size_t n : {0, 1, 4096}) round(n);  // too small to tell
+        CHECK(past == 0);
+        for (int i = 0; i < 16; ++i) round(from.size());
+        CHECK(past == 8);
+        for (int i = 0; i < 8; ++i) round(from.size());
+        CHECK(past == (past_is_slow ? 8 : 16));
+        round(3);
+    }
+}
+
 TEST_CASE("a family knows who left, and only the first reason counts", "[family]") {
     auto const memory = comm::Region::heap(comm::Family::bytes(2));
     comm::Family me(memory, 0, 0, 2), other(memory, 1, 1, 2);

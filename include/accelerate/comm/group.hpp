@@ -6,6 +6,7 @@
 #include <accelerate/comm/control.hpp>
 #include <accelerate/comm/mailbox.hpp>
 #include <accelerate/comm/memory_source.hpp>
+#include <accelerate/comm/stage_copy.hpp>
 #include <mutex>
 
 namespace accelerate::comm {
@@ -153,6 +154,7 @@ private:
 
 public:
     Control control;
+    StageCopy copy;         ///< into this rank's stage
     Mailbox mailbox;
     std::mutex letters;     ///< guards `mailbox`: letters and collectives may come from different threads
     int64_t buffers = 0;    ///< numbers the buffers of this communicator

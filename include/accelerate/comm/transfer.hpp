@@ -1,7 +1,6 @@
 #pragma once
 
 #include <accelerate/comm/group.hpp>
-#include <accelerate/core/streaming_copy.hpp>
 
 /// Movement of bytes inside one operation of a group. Ranks of a node pass pieces through their stages, one arrival for each piece;
 /// between nodes the bridge does it. Each function returns when this rank may write its own memory again.
@@ -29,8 +28,9 @@ void expose(Group& g, Exposed const& mine, Arrive&& arrive, Length&& length, Vis
     for (int64_t offset = 0; offset == 0 || offset < longest; offset += room) {
         auto const n = std::clamp<int64_t>(mine.bytes - offset, 0, room);
         auto* const stage = g.stage(g.who.me, g.control.phase() + 1);
+        StageCopy::Round const round(g.copy, static_cast<size_t>(n * mine.runs));
         for (int64_t i = 0; n > 0 && i < mine.runs; ++i)
-            accelerate::kernel::streaming_copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
+            g.copy(stage + i * room, static_cast<std::byte const*>(mine.data) + i * mine.bytes + offset, static_cast<size_t>(n));
         if (offset == 0) {
             arrive();
             for (int64_t p = 0; p < g.members(); ++p) longest = std::max<int64_t>(longest, length(p));
