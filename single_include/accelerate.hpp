@@ -12149,6 +12149,7 @@ using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 /// numbers under "search". `Own`: `torch::optim::LBFGSParamState`.
 template <class Own, std::same_as<StateDict> State>
 void save_search(Own const& own, NamedTensors const& parameters, State& into) {
+    if (!own.d().defined()) return;  // its only gradients were within the tolerance: it knows nothing yet
     auto const cut = [&](std::string const& name, at::Tensor const& vector) {
         int64_t at = 0;
         for (auto const& [key, p] : parameters) {
@@ -12167,7 +12168,7 @@ void save_search(Own const& own, NamedTensors const& parameters, State& into) {
     into.values["search"] = {{"func_evals", own.func_evals()}, {"n_iter", own.n_iter()}, {"t", own.t()}, {"prev_loss", own.prev_loss()}, {"H_diag", own.H_diag().template item<double>()}, {"ro", ro}};
 }
 
-/// The reverse; nothing where the state was saved before the first step. Error E_DATA of `who` for what is missing, or does not fit.
+/// The reverse; nothing where the state was saved before the first search. Error E_DATA of `who` for what is missing, or does not fit.
 template <class Own, std::same_as<StateDict> State>
 std::unique_ptr<Own> load_search(State const& from, NamedTensors const& parameters, std::string const& who) {
     if (!from.values.contains("search")) return {};

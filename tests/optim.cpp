@@ -1241,6 +1241,11 @@ TEST_CASE("a search goes on from its state, by parameter name", "[lbfgs_state][t
         CHECK(refused([](auto& s) { s.tensors.find("d.a.bias")->second = torch::zeros({5}); }) == acc::code::data);
     }
     auto p = begin();
+    auto still = make(p);
+    still.step([&] { return still.zero_grad(), (p[0].second * 0).sum() + (p[1].second * 0).sum(); });
+    auto const nothing = still.state_dict();
+    CHECK((nothing.tensors.empty() && !nothing.values.contains("search")));
+    still.load_state_dict(nothing);
     auto stranger = leaf(torch::zeros({2}));
     auto optimizer = bind(torch::optim::LBFGS({p[0].second, stranger}, options), std::vector{std::make_shared<FakeModel>(p)});
     CHECK(code_of([&] { optimizer.state_dict(); }) == acc::code::config);
