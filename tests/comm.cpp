@@ -439,7 +439,7 @@ TEST_CASE("pieces are copied in the way that was faster at first", "[stage_copy]
             CHECK(std::equal(to.begin(), to.begin() + static_cast<std::ptrdiff_t>(n), from.begin()));
             if (copy.goes_past_caches() == past_is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(5));
         };
-        for (size_t n : {0, 1, 4096}) round(n);  // too small to tell
+        for (size_t const n : std::initializer_list<size_t>{0, 1, 4096}) round(n);  // too small to tell
         CHECK(past == 0);
         for (int i = 0; i < 16; ++i) round(from.size());
         CHECK(past == 8);
