@@ -904,6 +904,18 @@ using Share = std::vector<bool>;
 template <class Model>
 using Shares = std::map<Model const*, Share>;
 
+template <class Model>
+bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
+    return shares.empty() || shares.at(&model)[parameter];
+}
+/// Whether these are parts of one model that have nothing in common.
+inline bool apart(Share const& a, Share const& b) {
+    if (a.empty() || b.empty()) return false;
+    for (size_t i = 0; i < a.size(); ++i)
+        if (a[i] && b[i]) return false;
+    return true;
+}
+
 /// The parameters to whose name and tensor `has` says yes.
 template <class Models, class Has>
 auto shares_of(Models const& models, Has&& has) {
@@ -2320,14 +2332,18 @@ public:
     }
     ~TrainedModel() { guard->leave(this); }
 
-    bool before_step() { return first_step({}); }
-    /// Of an optimizer that has these parameters only: where others, which have none of them, have made the window's step, it is another part of
-    /// that, under the same verdict and with the gradients as they have been scaled for it.
-    bool before_step(sharding::Share const& share) {
-        further_ = this->stage() == sharding::Stage::Stepped && !stepped_.empty();
-        for (size_t i = 0; further_ && i < share.size(); ++i) further_ = !(share[i] && stepped_[i]);
-        if (!further_) return first_step(share);
-        for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+    /// `share`: what of it the optimizer has; empty: all. Where others, which have none of that, have made the window's step, this is another part
+    /// of it, under the same verdict and with the gradients as they have been scaled for it.
+    bool before_step(sharding::Share const& share = {}) {
+        further_ = this->stage() == sharding::Stage::Stepped && sharding::apart(stepped_, share);
+        if (further_) {
+            for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+            return may_step_;
+        }
+        Base::before_step();
+        stepped_ = share;
+        may_step_ = guard->allows(*this);
+        if (may_step_) scale_gradients(take_scale());
         return may_step_;
     }
     void after_step() {
@@ -2394,14 +2410,6 @@ public:
     std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
-    bool first_step(sharding::Share const& share) {
-        Base::before_step();
-        stepped_ = share;
-        further_ = false;
-        may_step_ = guard->allows(*this);
-        if (may_step_) scale_gradients(take_scale());
-        return may_step_;
-    }
     void forget_gradients() {
         forget_verdict();
         take_scale();
@@ -11962,7 +11970,7 @@ private:
 
         /// Whether an update leaves no gradient behind, because all of them pass through it.
         bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
-        bool has(Model const& model, sharding::Slot const& slot) const { return shares.empty() || shares.at(&model)[static_cast<size_t>(slot.registration)]; }
+        bool has(Model const& model, sharding::Slot const& slot) const { return sharding::has(shares, model, static_cast<size_t>(slot.registration)); }
 
         bool can_sweep() const {
             if constexpr (!sweepable<Recipe>) return false;
@@ -12138,73 +12146,6 @@ void Optimizer<Recipe, Model>::Shared::group() {
 
 }  // namespace accelerate::optim
 
-// ---- accelerate/optim/lbfgs_state.hpp
-
-namespace accelerate::optim {
-
-/// An optimizer's parameters by name, in its own order.
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-
-/// What `torch::optim::LBFGS` has learnt: its vectors over all parameters, cut into "<vector>.<parameter>" in the parameters' shapes, and its
-/// numbers under "search". `Own`: `torch::optim::LBFGSParamState`.
-template <class Own, std::same_as<StateDict> State>
-void save_search(Own const& own, NamedTensors const& parameters, State& into) {
-    if (!own.d().defined()) return;  // its only gradients were within the tolerance: it knows nothing yet
-    auto const cut = [&](std::string const& name, at::Tensor const& vector) {
-        int64_t at = 0;
-        for (auto const& [key, p] : parameters) {
-            into.tensors.insert(concat(name, ".", key), vector.narrow(0, at, p.numel()).view(p.sizes()).clone());
-            at += p.numel();
-        }
-    };
-    cut("d", own.d());
-    cut("prev_flat_grad", own.prev_flat_grad());
-    std::vector<double> ro;
-    for (size_t i = 0; i < own.ro().size(); ++i) {
-        cut(concat("old_dirs_", i), own.old_dirs()[i]);
-        cut(concat("old_stps_", i), own.old_stps()[i]);
-        ro.push_back(own.ro()[i].template item<double>());
-    }
-    into.values["search"] = {{"func_evals", own.func_evals()}, {"n_iter", own.n_iter()}, {"t", own.t()}, {"prev_loss", own.prev_loss()}, {"H_diag", own.H_diag().template item<double>()}, {"ro", ro}};
-}
-
-/// The reverse; nothing where the state was saved before the first search. Error E_DATA of `who` for what is missing, or does not fit.
-template <class Own, std::same_as<StateDict> State>
-std::unique_ptr<Own> load_search(State const& from, NamedTensors const& parameters, std::string const& who) {
-    if (!from.values.contains("search")) return {};
-    State const numbers{{}, from.values["search"]};
-    auto const number = [&](char const* name) {
-        auto const x = numbers.template value<double>(name, who);
-        check(std::isfinite(x), code::data, who, ".load_state_dict: ", name, " is ", x);
-        return x;
-    };
-    auto const joined = [&](std::string const& name) {
-        std::vector<at::Tensor> parts;
-        for (auto const& [key, p] : parameters) {
-            auto const found = from.tensors.find(concat(name, ".", key));
-            check(found != from.tensors.end(), code::data, who, ".load_state_dict: the state has no tensor \"", name, ".", key, "\"");
-            check(found->second.sizes() == p.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(), ", the parameter ", p.sizes());
-            parts.push_back(found->second.to(p.options()).reshape(-1));
-        }
-        return at::cat(parts);
-    };
-    auto own = std::make_unique<Own>();
-    own->func_evals(numbers.template value<int64_t>("func_evals", who)).n_iter(numbers.template value<int64_t>("n_iter", who)).t(number("t")).prev_loss(number("prev_loss"));
-    check(own->func_evals() >= 1 && own->n_iter() >= 1, code::data, who, ".load_state_dict: iteration ", own->n_iter(), " behind ", own->func_evals(), " evaluations cannot be");
-    own->d(joined("d")).prev_flat_grad(joined("prev_flat_grad"));
-    auto const scalar = [&](double x) { return at::scalar_tensor(x, own->d().options()); };
-    own->H_diag(scalar(number("H_diag")));
-    for (auto const ro : numbers.template value<std::vector<double>>("ro", who)) {
-        auto const i = own->ro().size();
-        own->old_dirs().push_back(joined(concat("old_dirs_", i)));
-        own->old_stps().push_back(joined(concat("old_stps_", i)));
-        own->ro().push_back(scalar(ro));
-    }
-    return own;
-}
-
-}  // namespace accelerate::optim
-
 // ---- accelerate/optim/torch_state.hpp
 
 // Only named here: the class of an optimizer that a user holds is complete where he holds it, and its header is a heavy one.
@@ -12263,6 +12204,15 @@ struct torch_state<torch::optim::LBFGS> {  // of all parameters together
     using type = torch::optim::LBFGSParamState;
 };
 
+/// What a state has under `name` for this parameter; undefined where it has nothing. Error E_DATA of `who` where the shapes differ.
+template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
+at::Tensor saved_tensor(State const& state, std::string const& name, at::Tensor const& parameter, std::string const& who) {
+    auto const found = state.tensors.find(name);
+    if (found == state.tensors.end()) return {};
+    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", name, "\" has shape ", found->second.sizes(), ", the parameter ", parameter.sizes());
+    return found->second;
+}
+
 /// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
 template <class State, class F>
 void for_each_field(State& s, F&& f) {
@@ -12277,6 +12227,69 @@ void for_each_field(State& s, F&& f) {
         f("square_avg", s.square_avg(), [&](at::Tensor t) { s.square_avg(std::move(t)); });
         f("grad_avg", s.grad_avg(), [&](at::Tensor t) { s.grad_avg(std::move(t)); });
     }
+}
+
+}  // namespace accelerate::optim
+
+// ---- accelerate/optim/lbfgs_state.hpp
+
+namespace accelerate::optim {
+
+/// What `torch::optim::LBFGS` has learnt: its vectors over all `parameters`, which stand in its own order, cut into "<vector>.<parameter>" in the parameters' shapes, and its
+/// numbers under "search". `Own`: `torch::optim::LBFGSParamState`.
+template <class Own, std::same_as<StateDict> State>
+void save_search(Own const& own, sharding::NamedParameters const& parameters, State& into) {
+    if (!own.d().defined()) return;  // its only gradients were within the tolerance: it knows nothing yet
+    auto const cut = [&](std::string const& name, at::Tensor const& vector) {
+        int64_t at = 0;
+        for (auto const& [key, p] : parameters) {
+            into.tensors.insert(concat(name, ".", key), vector.narrow(0, at, p.numel()).view(p.sizes()).clone());
+            at += p.numel();
+        }
+    };
+    cut("d", own.d());
+    cut("prev_flat_grad", own.prev_flat_grad());
+    std::vector<double> ro;
+    for (size_t i = 0; i < own.ro().size(); ++i) {
+        cut(concat("old_dirs_", i), own.old_dirs()[i]);
+        cut(concat("old_stps_", i), own.old_stps()[i]);
+        ro.push_back(own.ro()[i].template item<double>());
+    }
+    into.values["search"] = {{"func_evals", own.func_evals()}, {"n_iter", own.n_iter()}, {"t", own.t()}, {"prev_loss", own.prev_loss()}, {"H_diag", own.H_diag().template item<double>()}, {"ro", ro}};
+}
+
+/// The reverse; nothing where the state was saved before the first search. Error E_DATA of `who` for what is missing, or does not fit.
+template <class Own, std::same_as<StateDict> State>
+std::unique_ptr<Own> load_search(State const& from, sharding::NamedParameters const& parameters, std::string const& who) {
+    if (!from.values.contains("search")) return {};
+    State const numbers{{}, from.values["search"]};
+    auto const number = [&](char const* name) {
+        auto const x = numbers.template value<double>(name, who);
+        check(std::isfinite(x), code::data, who, ".load_state_dict: ", name, " is ", x);
+        return x;
+    };
+    auto const joined = [&](std::string const& name) {
+        std::vector<at::Tensor> parts;
+        for (auto const& [key, p] : parameters) {
+            auto const t = saved_tensor(from, concat(name, ".", key), p, who);
+            check(t.defined(), code::data, who, ".load_state_dict: the state has no tensor \"", name, ".", key, "\"");
+            parts.push_back(t.to(p.options()).reshape(-1));
+        }
+        return at::cat(parts);
+    };
+    auto own = std::make_unique<Own>();
+    own->func_evals(numbers.template value<int64_t>("func_evals", who)).n_iter(numbers.template value<int64_t>("n_iter", who)).t(number("t")).prev_loss(number("prev_loss"));
+    check(own->func_evals() >= 1 && own->n_iter() >= 1, code::data, who, ".load_state_dict: iteration ", own->n_iter(), " behind ", own->func_evals(), " evaluations cannot be");
+    own->d(joined("d")).prev_flat_grad(joined("prev_flat_grad"));
+    auto const scalar = [&](double x) { return at::scalar_tensor(x, own->d().options()); };
+    own->H_diag(scalar(number("H_diag")));
+    for (auto const ro : numbers.template value<std::vector<double>>("ro", who)) {
+        auto const i = own->ro().size();
+        own->old_dirs().push_back(joined(concat("old_dirs_", i)));
+        own->old_stps().push_back(joined(concat("old_stps_", i)));
+        own->ro().push_back(scalar(ro));
+    }
+    return own;
 }
 
 }  // namespace accelerate::optim
@@ -12467,11 +12480,9 @@ private:
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
-                auto found = state.tensors.find(concat(name, ".", key));
-                if (found == state.tensors.end()) return;
-                check(found->second.sizes() == parameter.sizes(), code::data, who(), ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
-                      ", the parameter ", parameter.sizes());
-                write(found->second.to(parameter.options(), false, true));
+                auto const t = saved_tensor(state, concat(name, ".", key), parameter, who());
+                if (!t.defined()) return;
+                write(t.to(parameter.options(), false, true));
                 any = true;
             });
             if constexpr (requires { own->step(); }) {
@@ -12545,11 +12556,11 @@ private:
         }
 
         /// Of the optimizer, in its own order. Error E_CONFIG for one that is in no prepared model.
-        NamedTensors named_parameters() const {
+        sharding::NamedParameters named_parameters() const {
             check(others.empty(), code::config, "optimizer.state_dict: ", others.size(), " of the optimizer's parameters are in none of its models, so they have no name");
             std::unordered_map<at::TensorImpl const*, std::string> names;
             for_each_parameter([&](std::string const& key, at::Tensor const& parameter) { names.emplace(parameter.unsafeGetTensorImpl(), key); });
-            NamedTensors named;
+            sharding::NamedParameters named;
             for (auto const& group : held->param_groups())
                 for (auto const& p : group.params()) named.emplace_back(names.at(p.unsafeGetTensorImpl()), p);
             return named;
@@ -13548,7 +13559,7 @@ template <class Model>
 void check_apart(Model const& model, std::initializer_list<sharding::Shares<Model> const*> optimizers) {
     auto const& parameters = model.parameters();
     for (size_t i = 0; i < parameters.size(); ++i) {
-        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return shares->empty() || shares->at(&model)[i]; });
+        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return sharding::has(*shares, model, i); });
         check(holders <= 1, code::config, "prepare: ", holders, " of the optimizers have parameter ", parameters[i].first,
               " of their model; say which has what, as in acc::optim::AdamW{.parameters = [](std::string const& name) { return name.ends_with(\"bias\"); }}");
         if (holders == 0) log::warning("prepare: parameter ", parameters[i].first, " is trainable and none of its model's optimizers has it, so it stays as it is");
@@ -18120,11 +18131,11 @@ private:
         auto given = std::forward_as_tuple(std::forward<Arguments>(arguments)...);
         auto models = detail::transform_kind<Kind::Model>(given, [&](auto&& m, auto) { return prepare_model(std::forward<decltype(m)>(m)); });
         auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
-        constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
+        constexpr auto several = detail::count_of<Kind::Optimizer, Arguments...> > 1, shared = several && detail::count_of<Kind::Model, Arguments...> == 1, pairwise = several && !shared;
         auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
-            return bind_optimizer(std::forward<decltype(o)>(o), pairwise && states.size() > 1 ? std::vector{states[I::value]} : states);
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
         });
-        if constexpr (pairwise && detail::count_of<Kind::Model, Arguments...> == 1) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
+        if constexpr (shared) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
         auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
         auto schedules = detail::transform_kind<Kind::Schedule>(given, [&]<class I>(auto&& s, I) { return prepare_scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers)); });
         return [&]<size_t... I>(std::index_sequence<I...>) {

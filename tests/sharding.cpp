@@ -90,6 +90,17 @@ void close(std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> co
     for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
 }
 
+/// `train(stop, folder)` gives the same bits whether it runs through (no folder) or goes on from a checkpoint behind `stop`.
+template <class Train>
+void same_when_resumed(std::initializer_list<int64_t> stops, std::filesystem::path const& folder, Train const& train) {
+    auto const whole = train(0, std::filesystem::path());
+    for (auto const stop : stops) {
+        auto const resumed = train(stop, folder / std::to_string(stop));
+        REQUIRE(resumed.size() == whole.size());
+        for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
+    }
+}
+
 struct Result {
     std::vector<double> losses;
     acc::TensorMap weights;
@@ -637,11 +648,7 @@ TEST_CASE("an optimizer of two models steps, and clips as one, those that a loss
     }
     FolderOfRanks folder("turns");
     auto const same = [&]<class R>(R*, char const* name) {
-        auto const whole = in_turns<R>(recipe, 2);
-        for (int64_t stop : {3, 4, 7}) {
-            auto const resumed = in_turns<R>(recipe, 2, stop, folder / acc::concat(name, stop));
-            for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
-        }
+        same_when_resumed({3, 4, 7}, folder / name, [&](int64_t stop, auto const& at) { return in_turns<R>(recipe, 2, stop, at); });
     };
     same(static_cast<Replicated<>*>(nullptr), "whole");
     same(static_cast<Replicated<sliced>*>(nullptr), "sliced");
@@ -726,8 +733,7 @@ TEST_CASE("an optimizer that evaluates the loss itself goes the same way on all 
     close(evaluated<Replicated<>>(recipe), evaluated_by_hand(adamw));
     close(evaluated<Spread>(recipe), evaluated_by_hand(adamw));
     FolderOfRanks folder("search");
-    auto const whole = evaluated<Replicated<>>(lbfgs), resumed = evaluated<Replicated<>>(lbfgs, folder / "saved");
-    for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
+    same_when_resumed({1}, folder / "saved", [&](int64_t, auto const& at) { return evaluated<Replicated<>>(lbfgs, at); });
 
     Replicated<> accelerator;
     auto net = wide();
@@ -844,11 +850,7 @@ TEST_CASE("several optimizers share one model", "[flat][optimizer][torch_adapter
     }
     FolderOfRanks folder("shared");
     auto const same = [&]<class R>(R*, char const* name) {
-        auto const whole = shared_by<R>(recipes, 2);
-        for (int64_t stop : {3, 8}) {
-            auto const resumed = shared_by<R>(recipes, 2, stop, folder / acc::concat(name, stop));
-            for (size_t i = 0; i < 4; ++i) CHECK(torch::equal(resumed[i], whole[i]));
-        }
+        same_when_resumed({3, 8}, folder / name, [&](int64_t stop, auto const& at) { return shared_by<R>(recipes, 2, stop, at); });
     };
     same(static_cast<Replicated<>*>(nullptr), "whole");
     same(static_cast<Replicated<sliced>*>(nullptr), "sliced");

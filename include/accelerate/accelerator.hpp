@@ -399,11 +399,11 @@ private:
         auto given = std::forward_as_tuple(std::forward<Arguments>(arguments)...);
         auto models = detail::transform_kind<Kind::Model>(given, [&](auto&& m, auto) { return prepare_model(std::forward<decltype(m)>(m)); });
         auto states = std::apply([](auto const&... m) { return std::vector<std::shared_ptr<model_state>>{m.shared_state()...}; }, models);
-        constexpr auto pairwise = detail::count_of<Kind::Optimizer, Arguments...> > 1;
+        constexpr auto several = detail::count_of<Kind::Optimizer, Arguments...> > 1, shared = several && detail::count_of<Kind::Model, Arguments...> == 1, pairwise = several && !shared;
         auto optimizers = detail::transform_kind<Kind::Optimizer>(given, [&]<class I>(auto&& o, I) {
-            return bind_optimizer(std::forward<decltype(o)>(o), pairwise && states.size() > 1 ? std::vector{states[I::value]} : states);
+            return bind_optimizer(std::forward<decltype(o)>(o), pairwise ? std::vector{states[I::value]} : states);
         });
-        if constexpr (pairwise && detail::count_of<Kind::Model, Arguments...> == 1) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
+        if constexpr (shared) std::apply([&](auto const&... o) { detail::check_apart(*states.front(), {&o.shares()...}); }, optimizers);
         auto loaders = detail::transform_kind<Kind::Loader>(given, [&](auto&& l, auto) { return prepare_loader(std::forward<decltype(l)>(l)); });
         auto schedules = detail::transform_kind<Kind::Schedule>(given, [&]<class I>(auto&& s, I) { return prepare_scheduler(std::forward<decltype(s)>(s), std::get<I::value>(optimizers)); });
         return [&]<size_t... I>(std::index_sequence<I...>) {

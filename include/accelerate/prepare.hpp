@@ -177,7 +177,7 @@ template <class Model>
 void check_apart(Model const& model, std::initializer_list<sharding::Shares<Model> const*> optimizers) {
     auto const& parameters = model.parameters();
     for (size_t i = 0; i < parameters.size(); ++i) {
-        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return shares->empty() || shares->at(&model)[i]; });
+        auto const holders = std::ranges::count_if(optimizers, [&](auto const* shares) { return sharding::has(*shares, model, i); });
         check(holders <= 1, code::config, "prepare: ", holders, " of the optimizers have parameter ", parameters[i].first,
               " of their model; say which has what, as in acc::optim::AdamW{.parameters = [](std::string const& name) { return name.ends_with(\"bias\"); }}");
         if (holders == 0) log::warning("prepare: parameter ", parameters[i].first, " is trainable and none of its model's optimizers has it, so it stays as it is");

@@ -55,14 +55,18 @@ public:
     }
     ~TrainedModel() { guard->leave(this); }
 
-    bool before_step() { return first_step({}); }
-    /// Of an optimizer that has these parameters only: where others, which have none of them, have made the window's step, it is another part of
-    /// that, under the same verdict and with the gradients as they have been scaled for it.
-    bool before_step(sharding::Share const& share) {
-        further_ = this->stage() == sharding::Stage::Stepped && !stepped_.empty();
-        for (size_t i = 0; further_ && i < share.size(); ++i) further_ = !(share[i] && stepped_[i]);
-        if (!further_) return first_step(share);
-        for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+    /// `share`: what of it the optimizer has; empty: all. Where others, which have none of that, have made the window's step, this is another part
+    /// of it, under the same verdict and with the gradients as they have been scaled for it.
+    bool before_step(sharding::Share const& share = {}) {
+        further_ = this->stage() == sharding::Stage::Stepped && sharding::apart(stepped_, share);
+        if (further_) {
+            for (size_t i = 0; i < share.size(); ++i) stepped_[i] = stepped_[i] || share[i];
+            return may_step_;
+        }
+        Base::before_step();
+        stepped_ = share;
+        may_step_ = guard->allows(*this);
+        if (may_step_) scale_gradients(take_scale());
         return may_step_;
     }
     void after_step() {
@@ -129,14 +133,6 @@ public:
     std::vector<std::shared_ptr<precision::WeightCache>> kept_weights;  ///< of its layers; weights that are spread over ranks have none
 
 private:
-    bool first_step(sharding::Share const& share) {
-        Base::before_step();
-        stepped_ = share;
-        further_ = false;
-        may_step_ = guard->allows(*this);
-        if (may_step_) scale_gradients(take_scale());
-        return may_step_;
-    }
     void forget_gradients() {
         forget_verdict();
         take_scale();

@@ -3,7 +3,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scalar_tensor.h>
 
-#include <accelerate/core/state_dict.hpp>
+#include <accelerate/optim/torch_state.hpp>
+#include <accelerate/sharding/layout.hpp>
 #include <cmath>
 #include <concepts>
 #include <memory>
@@ -13,13 +14,10 @@
 
 namespace accelerate::optim {
 
-/// An optimizer's parameters by name, in its own order.
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-
-/// What `torch::optim::LBFGS` has learnt: its vectors over all parameters, cut into "<vector>.<parameter>" in the parameters' shapes, and its
+/// What `torch::optim::LBFGS` has learnt: its vectors over all `parameters`, which stand in its own order, cut into "<vector>.<parameter>" in the parameters' shapes, and its
 /// numbers under "search". `Own`: `torch::optim::LBFGSParamState`.
 template <class Own, std::same_as<StateDict> State>
-void save_search(Own const& own, NamedTensors const& parameters, State& into) {
+void save_search(Own const& own, sharding::NamedParameters const& parameters, State& into) {
     if (!own.d().defined()) return;  // its only gradients were within the tolerance: it knows nothing yet
     auto const cut = [&](std::string const& name, at::Tensor const& vector) {
         int64_t at = 0;
@@ -41,7 +39,7 @@ void save_search(Own const& own, NamedTensors const& parameters, State& into) {
 
 /// The reverse; nothing where the state was saved before the first search. Error E_DATA of `who` for what is missing, or does not fit.
 template <class Own, std::same_as<StateDict> State>
-std::unique_ptr<Own> load_search(State const& from, NamedTensors const& parameters, std::string const& who) {
+std::unique_ptr<Own> load_search(State const& from, sharding::NamedParameters const& parameters, std::string const& who) {
     if (!from.values.contains("search")) return {};
     State const numbers{{}, from.values["search"]};
     auto const number = [&](char const* name) {
@@ -52,10 +50,9 @@ std::unique_ptr<Own> load_search(State const& from, NamedTensors const& paramete
     auto const joined = [&](std::string const& name) {
         std::vector<at::Tensor> parts;
         for (auto const& [key, p] : parameters) {
-            auto const found = from.tensors.find(concat(name, ".", key));
-            check(found != from.tensors.end(), code::data, who, ".load_state_dict: the state has no tensor \"", name, ".", key, "\"");
-            check(found->second.sizes() == p.sizes(), code::data, who, ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(), ", the parameter ", p.sizes());
-            parts.push_back(found->second.to(p.options()).reshape(-1));
+            auto const t = saved_tensor(from, concat(name, ".", key), p, who);
+            check(t.defined(), code::data, who, ".load_state_dict: the state has no tensor \"", name, ".", key, "\"");
+            parts.push_back(t.to(p.options()).reshape(-1));
         }
         return at::cat(parts);
     };

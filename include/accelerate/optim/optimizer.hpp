@@ -218,7 +218,7 @@ private:
 
         /// Whether an update leaves no gradient behind, because all of them pass through it.
         bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
-        bool has(Model const& model, sharding::Slot const& slot) const { return shares.empty() || shares.at(&model)[static_cast<size_t>(slot.registration)]; }
+        bool has(Model const& model, sharding::Slot const& slot) const { return sharding::has(shares, model, static_cast<size_t>(slot.registration)); }
 
         bool can_sweep() const {
             if constexpr (!sweepable<Recipe>) return false;

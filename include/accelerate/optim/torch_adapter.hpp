@@ -203,11 +203,9 @@ private:
             auto own = std::make_unique<State>();
             bool any = false;
             for_each_field(*own, [&](char const* name, at::Tensor const&, auto&& write) {
-                auto found = state.tensors.find(concat(name, ".", key));
-                if (found == state.tensors.end()) return;
-                check(found->second.sizes() == parameter.sizes(), code::data, who(), ".load_state_dict: \"", found->first, "\" has shape ", found->second.sizes(),
-                      ", the parameter ", parameter.sizes());
-                write(found->second.to(parameter.options(), false, true));
+                auto const t = saved_tensor(state, concat(name, ".", key), parameter, who());
+                if (!t.defined()) return;
+                write(t.to(parameter.options(), false, true));
                 any = true;
             });
             if constexpr (requires { own->step(); }) {
@@ -281,11 +279,11 @@ private:
         }
 
         /// Of the optimizer, in its own order. Error E_CONFIG for one that is in no prepared model.
-        NamedTensors named_parameters() const {
+        sharding::NamedParameters named_parameters() const {
             check(others.empty(), code::config, "optimizer.state_dict: ", others.size(), " of the optimizer's parameters are in none of its models, so they have no name");
             std::unordered_map<at::TensorImpl const*, std::string> names;
             for_each_parameter([&](std::string const& key, at::Tensor const& parameter) { names.emplace(parameter.unsafeGetTensorImpl(), key); });
-            NamedTensors named;
+            sharding::NamedParameters named;
             for (auto const& group : held->param_groups())
                 for (auto const& p : group.params()) named.emplace_back(names.at(p.unsafeGetTensorImpl()), p);
             return named;

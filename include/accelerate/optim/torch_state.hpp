@@ -60,6 +60,15 @@ struct torch_state<torch::optim::LBFGS> {  // of all parameters together
     using type = torch::optim::LBFGSParamState;
 };
 
+/// What a state has under `name` for this parameter; undefined where it has nothing. Error E_DATA of `who` where the shapes differ.
+template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
+at::Tensor saved_tensor(State const& state, std::string const& name, at::Tensor const& parameter, std::string const& who) {
+    auto const found = state.tensors.find(name);
+    if (found == state.tensors.end()) return {};
+    check(found->second.sizes() == parameter.sizes(), code::data, who, ".load_state_dict: \"", name, "\" has shape ", found->second.sizes(), ", the parameter ", parameter.sizes());
+    return found->second;
+}
+
 /// Calls `f(name, read, write)` for each tensor that a parameter's state can have: `read()` gives it, `write(t)` replaces it.
 template <class State, class F>
 void for_each_field(State& s, F&& f) {

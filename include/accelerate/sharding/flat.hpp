@@ -90,6 +90,18 @@ using Share = std::vector<bool>;
 template <class Model>
 using Shares = std::map<Model const*, Share>;
 
+template <class Model>
+bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
+    return shares.empty() || shares.at(&model)[parameter];
+}
+/// Whether these are parts of one model that have nothing in common.
+inline bool apart(Share const& a, Share const& b) {
+    if (a.empty() || b.empty()) return false;
+    for (size_t i = 0; i < a.size(); ++i)
+        if (a[i] && b[i]) return false;
+    return true;
+}
+
 /// The parameters to whose name and tensor `has` says yes.
 template <class Models, class Has>
 auto shares_of(Models const& models, Has&& has) {
