@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 mode, kills, binary, mpirun = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
@@ -23,8 +24,43 @@ command = [*mpirun, binary]
 random.seed(20)
 
 
-def loss_of_whole(folder):
-    return re.search(r"done, loss (\S+)", subprocess.run([*command, folder, *arguments], check=True, capture_output=True, text=True, timeout=100).stdout)[1]
+class Run:
+    """The program at work in this folder, the lines it has printed, and when."""
+
+    def __init__(self, folder):
+        self.lines, self.times, self.speaks = [], [], threading.Event()
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([*command, folder, *arguments], stdout=subprocess.PIPE, stderr=self.errors, text=True, start_new_session=True)
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self.times.append(time.monotonic())
+            self.speaks.set()
+        self.speaks.set()
+
+    def end(self):
+        """Waits for its end; what it has printed, and on stderr."""
+        self.process.wait(timeout=100)
+        self.reader.join()
+        self.errors.seek(0)
+        return "".join(self.lines), self.errors.read()
+
+
+def steps_saved(out):
+    return [int(step) for step in re.findall(r"saved step (\d+)", out)]
+
+
+def whole(folder):
+    """The loss of a run that nobody kills, its last step, and the seconds from its first line to its last."""
+    run = Run(folder)
+    out, err = run.end()
+    done = re.search(r"done, loss (\S+)", out)
+    if not done:
+        sys.exit(f"a run that nobody killed ended with exit code {run.process.returncode}\n{err[-2000:]}")
+    return done[1], max(steps_saved(out), default=0), run.times[-1] - run.times[0]
 
 
 def ranks_of(process):
@@ -43,23 +79,24 @@ def ranks_of(process):
 
 
 with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
-    begin = time.monotonic()
-    expected = loss_of_whole(os.path.join(folder, "reference"))
-    seconds = time.monotonic() - begin
+    expected, steps, seconds = whole(os.path.join(folder, "reference"))
     killed = killed_while_saving = runs = 0
-    again = loss_of_whole(os.path.join(folder, "reference"))  # as one that was killed behind its last step
+    again, *_ = whole(os.path.join(folder, "reference"))  # as one that was killed behind its last step
     wrong = [] if again == expected else [f"run again behind its last step: loss {again}, expected {expected}"]
     while killed < kills and not wrong:
         runs += 1
-        run = os.path.join(folder, f"run{runs}")
+        where = os.path.join(folder, f"run{runs}")
         reported = 0
         for attempt in range(40):
-            process = subprocess.Popen([*command, run, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            run = Run(where)
+            process = run.process
             last = attempt == 39 or killed >= kills
             if not last:
-                time.sleep(random.uniform(0.4, 1.0) * seconds)
+                if random.random() < 0.9:
+                    run.speaks.wait()
+                time.sleep(random.uniform(0, seconds * (1 - reported / steps)))  # it goes on behind `reported`
                 if process.poll() is None:
-                    checkpoints = os.path.join(run, "checkpoints")
+                    checkpoints = os.path.join(where, "checkpoints")
                     saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp~") for name in os.listdir(checkpoints))
                     victim = random.choice(ranks_of(process))
                     try:
@@ -72,7 +109,7 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
                     except ProcessLookupError:
                         pass
             begin = time.monotonic()
-            out, err = process.communicate(timeout=100)
+            out, err = run.end()
             if not last and time.monotonic() - begin > 10:
                 wrong.append("the other rank did not notice for 10 s")
             if "asked to stop; run it again" in err:  # others came before or behind the loop
@@ -84,7 +121,7 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
             trained = went_on or "saved step" in out or "done" in out  # else it was killed before it came to that
             if reported and trained and (not went_on or int(went_on[1]) < reported):
                 wrong.append(f"run {runs}: step {reported} was reported as saved, but it went on {went_on[0] if went_on else 'from nothing'}\n{err[-2000:]}")
-            reported = max([reported, *(int(step) for step in re.findall(r"saved step (\d+)", out))])
+            reported = max([reported, *steps_saved(out)])
             done = re.search(r"done, loss (\S+)", out)
             if done:
                 if done[1] != expected:

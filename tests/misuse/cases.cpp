@@ -35,20 +35,29 @@ struct InPlaces : acc::sharding::None {  // a placement of its own, which casts 
 
 struct Sample {
     torch::Tensor input;
-#ifdef WRONG_sample  // data::collate: a sample must be a tensor, number, string
-    std::unique_ptr<int> target;
-#else
     torch::Tensor target;
-#endif
 };
 struct Data {
-#ifdef WRONG_data_set  // data::Loader: a data set needs size() and operator[](size_t)
-#else
     size_t size() const { return 8; }
-#endif
     Sample operator[](size_t) const { return {torch::ones({4}), {}}; }
 };
 
+#ifdef WRONG_sample  // data::collate: a sample must be a tensor, number, string
+struct Owner {
+    std::unique_ptr<int> value;
+};
+struct Owners {
+    size_t size() const { return 8; }
+    Owner operator[](size_t) const { return {}; }
+};
+auto owners(Run& run) { return run.prepare(acc::data::Loader{Owners{}, {.batch_size = 2}}); }
+#endif
+#ifdef WRONG_data_set  // data::Loader: a data set needs size() and operator[](size_t)
+struct Numbers {
+    double operator[](size_t) const { return 0; }
+};
+acc::data::Loader<Numbers> numbers() { return acc::data::Loader{Numbers{}, {.batch_size = 2}}; }
+#endif
 acc::data::Loader<Data> loader() { return acc::data::Loader{Data{}, {.batch_size = 2}}; }
 acc::schedule::Linear schedule() {
 #ifdef WRONG_length_without_unit  // a length needs its unit, as in acc::OptimizerSteps{2000}
@@ -60,15 +69,19 @@ acc::schedule::Linear schedule() {
 
 void again(Run& run) {
     auto [model, optimizer, train, scheduler] = run.prepare(Net(4), acc::optim::Sgd{.lr = 0.1}, loader(), schedule());
-#if defined(WRONG_model_again)  // prepare: this model is already prepared; pass the raw model, once
+#ifdef WRONG_model_again  // prepare: this model is already prepared; pass the raw model, once
     run.prepare(model);
-#elif defined(WRONG_optimizer_again)  // prepare: this optimizer is already prepared; pass the recipe, once
+#endif
+#ifdef WRONG_optimizer_again  // prepare: this optimizer is already prepared; pass the recipe, once
     run.prepare(optimizer);
-#elif defined(WRONG_loader_again)  // prepare: this loader is already prepared; pass the acc::data::Loader, once
+#endif
+#ifdef WRONG_loader_again  // prepare: this loader is already prepared; pass the acc::data::Loader, once
     run.prepare(train);
-#elif defined(WRONG_schedule_again)  // prepare: this schedule is already prepared; pass the recipe, once
+#endif
+#ifdef WRONG_schedule_again  // prepare: this schedule is already prepared; pass the recipe, once
     run.prepare(scheduler);
-#elif defined(WRONG_one_of_many_again)  // prepare: this loader is already prepared; pass the acc::data::Loader, once
+#endif
+#ifdef WRONG_one_of_many_again  // prepare: this loader is already prepared; pass the acc::data::Loader, once
     run.prepare(Net(4), acc::optim::Sgd{.lr = 0.1}, train);
 #endif
     for (auto& batch : train) {
@@ -106,18 +119,21 @@ void again(Run& run) {
 
 void incomplete(Run& run) {
     Net net(4);
-#if defined(WRONG_nothing)  // prepare: give it a model, an optimizer recipe, a loader or a schedule
-    run.prepare();
-#elif defined(WRONG_optimizer_without_model)  // prepare: an optimizer needs its model in the same call
-    auto optimizer = run.prepare(acc::optim::AdamW{.lr = 1e-3});
-#elif defined(WRONG_schedule_without_optimizer)  // prepare: a schedule needs its optimizer in the same call
-    auto [model, scheduler] = run.prepare(net, schedule());
-#elif defined(WRONG_three_models_two_optimizers)  // prepare: give one optimizer for all models or one for each
-    auto made = run.prepare(net, Net(4), Net(4), acc::optim::AdamW{}, acc::optim::AdamW{});
-#elif defined(WRONG_two_schedules)  // prepare: give one schedule for each optimizer
-    auto made = run.prepare(net, acc::optim::AdamW{}, schedule(), schedule());
-#else
     auto made = run.prepare(net, acc::optim::AdamW{}, schedule());
+#ifdef WRONG_nothing  // prepare: give it a model, an optimizer recipe, a loader or a schedule
+    run.prepare();
+#endif
+#ifdef WRONG_optimizer_without_model  // prepare: an optimizer needs its model in the same call
+    auto optimizer = run.prepare(acc::optim::AdamW{.lr = 1e-3});
+#endif
+#ifdef WRONG_schedule_without_optimizer  // prepare: a schedule needs its optimizer in the same call
+    auto [model, scheduler] = run.prepare(Net(4), schedule());
+#endif
+#ifdef WRONG_three_models_two_optimizers  // prepare: give one optimizer for all models or one for each
+    auto three = run.prepare(Net(4), Net(4), Net(4), acc::optim::AdamW{}, acc::optim::AdamW{});
+#endif
+#ifdef WRONG_two_schedules  // prepare: give one schedule for each optimizer
+    auto two = run.prepare(Net(4), acc::optim::AdamW{}, schedule(), schedule());
 #endif
 }
 

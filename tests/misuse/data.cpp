@@ -35,16 +35,16 @@ void metrics([[maybe_unused]] torch::Tensor const& values) {
 }
 
 void loaders() {
-#if defined(WRONG_ordered_stream)  // data::Loader: a stream comes in its own order; leave the order out
-    data::Loader loader{Numbers(), {}, data::order::Torch{}};
-#elif defined(WRONG_order)  // data::Loader: the third argument is an order, with epoch(e, n)[position], or a batch sampler
-    data::Loader loader{std::vector<torch::Tensor>(3), {}, 7};
-#elif defined(WRONG_no_data)  // data::Loader: a data set needs size() and operator[](size_t), a stream next() or open(part, parts)
-    data::Loader loader{3.5};
-#else
     data::Loader loader{Numbers()};
+#ifdef WRONG_ordered_stream  // data::Loader: a stream comes in its own order; leave the order out
+    data::Loader ordered{Numbers(), {}, data::order::Torch{}};
 #endif
-    static_cast<void>(loader);
+#ifdef WRONG_order  // data::Loader: the third argument is an order, with epoch(e, n)[position], or a batch sampler
+    data::Loader no_order{std::vector<torch::Tensor>(3), {}, 7};
+#endif
+#ifdef WRONG_no_data  // data::Loader: a data set needs size() and operator[](size_t), a stream next() or open(part, parts)
+    data::Loader no_data{3.5};
+#endif
 }
 
 void coupled() {

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace accelerate {
 
@@ -66,9 +67,9 @@ namespace detail {
 class MessagePart {
 public:
     template <class T>
-    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_([](std::ostream& out, void const* v) { out << *static_cast<T const*>(v); }) {}
-    template <size_t N>
-    explicit MessagePart(char const (&literal)[N]) : value_(literal), write_([](std::ostream& out, void const* v) { out << static_cast<char const*>(v); }) {}
+        requires(!std::is_array_v<T>)
+    explicit MessagePart(T const& value) : value_(std::addressof(value)), write_(write<T>) {}
+    explicit MessagePart(char const* text) : value_(text), write_(write_text) {}
 
     static std::string join(std::initializer_list<MessagePart> parts) {
         std::ostringstream out;
@@ -77,6 +78,12 @@ public:
     }
 
 private:
+    template <class T>
+    static void write(std::ostream& out, void const* value) {
+        out << *static_cast<T const*>(value);
+    }
+    static void write_text(std::ostream& out, void const* text) { out << static_cast<char const*>(text); }
+
     void const* value_;
     void (*write_)(std::ostream&, void const*);
 };
