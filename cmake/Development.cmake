@@ -6,6 +6,7 @@
 include(CheckCXXSourceCompiles)
 
 set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)  # tests/misuse.py compiles as these programs do
 
 set(ACCELERATE_SANITIZE "" CACHE STRING "Sanitizers to build our programs with")
 option(ACCELERATE_SINGLE_INCLUDE "Build our programs against the amalgamated header" OFF)
@@ -99,3 +100,10 @@ function(accelerate_mpirun result ranks)
   endif()
   set(${result} ${command} PARENT_SCOPE)
 endfunction()
+
+# The whole library, precompiled once, for those that are built over it: the examples and tests/misuse.py. An empty source is what it
+# is compiled for.
+file(CONFIGURE OUTPUT accelerate_header.cpp CONTENT "")
+add_library(accelerate_header OBJECT EXCLUDE_FROM_ALL "${CMAKE_CURRENT_BINARY_DIR}/accelerate_header.cpp")
+target_link_libraries(accelerate_header PRIVATE accelerate_development accelerate_unoptimized)
+target_precompile_headers(accelerate_header PRIVATE <accelerate.hpp>)

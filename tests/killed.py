@@ -31,7 +31,7 @@ class Run:
         self.lines, self.times, self.speaks = [], [], threading.Event()
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([*command, folder, *arguments], stdout=subprocess.PIPE, stderr=self.errors, text=True, start_new_session=True)
-        self.reader = threading.Thread(target=self.read)
+        self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
     def read(self):
@@ -42,11 +42,14 @@ class Run:
         self.speaks.set()
 
     def end(self):
-        """Waits for its end; what it has printed, and on stderr."""
+        """Waits until it is gone, with all that could still print; what it has printed, and on stderr."""
         self.process.wait(timeout=100)
-        self.reader.join()
-        self.errors.seek(0)
-        return "".join(self.lines), self.errors.read()
+        self.reader.join(timeout=100)
+        if self.reader.is_alive():
+            sys.exit("a rank outlived its run")
+        with self.errors:
+            self.errors.seek(0)
+            return "".join(self.lines), self.errors.read()
 
 
 def steps_saved(out):
@@ -58,7 +61,7 @@ def whole(folder):
     run = Run(folder)
     out, err = run.end()
     done = re.search(r"done, loss (\S+)", out)
-    if not done:
+    if run.process.returncode != 0 or not done:
         sys.exit(f"a run that nobody killed ended with exit code {run.process.returncode}\n{err[-2000:]}")
     return done[1], max(steps_saved(out), default=0), run.times[-1] - run.times[0]
 
@@ -93,7 +96,7 @@ with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
             last = attempt == 39 or killed >= kills
             if not last:
                 if random.random() < 0.9:
-                    run.speaks.wait()
+                    run.speaks.wait(timeout=100)
                 time.sleep(random.uniform(0, seconds * (1 - reported / steps)))  # it goes on behind `reported`
                 if process.poll() is None:
                     checkpoints = os.path.join(where, "checkpoints")

@@ -71,7 +71,7 @@ struct BeforeForward {
 struct BeforeBackward {
     void before_backward(at::Tensor const&) {}
 };
-struct AfterBackward {};
+struct AfterBackward;
 struct OwnsEverything {
     static constexpr bool owns_everything = true;
 };
