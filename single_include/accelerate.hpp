@@ -5,16 +5,11 @@
 #include <torch/torch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <algorithm>
-#include <cstdint>
-#include <functional>
-#include <memory>
-#include <utility>
-#include <vector>
 #include <ATen/autocast_mode.h>
 #include <array>
 #include <cstddef>
 #include <initializer_list>
+#include <memory>
 #include <ostream>
 #include <span>
 #include <sstream>
@@ -28,7 +23,25 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <mutex>
 #include <optional>
+#include <vector>
+#include <algorithm>
 #include <unordered_map>
+#include <cstdint>
+#include <limits>
+#include <functional>
+#include <utility>
+#include <concepts>
+#include <nlohmann/json.hpp>
+#include <cmath>
+#include <filesystem>
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
+#include <cstring>
+#include <torch/nn/module.h>
+#include <unordered_set>
+#include <iterator>
+#include <map>
+#include <set>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/Parallel.h>
@@ -37,33 +50,25 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <bit>
-#include <cmath>
-#include <concepts>
-#include <iterator>
-#include <map>
-#include <set>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
-#include <torch/csrc/autograd/function.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <numeric>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
-#include <unordered_set>
-#include <nlohmann/json.hpp>
+#include <torch/csrc/autograd/function.h>
 #include <cstdlib>
 #include <cstdio>
-#include <limits>
 #include <ATen/ops/isfinite.h>
 #include <atomic>
-#include <ATen/Context.h>
-#include <ATen/core/Generator.h>
-#include <filesystem>
+#include <chrono>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <chrono>
 #include <tuple>
 #include <ranges>
 #include <ATen/ops/full.h>
 #include <compare>
-#include <cstring>
 #include <c10/util/Exception.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <exception>
@@ -73,13 +78,11 @@
 #include <thread>
 #include <ATen/ops/arange.h>
 #include <deque>
-#include <torch/nn/module.h>
 #include <c10/core/TensorImpl.h>
 #include <ATen/core/List.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/nn/pimpl.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Float8_e4m3fn.h>
 #include <c10/util/Float8_e4m3fnuz.h>
@@ -95,12 +98,9 @@
 #include <system_error>
 #include <new>
 #include <ATen/MemoryOverlap.h>
-#include <numeric>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <ATen/ops/ones.h>
-#include <torch/csrc/autograd/function_hook.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/frexp.h>
@@ -121,11 +121,11 @@
 #include <charconv>
 #include <c10/core/GradMode.h>
 #include <random>
-#include <c10/util/strides.h>
 #include <xxhash.h>
 #include <variant>
 #include <c10/util/ArrayRef.h>
 #include <time.h>
+#include <c10/util/strides.h>
 #include <ATen/Version.h>
 #include <torch/version.h>
 #include <ATen/ops/randperm.h>
@@ -150,129 +150,6 @@
 #include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/utils.h>
-
-// ---- accelerate/data/loops.hpp
-
-namespace accelerate::data {
-
-/// The loops over loaders that are running now, the innermost last: how a training step knows that its batch is the last one.
-/// Shared by an accelerator and the loaders that it prepared. Used from the loop's thread only.
-class Loops {
-public:
-    class Entry;
-
-    bool active() const { return !running_.empty(); }
-    /// The innermost loop is at its last batch; false outside loops.
-    bool at_last_batch() const { return active() && running_.back().last; }
-    /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
-    int64_t remainder() const { return active() ? running_.back().remainder : 0; }
-    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
-    int64_t length() const { return active() ? running_.back().length : 0; }
-    int64_t valid() const { return active() ? running_.back().valid : 0; }
-
-    /// Loops that begin now run equally many bodies on every rank (see `Join`).
-    bool joined() const { return joined_; }
-    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
-    /// A loop that is not in its body.
-    struct Between {
-        bool outermost = true;
-        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
-    };
-    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
-    /// nothing is called for an empty one.
-    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
-    /// All ranks are in the innermost loop's body: they have made a collective call there.
-    void meet() {
-        if (active()) running_.back().met = true;
-    }
-
-    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
-    void keep_windows() { keeps_windows_ = true; }
-    bool keeps_windows() const { return keeps_windows_; }
-    /// A window begins with the innermost loop's batch.
-    void window_begins() {
-        if (active()) running_.back().window = Window::Begins;
-    }
-    /// The innermost loop gives the batches of its window again; false where it has none.
-    bool rerun() {
-        if (!active() || running_.back().window == Window::None) return false;
-        return running_.back().rerun = true;
-    }
-
-    /// The innermost loop's batch comes for the second time.
-    bool at_rerun() const { return active() && running_.back().again; }
-
-    /// The innermost loop's batch on this rank only keeps it in step with the others.
-    bool at_stand_in() const { return active() && running_.back().stand_in; }
-
-private:
-    enum class Window { None, Begins, Open };
-
-    struct Running {
-        int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false, stand_in = false, again = false;
-        Window window = Window::None;
-        bool rerun = false, met = false;
-    };
-
-    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
-    void between(int64_t id) {
-        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
-    }
-
-    std::vector<Running> running_;
-    int64_t entered_ = 0;
-    bool joined_ = false, keeps_windows_ = false;
-    std::function<void(Between)> between_;
-};
-
-/// One running loop: entered when made, left when destroyed, in whatever order loops end.
-class Loops::Entry {
-public:
-    Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
-        loops_->running_.push_back({.id = id_, .remainder = remainder});
-    }
-    Entry(Entry&&) = default;  // leaves the source without loops
-    Entry& operator=(Entry&& other) noexcept {
-        std::swap(loops_, other.loops_);
-        std::swap(id_, other.id_);
-        return *this;
-    }
-    ~Entry() {
-        if (loops_) loops_->running_.erase(loops_->find(id_));
-    }
-
-    /// The loop is between two bodies.
-    void between_bodies() const { loops_->between(id_); }
-    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
-    std::function<void()> waiting() const {
-        return [loops = loops_.get(), id = id_] { loops->between(id); };
-    }
-    /// The loop is at another batch: of so many samples, so many of which are real.
-    /// `again`: for the second time.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
-        auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
-    }
-
-    /// Where the batch that the body is done with stands.
-    struct Done {
-        bool began = false;   ///< a window began with it
-        bool inside = false;  ///< it belongs to a window, or comes behind the last one
-        bool again = false;   ///< the window is to be computed once more
-    };
-    Done done() {
-        auto& running = *loops_->find(id_);
-        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
-        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
-    }
-
-private:
-    std::shared_ptr<Loops> loops_;
-    int64_t id_;
-};
-
-}  // namespace accelerate::data
 
 // ---- accelerate/core/error.hpp
 
@@ -597,6 +474,1069 @@ public:
 
 }  // namespace accelerate::module
 
+// ---- accelerate/non_finite.hpp
+
+namespace accelerate {
+
+/// What becomes of an optimizer step whose gradients have a NaN or an infinity, in every precision: `skip` (the default) leaves
+/// parameters and optimizer state as they are, on every rank, and says so with the name of the first such parameter. It costs a read of
+/// the gradients where neither clipping nor a gradient scaler has looked at them.
+class NonFinite {
+public:
+    static constexpr NonFinite skip() { return NonFinite(std::numeric_limits<int64_t>::max()); }
+    /// Error E_NONFINITE on every rank. Where a dynamic scaler can still shrink its scale the step is skipped: overflows are its way of
+    /// finding it.
+    static constexpr NonFinite raise() { return NonFinite(0); }
+    /// As `skip`, but error E_NONFINITE at the k-th such step in a row, k >= 1.
+    static NonFinite abort_after(int64_t k) {
+        check(k >= 1, code::config, "NonFinite::abort_after: expected at least 1 step, found ", k);
+        return NonFinite(k);
+    }
+    /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
+    /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
+    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
+    /// them twice. A dynamic scaler that can still shrink its scale comes first.
+    static constexpr NonFinite rerun() { return NonFinite(-2); }
+    /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
+    static constexpr NonFinite ignore() { return NonFinite(-1); }
+
+    constexpr bool ignores() const { return limit_ == -1; }
+    constexpr bool reruns() const { return limit_ == -2; }
+    constexpr bool raises() const { return limit_ == 0; }
+    /// Whether that many steps in a row are too many.
+    constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }
+
+private:
+    explicit constexpr NonFinite(int64_t limit) : limit_(limit) {}
+
+    int64_t limit_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/precision/fp8_options.hpp
+
+namespace accelerate {
+
+/// Which `acc::Linear<S>` layers run in fp8 under an fp8 policy.
+struct fp8_layers {
+    std::function<bool(std::string const& name)> filter = {};  ///< of those that can; empty: all
+    bool keep_first_and_last = true;                           ///< the first and the last linear layer of a model stay in bf16
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/tensor_map.hpp
+
+namespace accelerate {
+
+/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
+/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
+class TensorMap {
+public:
+    using key_type = std::string;
+    using mapped_type = at::Tensor;
+    using value_type = std::pair<std::string, at::Tensor>;
+    using iterator = std::vector<value_type>::iterator;
+    using const_iterator = std::vector<value_type>::const_iterator;
+
+    TensorMap() = default;
+    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
+
+    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
+    template <class Range>
+        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
+    TensorMap(Range const& range) {
+        for (auto const& item : range) {
+            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
+            else insert(item.first, item.second);
+        }
+    }
+
+    iterator begin() { return items_.begin(); }
+    iterator end() { return items_.end(); }
+    const_iterator begin() const { return items_.begin(); }
+    const_iterator end() const { return items_.end(); }
+    size_t size() const { return items_.size(); }
+    bool empty() const { return items_.empty(); }
+
+    bool contains(std::string const& name) const { return index_.contains(name); }
+    size_t count(std::string const& name) const { return index_.count(name); }
+    iterator find(std::string const& name) { return items_.begin() + position(name); }
+    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
+
+    /// Error E_DATA when there is no tensor of that name.
+    at::Tensor const& at(std::string const& name) const {
+        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
+        return items_[index_.at(name)].second;
+    }
+    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
+
+    /// The tensor of that name; appends an undefined one when there is none.
+    at::Tensor& operator[](std::string const& name) {
+        if (!contains(name)) insert(name, at::Tensor());
+        return items_[index_.at(name)].second;
+    }
+
+    /// Appends, or replaces in place what is there under that name.
+    void insert(std::string name, at::Tensor tensor) {
+        if (auto it = index_.find(name); it != index_.end()) {
+            items_[it->second].second = std::move(tensor);
+            return;
+        }
+        index_.emplace(name, items_.size());
+        items_.emplace_back(std::move(name), std::move(tensor));
+    }
+    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
+
+private:
+    std::ptrdiff_t position(std::string const& name) const {
+        auto it = index_.find(name);
+        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
+    }
+
+    std::vector<value_type> items_;
+    std::unordered_map<std::string, size_t> index_;
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/state_dict.hpp
+
+namespace accelerate {
+
+/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
+struct StateDict {
+    TensorMap tensors;
+    nlohmann::json values = nlohmann::json::object();
+
+    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing, of another type, or a number that T does not have.
+    template <class T>
+    T value(std::string const& key, std::string_view who) const {
+        auto it = values.find(key);
+        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
+        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" has the wrong type or range: ", it->is_primitive() ? it->dump() : it->type_name()); };
+        if constexpr (std::same_as<T, bool>) range(it->is_boolean());
+        else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
+        else if constexpr (std::floating_point<T>) range(it->is_number());
+        try {
+            return it->template get<T>();
+        } catch (nlohmann::json::exception const& e) {
+            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
+        }
+    }
+};
+
+/// A thing that can be saved and restored.
+template <class T>
+concept stateful = requires(T& t, T const& c, StateDict const& s) {
+    { c.state_dict() } -> std::convertible_to<StateDict>;
+    t.load_state_dict(s);
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/precision/grad_scaler.hpp
+
+namespace accelerate {
+
+/// Options of the gradient scaler; names and defaults are those of PyTorch's GradScaler (Accelerate's GradScalerKwargs).
+struct grad_scaler_options {
+    double init_scale = 65536;
+    double growth_factor = 2;        ///< of the scale after `growth_interval` steps in a row without an overflow
+    double backoff_factor = 0.5;     ///< of the scale when gradients overflow
+    int64_t growth_interval = 2000;
+    int64_t hysteresis = 1;          ///< overflows since the last growth that are needed to back off (Megatron's; 1: each)
+};
+
+namespace precision {
+
+/// The precision scales no gradient.
+struct NoScaler {
+    explicit NoScaler(grad_scaler_options const&) {}
+};
+
+/// The loss is multiplied by one number for the whole run. Error E_CONFIG for a scale that is not positive and finite.
+class ConstantScaler {
+public:
+    static constexpr bool dynamic = false;
+
+    explicit ConstantScaler(grad_scaler_options const& options) : scale_(static_cast<float>(options.init_scale)) {
+        check(std::isfinite(scale_) && scale_ > 0, code::config, "gradient scaler: init_scale is ", options.init_scale, "; it must be positive and finite in fp32");
+    }
+
+    float get_scale() const { return scale_; }
+    void update(bool /*found_inf*/) {}
+
+    template <std::same_as<StateDict> State = StateDict>  // templates: who saves nothing does not compile JSON
+    State state_dict() const {
+        State state;
+        state.values = {{"scale", scale_}};
+        return state;
+    }
+    template <std::same_as<StateDict> State>
+    void load_state_dict(State const& state) {
+        *this = ConstantScaler({.init_scale = state.template value<double>("scale", "gradient scaler")});
+    }
+
+private:
+    float scale_;
+};
+
+/// Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018; the arithmetic of PyTorch's GradScaler): the scale
+/// shrinks when gradients overflow and grows after a long run without. One `update` a step, whatever the number of optimizers.
+/// Error E_CONFIG for options that cannot work.
+class DynamicScaler {
+public:
+    static constexpr bool dynamic = true;
+
+    explicit DynamicScaler(grad_scaler_options const& options) : options_(options), scale_(static_cast<float>(options.init_scale)), patience_(options.hysteresis) {
+        auto const require = [](bool holds, char const* what, auto value, char const* range) { check(holds, code::config, "gradient scaler: ", what, " is ", value, "; it must be ", range); };
+        require(std::isfinite(scale_) && scale_ > 0, "init_scale", options.init_scale, "positive and finite in fp32");
+        require(options.growth_factor > 1 && std::isfinite(options.growth_factor), "growth_factor", options.growth_factor, "above 1");
+        require(options.backoff_factor > 0 && options.backoff_factor < 1, "backoff_factor", options.backoff_factor, "between 0 and 1");
+        require(options.growth_interval >= 1, "growth_interval", options.growth_interval, "at least 1");
+        require(options.hysteresis >= 1, "hysteresis", options.hysteresis, "at least 1");
+    }
+
+    float get_scale() const { return scale_; }
+
+    /// After each step: whether a gradient of it was not finite.
+    void update(bool found_inf) {
+        if (found_inf) {
+            growth_tracker_ = 0;
+            if (--patience_ <= 0) scale_ = static_cast<float>(scale_ * options_.backoff_factor);
+            return;
+        }
+        if (++growth_tracker_ < options_.growth_interval) return;
+        growth_tracker_ = 0;
+        patience_ = options_.hysteresis;
+        auto const grown = static_cast<float>(scale_ * options_.growth_factor);
+        if (std::isfinite(grown)) scale_ = grown;
+    }
+
+    /// Python's names for what Python has.
+    template <std::same_as<StateDict> State = StateDict>
+    State state_dict() const {
+        State state;
+        state.values = {{"scale", scale_},
+                        {"growth_factor", options_.growth_factor},
+                        {"backoff_factor", options_.backoff_factor},
+                        {"growth_interval", options_.growth_interval},
+                        {"_growth_tracker", growth_tracker_},
+                        {"hysteresis", options_.hysteresis},
+                        {"patience", patience_}};
+        return state;
+    }
+
+    /// Restores scale and trackers, and the options as Python does. Error E_DATA for a state that is not a scaler's; nothing has been
+    /// changed then.
+    template <std::same_as<StateDict> State>
+    void load_state_dict(State const& state) {
+        auto const who = "gradient scaler";
+        grad_scaler_options options{state.template value<double>("scale", who), state.template value<double>("growth_factor", who), state.template value<double>("backoff_factor", who),
+                                    state.template value<int64_t>("growth_interval", who), options_.hysteresis};
+        if (state.values.contains("hysteresis")) options.hysteresis = state.template value<int64_t>("hysteresis", who);
+        DynamicScaler loaded(options);
+        loaded.growth_tracker_ = state.template value<int64_t>("_growth_tracker", who);
+        if (state.values.contains("patience")) loaded.patience_ = state.template value<int64_t>("patience", who);
+        check(loaded.growth_tracker_ >= 0 && loaded.growth_tracker_ <= options.growth_interval && loaded.patience_ <= options.hysteresis, code::data, who, ".load_state_dict: a growth tracker of ", loaded.growth_tracker_,
+              " and a patience of ", loaded.patience_, " cannot be");
+        *this = loaded;
+    }
+
+private:
+    grad_scaler_options options_;
+    float scale_;
+    int64_t growth_tracker_ = 0;
+    int64_t patience_;
+};
+
+/// The scaler of a precision policy; `NoScaler` where it has none.
+template <class Precision>
+struct scaler_of_policy {
+    using type = NoScaler;
+};
+template <class Precision>
+    requires requires { typename Precision::scaler; }
+struct scaler_of_policy<Precision> {
+    using type = typename Precision::scaler;
+};
+template <class Precision>
+using scaler_of = typename scaler_of_policy<Precision>::type;
+
+}  // namespace precision
+}  // namespace accelerate
+
+// ---- accelerate/sharding/window.hpp
+
+namespace accelerate {
+
+/// What a short last accumulation window is divided by: the full number of steps, as Python does, or the micro-batches it had.
+enum class ShortWindow { Divide, Rescale };
+
+namespace sharding {
+
+/// Where the gradients of a model are on their way from backward to the optimizer.
+enum class Stage { Accumulating, Reduced, Unscaled, Clipped, Stepped };
+
+constexpr char const* name(Stage stage) {
+    switch (stage) {
+        case Stage::Accumulating: return "Accumulating";
+        case Stage::Reduced: return "Reduced";
+        case Stage::Unscaled: return "Unscaled";
+        case Stage::Clipped: return "Clipped";
+        case Stage::Stepped: return "Stepped";
+    }
+    return "?";
+}
+
+/// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
+/// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
+class Window {
+public:
+    /// Enters the next micro-batch; says whether it closes the window.
+    bool next(int64_t steps, bool last_of_loader) {
+        if (closed_) micro_batches_ = 0;
+        ++micro_batches_;
+        position_ = last_of_loader ? 0 : position_ + 1;
+        return closed_ = last_of_loader || position_ % steps == 0;
+    }
+
+    bool closed() const { return closed_; }
+    /// Micro-batches in the window so far, this one included.
+    int64_t micro_batches() const { return micro_batches_; }
+
+    /// Micro-batches since the last window that was closed by the loader's end or by its number.
+    int64_t position() const { return position_; }
+    /// The next window, behind a closed one, is a whole one whatever the number of steps was.
+    void restart() { position_ = 0; }
+    /// Goes on where another one stood.
+    void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
+
+    /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
+    bool set_closed(bool closed) { return std::exchange(closed_, closed); }
+
+private:
+    int64_t position_ = 0;
+    int64_t micro_batches_ = 0;
+    bool closed_ = true;
+};
+
+}  // namespace sharding
+}  // namespace accelerate
+
+// ---- accelerate/accelerator_options.hpp
+
+namespace accelerate {
+
+/// Run-time options of an Accelerator; what changes its type is a template argument.
+struct accelerator_options {
+    int64_t gradient_accumulation_steps = 1;        ///< micro-batches a window; the loss is divided by it
+    std::filesystem::path project_dir = {};         ///< where checkpoints, logs and trackers of the run go
+    bool sync_with_dataloader = true;               ///< the last batch of a loader closes the window
+    ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
+    bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
+    int64_t seed = 0;                               ///< of the initial weights that `make` draws
+    std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
+    bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
+    NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
+    grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
+    accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
+    fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
+    bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
+    int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
+    bool save_on_each_node = false;                 ///< for disks that nodes do not share: each writes checkpoints and models of its own
+    double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/core/random_state.hpp
+
+namespace accelerate {
+
+/// State of a device's default random generator: a copy, of some kilobytes.
+inline at::Tensor random_state(at::DeviceType device) {
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard const lock(generator.mutex());
+    return generator.get_state();
+}
+
+inline void set_random_state(at::DeviceType device, at::Tensor const& state) {
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard const lock(generator.mutex());
+    generator.set_state(state);
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/core/same_memory.hpp
+
+namespace accelerate {
+
+/// Whether two tensors are the same elements in the same order: there is nothing to copy from one to the other.
+inline bool same_memory(at::Tensor const& a, at::Tensor const& b) {
+    return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/state/codes.hpp
+
+namespace accelerate::code {
+
+// Files as such.
+inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
+inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
+inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
+inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
+
+// safetensors: the file around the header.
+inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
+inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
+inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
+inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
+
+// safetensors: the header's text.
+inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
+inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
+inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
+inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
+inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
+inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
+inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
+inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
+
+// safetensors: the entry of one tensor.
+inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
+inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
+inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
+inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
+inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
+inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
+inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
+inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
+inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
+inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
+inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
+inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
+
+// safetensors: the data as a whole.
+inline constexpr Code st_hole{"E_ST_HOLE", 65};
+inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
+inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
+inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
+inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
+
+// safetensors: what cannot be written.
+inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
+inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
+
+// The index of a sharded model.
+inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
+inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
+inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
+inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
+inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
+inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
+inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
+inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
+inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
+inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
+inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
+inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
+
+// Checkpoints.
+inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
+inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
+inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
+inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
+inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
+inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
+inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
+inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
+inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
+inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
+inline constexpr Code ck_mixed{"E_CK_MIXED", 65};                      ///< its ranks were at different steps
+inline constexpr Code ck_optim{"E_CK_OPTIM", 65};                      ///< an optimizer's state that does not fit
+inline constexpr Code ck_sched{"E_CK_SCHED", 65};                      ///< a schedule's
+inline constexpr Code ck_scaler{"E_CK_SCALER", 65};                    ///< the gradient scaler's
+inline constexpr Code ck_loader{"E_CK_LOADER", 65};                    ///< a loader's: another data set, or a position that cannot be
+inline constexpr Code ck_precision{"E_CK_PRECISION", 65};              ///< a precision's, or of another precision
+inline constexpr Code ck_latest{"E_CK_LATEST", 65};                    ///< the file `latest` names no checkpoint
+inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
+inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
+
+/// All of the above.
+inline constexpr std::array of_files{
+    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
+    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
+    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
+    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
+    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
+    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng,
+    ck_mixed, ck_optim, ck_sched, ck_scaler, ck_loader, ck_precision, ck_latest, requeue, exists};
+
+}  // namespace accelerate::code
+
+// ---- accelerate/state/component.hpp
+
+namespace accelerate::state {
+
+/// Whose a component's state is.
+enum class Whose {
+    All,          ///< one state, which every rank has: rank 0 writes it
+    Parts,        ///< one state, of which every rank holds and writes some; parts of tensors are listed under "slices" and "shapes"
+    Each,         ///< every rank's own; a rank that the checkpoint did not have keeps what it has
+    EachOrFirst,  ///< every rank's own; a rank that the checkpoint did not have takes rank 0's
+};
+
+constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
+
+/// What the names of a component's tensors are.
+enum class Names {
+    Other,      ///< its own affair
+    Parameter,  ///< "layer.weight": of parameters or buffers
+    State,      ///< "exp_avg.layer.weight": of a state of a parameter
+};
+
+/// One thing whose state goes into a checkpoint.
+struct Component {
+    std::string name;
+    Whose whose = Whose::All;
+    std::function<StateDict()> save;
+    std::function<void(StateDict const&)> load;  ///< a state that `fits` has been shown, where there is one
+    /// Throws where a state does not fit, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
+    std::function<void(StateDict const&)> fits = {};
+    std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
+    std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
+    /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.
+    /// Empty: states are read into memory of their own.
+    std::function<TensorMap()> into = {};
+    Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
+    Names names = Names::Other;
+};
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/utf8.hpp
+
+namespace accelerate::state {
+
+/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
+inline size_t utf8_sequence(std::string_view rest) {
+    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
+    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
+    auto const lead = byte(0);
+    if (lead < 0x80) return 1;
+    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
+    if (lead >= 0xE0 && lead <= 0xEF) {
+        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
+    }
+    if (lead >= 0xF0 && lead <= 0xF4) {
+        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
+        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
+    }
+    return 0;
+}
+
+/// Where `text` stops being UTF-8; `text.size()` when it does not.
+inline size_t utf8_end(std::string_view text) {
+    size_t at = 0;
+    while (at < text.size()) {
+        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
+            uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            if ((word & 0x8080808080808080u) == 0) {
+                at += 8;
+                continue;
+            }
+        }
+        auto const length = utf8_sequence(text.substr(at));
+        if (length == 0) return at;
+        at += length;
+    }
+    return at;
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/state/quote.hpp
+
+namespace accelerate::state {
+
+/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
+inline bool unprintable(std::string_view sequence) {
+    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
+    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
+    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
+    if (sequence.size() != 3) return false;
+    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
+    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
+}
+
+/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
+inline std::string quote(std::string_view name) {
+    constexpr size_t longest = 100;
+    constexpr char const* digits = "0123456789abcdef";
+    std::string out = "\"";
+    auto rest = name.substr(0, longest);
+    while (!rest.empty()) {
+        auto const length = utf8_sequence(rest);
+        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
+        if (length == 0 || unprintable(sequence)) {
+            for (char const c : sequence) {
+                auto const value = static_cast<unsigned char>(c);
+                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
+            }
+        } else {
+            if (sequence == "\"" || sequence == "\\") out += '\\';
+            out += sequence;
+        }
+        rest.remove_prefix(sequence.size());
+    }
+    return out + (name.size() > longest ? "...\"" : "\"");
+}
+
+}  // namespace accelerate::state
+
+// ---- accelerate/components.hpp
+
+namespace accelerate::detail {
+
+/// What loaded tensors and those that are there do not have in common, and shapes and dtypes that differ, are one error E_CK_KEYS that lists
+/// them.
+inline void check_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    std::string differences;
+    int64_t count = 0;
+    auto const add = [&](auto const&... parts) {
+        if (++count <= 20) differences += concat("\n  ", parts...);
+    };
+    for (auto const& [name, t] : here) {
+        auto const found = loaded.find(name);
+        if (found == loaded.end()) add(state::quote(name), " is missing");
+        else if (found->second.sizes() != t.sizes() || found->second.scalar_type() != t.scalar_type())
+            add(state::quote(name), " has shape ", found->second.sizes(), " and dtype ", found->second.scalar_type(), " there, here ", t.sizes(), " and ", t.scalar_type());
+    }
+    for (auto const& [name, t] : loaded)
+        if (!here.contains(name)) add(state::quote(name), " is unexpected");
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+}
+
+/// Copies loaded tensors, which fit, into those that are there.
+inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
+    at::NoGradGuard const no_grad;
+    for (auto const& [name, t] : here)
+        if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
+}
+
+/// Anything that gives and takes a `StateDict`, by a handle that is kept.
+template <class Handle>
+state::Component stateful_component(std::string name, state::Whose whose, Code const& unfit, Handle handle) {
+    auto const kept = std::make_shared<Handle>(std::move(handle));
+    state::Component c{.name = std::move(name), .whose = whose, .save = [kept] {
+                           if constexpr (requires { kept->live_state(); }) return kept->live_state();
+                           else return kept->state_dict();
+                       }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
+    if constexpr (requires(StateDict const& s) { kept->check_state_dict(s); }) c.fits = [kept](StateDict const& s) { kept->check_state_dict(s); };
+    if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
+    if constexpr (requires { kept->make_state(), kept->live_state(); })
+        c.into = [kept] {
+            kept->make_state();
+            return kept->live_state().tensors;
+        };
+    if constexpr (requires { kept->make_state(); })
+        c.holds = [kept] {
+            kept->make_state();
+            return kept->state_dict();
+        };
+    return c;
+}
+
+/// An object of the user's, which outlives this.
+template <class Object>
+state::Component registered_component(std::string name, Object& object) {
+    state::Component c{.name = std::move(name), .whose = state::Whose::All, .save = [&object] { return StateDict(object.state_dict()); }, .load = [&object](StateDict const& s) { object.load_state_dict(s); }};
+    if constexpr (requires(StateDict const& s) { object.check_state_dict(s); }) c.fits = [&object](StateDict const& s) { object.check_state_dict(s); };
+    return c;
+}
+
+/// Whether a small state fits, found out by taking it and going back.
+template <class Save, class Load>
+std::function<void(StateDict const&)> tried(Save save, Load load) {
+    return [=](StateDict const& s) {
+        auto before = save();
+        for (auto& item : before.tensors) item.second = item.second.clone();
+        try {
+            load(s);
+        } catch (...) {
+            load(before);
+            throw;
+        }
+        load(before);
+    };
+}
+
+/// The random streams of the CPU and of a device.
+inline state::Component random_component(at::DeviceType device) {
+    auto const set = [](at::DeviceType type, at::Tensor const& saved) {
+        try {
+            set_random_state(type, saved);
+        } catch (c10::Error const& e) {
+            throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
+        }
+    };
+    auto const save = [=] {
+        StateDict s;
+        s.tensors.insert("cpu", random_state(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        return s;
+    };
+    auto const load = [=](StateDict const& s) {
+        check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+        set(at::kCPU, s.tensors.at("cpu"));
+        if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+    };
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
+}
+
+/// A step guard's gradient scaler.
+template <class Guard>
+state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Whose whose) {
+    auto const fits = [guard](StateDict const& s) {
+        auto scaler = guard->scaler();
+        scaler.load_state_dict(s);
+    };
+    auto const load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); };
+    return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
+}
+
+/// How many steps optimizers have made. `independent`: each rank those of its own.
+template <class Guard>
+state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
+    auto const save = [=] {
+        StateDict s{{}, {{"steps", guard->steps()}}};
+        if (independent) s.values["independent"] = true;
+        return s;
+    };
+    auto const steps_in = [](StateDict const& s) {
+        auto const steps = s.value<int64_t>("steps", "progress");
+        check(steps >= 0, code::data, "step ", steps, " cannot be");
+        return steps;
+    };
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }};
+}
+
+}  // namespace accelerate::detail
+
+// ---- accelerate/module/unique_parameters.hpp
+
+namespace accelerate {
+
+/// Parameters by name in registration order, each once: a tied one under its first name. (LibTorch lists it once a name.)
+inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::nn::Module const& module) {
+    std::vector<std::pair<std::string, at::Tensor>> found;
+    std::unordered_set<at::TensorImpl*> seen;
+    for (auto const& p : module.named_parameters())
+        if (seen.insert(p.value().unsafeGetTensorImpl()).second) found.emplace_back(p.key(), p.value());
+    return found;
+}
+
+}  // namespace accelerate
+
+// ---- accelerate/sharding/flat.hpp
+
+namespace accelerate::sharding {
+
+/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
+struct Slot {
+    std::string name;
+    at::Tensor parameter;
+    int64_t begin = 0;
+    int64_t numel = 0;
+    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
+
+    int64_t end() const { return begin + numel; }
+};
+
+/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
+/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
+struct Flat {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<Slot> slots;  ///< in ascending order of `begin`
+};
+
+/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
+/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
+struct Piece {
+    int64_t flat = 0;
+    int64_t begin = 0;
+    int64_t end = 0;
+    at::Tensor gradients;
+};
+
+/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
+template <class M>
+concept flat_model = requires(M& m, M const& c) {
+    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
+    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
+    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
+    m.settle();                                                      // after writing gradients: every rank sees what all have written
+    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
+    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
+    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
+    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
+    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
+    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
+    m.after_step();                                                  // everything has been read and written, or the step was refused
+    m.zero_grad();
+};
+
+/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
+template <class M>
+concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
+    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
+    m.restore_unreached(names);                                      // to what a checkpoint says
+};
+
+/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
+/// all, and each says so.
+template <class Models>
+auto stepping(Models const& models) {
+    using Model = std::remove_reference_t<decltype(*models.front())>;
+    std::vector<Model*> all, reached;
+    for (auto const& model : models) all.push_back(std::to_address(model));
+    if constexpr (tells_unreached<Model>) {
+        if (all.size() < 2) return all;
+        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
+    }
+    return reached.empty() ? all : reached;
+}
+
+/// Which parameters of a model an optimizer has, by `Slot::registration`.
+using Share = std::vector<bool>;
+/// Those of an optimizer that has not every parameter of its models; else empty.
+template <class Model>
+using Shares = std::map<Model const*, Share>;
+
+template <class Model>
+bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
+    return shares.empty() || shares.at(&model)[parameter];
+}
+/// Whether these are parts of one model that have nothing in common.
+inline bool apart(Share const& a, Share const& b) {
+    if (a.empty() || b.empty()) return false;
+    for (size_t i = 0; i < a.size(); ++i)
+        if (a[i] && b[i]) return false;
+    return true;
+}
+
+/// The parameters to whose name and tensor `has` says yes.
+template <class Models, class Has>
+auto shares_of(Models const& models, Has&& has) {
+    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
+    bool all = true;
+    for (auto const& model : models)
+        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
+            share.push_back(has(name, parameter));
+            all = all && share.back();
+        }
+    if (all) shares.clear();
+    return shares;
+}
+
+/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
+template <class Models, class Model>
+bool before_step(Models const& models, Shares<Model> const& shares) {
+    bool may = true;
+    for (auto const& model : models) {
+        auto const share = shares.find(model);
+        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
+        else may = model->before_step() && may;
+    }
+    return may;
+}
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/window_state.hpp
+
+namespace accelerate::detail {
+
+/// Where a model is in its accumulation window: what a checkpoint keeps of that beside the gradients.
+struct WindowState {
+    int64_t position = 0, micro_batches = 0;
+    bool closed = true;
+    sharding::Stage stage = {};
+    double weight = 0;
+    int64_t weighted = 0, losses = 0;
+    double finished = 1, loss_scale = 0, gradient_scale = 1;
+    bool gradients = false;              ///< are saved with it
+    int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
+    std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
+
+    /// Whether a model at this place has gradients that its next step would miss.
+    static bool needs_gradients(bool closed, sharding::Stage stage) {
+        using sharding::Stage;
+        return !closed || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
+    }
+
+    template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
+    State state_dict(TensorMap tensors) const {
+        State s;
+        s.tensors = std::move(tensors);
+        s.values = {{"position", position}, {"micro_batches", micro_batches}, {"closed", closed}, {"stage", static_cast<int>(stage)}, {"weight", weight},
+                    {"weighted", weighted}, {"losses", losses}, {"finished", finished}, {"loss_scale", loss_scale}, {"gradient_scale", gradient_scale},
+                    {"gradients", gradients}, {"ranks", ranks}, {"steps", steps}};
+        if (!unreached.empty()) s.values["unreached"] = unreached;
+        return s;
+    }
+
+    /// Error E_DATA for what is missing or of another type; E_CK_ACCUM for what cannot be. `who`: the component.
+    template <std::same_as<StateDict> State>
+    static WindowState of(State const& s, std::string const& who) {
+        auto const integer = [&](char const* key) { return s.template value<int64_t>(key, who); };
+        auto const real = [&](char const* key) { return s.template value<double>(key, who); };
+        auto const truth = [&](char const* key) { return s.template value<bool>(key, who); };
+        auto const stage = integer("stage");
+        WindowState w{.position = integer("position"), .micro_batches = integer("micro_batches"), .closed = truth("closed"), .stage = static_cast<sharding::Stage>(stage), .weight = real("weight"),
+                      .weighted = integer("weighted"), .loss_scale = real("loss_scale"), .gradient_scale = real("gradient_scale"), .gradients = truth("gradients"), .ranks = integer("ranks"), .steps = integer("steps")};
+        // Older checkpoints do not say: a micro-batch had one loss.
+        w.losses = s.values.contains("losses") ? integer("losses") : std::max(w.weighted, w.micro_batches);
+        if (s.values.contains("finished")) w.finished = real("finished");
+        if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
+        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
+                  w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
+              code::ck_accum, "what cannot be: ", s.values.dump());
+        return w;
+    }
+
+    /// Error E_CK_ACCUM where a job of so many ranks and micro-batches a window cannot go on from here with that model.
+    void check_fits(std::string const& model, int64_t ranks_here, int64_t steps_here) const {
+        check(!gradients || ranks == ranks_here, code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", model,
+              "\"; it can be gone on with on as many, here are ", ranks_here, ". Save at a window's end to change that");
+        check(closed || (micro_batches < steps_here && steps == steps_here), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", steps, ", behind its micro-batch ", micro_batches,
+              "; here they are ", steps_here, ". Save at a window's end to change that");
+    }
+};
+
+}  // namespace accelerate::detail
+
+// ---- accelerate/model_components.hpp
+
+namespace accelerate::detail {
+
+/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
+template <class Model>
+inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
+
+/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
+inline TensorMap gradients_in(std::span<sharding::Flat const> flats) {
+    TensorMap all;
+    for (auto const& flat : flats)
+        for (auto const& slot : flat.slots) {
+            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
+            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
+        }
+    return all;
+}
+
+/// A prepared model as its checkpoint sees it: its parameters, and where it is in its accumulation window.
+template <class Model>
+struct SavedModel {
+    std::string name;
+    std::shared_ptr<torch::nn::Module> module;
+    std::shared_ptr<Model> model;
+    accelerator_options const& options;  ///< the accelerator's, which outlive this
+
+    std::string window_name() const { return name + "_window"; }
+    int64_t steps() const { return options.gradient_accumulation_steps; }
+
+    StateDict parameters() const {
+        StateDict s;
+        if constexpr (in_parts<Model>) {
+            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
+                s.tensors.insert(slot.name, part);
+                s.values["slices"][slot.name] = {from, from + part.numel()};
+                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
+            });
+        } else {
+            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
+        }
+        return s;
+    }
+    void load_parameters(StateDict const& s) const {
+        copy_by_name(parameters().tensors, s.tensors);
+        model->parameters_changed();
+    }
+
+    StateDict window() const {
+        auto& m = *model;
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window_closed(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}};
+        w.gradients = WindowState::needs_gradients(w.closed, w.stage);
+        if constexpr (sharding::tells_unreached<Model>)
+            if (w.gradients)
+                for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);
+        return w.template state_dict<StateDict>(w.gradients ? gradients_in(m.flats()) : TensorMap());
+    }
+    void window_fits(StateDict const& s) const {
+        auto const w = WindowState::of(s, window_name());
+        w.check_fits(name, model->replicas(), steps());
+        if (w.gradients) check_by_name(window_name(), gradients_in(model->flats()), s.tensors);
+    }
+    void load_window(StateDict const& s) const {
+        auto& m = *model;
+        auto w = WindowState::of(s, window_name());
+        auto const here = gradients_in(m.flats());
+        if (w.gradients) copy_by_name(here, s.tensors);
+        else {
+            for (auto const& [key, t] : here) t.zero_();
+            for (auto const& [key, p] : m.parameters()) w.unreached.insert(key);
+        }
+        if constexpr (sharding::tells_unreached<Model>) m.restore_unreached(w.unreached);
+        m.window().restore(w.position, w.micro_batches, w.closed);
+        if (w.steps != steps()) m.window().restart();
+        m.restore_stage(w.stage);
+        m.unfinished = !m.window_closed();
+        if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
+        m.forget_verdict();
+        m.take_scale();
+        m.scale_gradients(w.gradient_scale);
+        m.loss_scale = w.loss_scale;
+        m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
+    }
+};
+
+/// A module's buffers.
+inline state::Component buffers_component(std::string const& name, std::shared_ptr<torch::nn::Module> const& module) {
+    auto const buffers = [=] {
+        StateDict s;
+        for (auto const& b : module->named_buffers())
+            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
+        return s;
+    };
+    return {.name = name, .whose = state::Whose::EachOrFirst, .save = buffers, .load = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); },
+            .fits = [=](StateDict const& s) { check_by_name(name, buffers().tensors, s.tensors); }, .names = state::Names::Parameter};
+}
+
+/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
+template <class Model>
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<torch::nn::Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
+    auto const saved = std::make_shared<SavedModel<Model> const>(SavedModel<Model>{name, module, model, options});
+    return {{.name = name, .whose = whose, .save = [saved] { return saved->parameters(); }, .load = [saved](StateDict const& s) { saved->load_parameters(s); },
+             .fits = [saved](StateDict const& s) { check_by_name(saved->name, saved->parameters().tensors, s.tensors); }, .into = [saved] { return saved->parameters().tensors; }, .names = state::Names::Parameter},
+            buffers_component(name + "_buffers", module),
+            {.name = saved->window_name(), .whose = state::Whose::EachOrFirst, .save = [saved] { return saved->window(); }, .load = [saved](StateDict const& s) { saved->load_window(s); },
+             .fits = [saved](StateDict const& s) { saved->window_fits(s); }, .unfit = code::ck_accum, .names = state::Names::Parameter}};
+}
+
+}  // namespace accelerate::detail
+
 // ---- accelerate/core/reductions.hpp
 
 #if defined(__x86_64__)
@@ -832,124 +1772,6 @@ enum class Operations {
 
 }  // namespace accelerate
 
-// ---- accelerate/sharding/flat.hpp
-
-namespace accelerate::sharding {
-
-/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
-struct Slot {
-    std::string name;
-    at::Tensor parameter;
-    int64_t begin = 0;
-    int64_t numel = 0;
-    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
-
-    int64_t end() const { return begin + numel; }
-};
-
-/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
-/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
-struct Flat {
-    at::Tensor parameters;
-    at::Tensor gradients;
-    std::vector<Slot> slots;  ///< in ascending order of `begin`
-};
-
-/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
-/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
-struct Piece {
-    int64_t flat = 0;
-    int64_t begin = 0;
-    int64_t end = 0;
-    at::Tensor gradients;
-};
-
-/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
-template <class M>
-concept flat_model = requires(M& m, M const& c) {
-    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
-    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
-    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
-    m.settle();                                                      // after writing gradients: every rank sees what all have written
-    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
-    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
-    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
-    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
-    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
-    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
-    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
-    m.after_step();                                                  // everything has been read and written, or the step was refused
-    m.zero_grad();
-};
-
-/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
-template <class M>
-concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
-    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
-    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
-    m.restore_unreached(names);                                      // to what a checkpoint says
-};
-
-/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
-/// all, and each says so.
-template <class Models>
-auto stepping(Models const& models) {
-    using Model = std::remove_reference_t<decltype(*models.front())>;
-    std::vector<Model*> all, reached;
-    for (auto const& model : models) all.push_back(std::to_address(model));
-    if constexpr (tells_unreached<Model>) {
-        if (all.size() < 2) return all;
-        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
-    }
-    return reached.empty() ? all : reached;
-}
-
-/// Which parameters of a model an optimizer has, by `Slot::registration`.
-using Share = std::vector<bool>;
-/// Those of an optimizer that has not every parameter of its models; else empty.
-template <class Model>
-using Shares = std::map<Model const*, Share>;
-
-template <class Model>
-bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
-    return shares.empty() || shares.at(&model)[parameter];
-}
-/// Whether these are parts of one model that have nothing in common.
-inline bool apart(Share const& a, Share const& b) {
-    if (a.empty() || b.empty()) return false;
-    for (size_t i = 0; i < a.size(); ++i)
-        if (a[i] && b[i]) return false;
-    return true;
-}
-
-/// The parameters to whose name and tensor `has` says yes.
-template <class Models, class Has>
-auto shares_of(Models const& models, Has&& has) {
-    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
-    bool all = true;
-    for (auto const& model : models)
-        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
-            share.push_back(has(name, parameter));
-            all = all && share.back();
-        }
-    if (all) shares.clear();
-    return shares;
-}
-
-/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
-template <class Models, class Model>
-bool before_step(Models const& models, Shares<Model> const& shares) {
-    bool may = true;
-    for (auto const& model : models) {
-        auto const share = shares.find(model);
-        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
-        else may = model->before_step() && may;
-    }
-    return may;
-}
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/optim/clip.hpp
 
 namespace accelerate::optim {
@@ -1092,18 +1914,6 @@ void clip_grad_value(std::span<Model* const> models, double value) {
 }
 
 }  // namespace accelerate::optim
-
-// ---- accelerate/precision/fp8_options.hpp
-
-namespace accelerate {
-
-/// Which `acc::Linear<S>` layers run in fp8 under an fp8 policy.
-struct fp8_layers {
-    std::function<bool(std::string const& name)> filter = {};  ///< of those that can; empty: all
-    bool keep_first_and_last = true;                           ///< the first and the last linear layer of a model stay in bf16
-};
-
-}  // namespace accelerate
 
 // ---- accelerate/precision/policy.hpp
 
@@ -1358,63 +2168,432 @@ inline at::Tensor view_like(at::Tensor const& flat, int64_t begin, at::Tensor co
 
 }  // namespace accelerate::sharding
 
-// ---- accelerate/sharding/window.hpp
+// ---- accelerate/sharding/flat_model.hpp
 
-namespace accelerate {
+namespace accelerate::sharding {
 
-/// What a short last accumulation window is divided by: the full number of steps, as Python does, or the micro-batches it had.
-enum class ShortWindow { Divide, Rescale };
-
-namespace sharding {
-
-/// Where the gradients of a model are on their way from backward to the optimizer.
-enum class Stage { Accumulating, Reduced, Unscaled, Clipped, Stepped };
-
-constexpr char const* name(Stage stage) {
-    switch (stage) {
-        case Stage::Accumulating: return "Accumulating";
-        case Stage::Reduced: return "Reduced";
-        case Stage::Unscaled: return "Unscaled";
-        case Stage::Clipped: return "Clipped";
-        case Stage::Stepped: return "Stepped";
-    }
-    return "?";
-}
-
-/// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
-/// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
-class Window {
+/// The part of a prepared model that every replicated sharding shares: trainable parameters in flats, gradients as views of flat
+/// buffers from the first step on, the accumulation window and the stage of the gradients. Satisfies `flat_model`.
+///
+/// Parameters keep their TensorImpl (`set_data`): handles that the user holds stay valid.
+class FlatModel {
 public:
-    /// Enters the next micro-batch; says whether it closes the window.
-    bool next(int64_t steps, bool last_of_loader) {
-        if (closed_) micro_batches_ = 0;
-        ++micro_batches_;
-        position_ = last_of_loader ? 0 : position_ + 1;
-        return closed_ = last_of_loader || position_ % steps == 0;
+    explicit FlatModel(NamedParameters parameters) : parameters_(std::move(parameters)) {
+        for (auto const& [name, p] : parameters_)
+            check(p.is_floating_point() || p.is_complex(), code::config, "prepare: trainable parameter ", name, " has dtype ", p.scalar_type());
+    }
+    FlatModel(FlatModel const&) = delete;
+    FlatModel& operator=(FlatModel const&) = delete;
+
+    std::span<Flat const> flats() const { return flats_; }
+    std::span<Piece const> pieces() const { return pieces_; }
+    int64_t layout() const { return layout_; }
+    NamedParameters const& parameters() const { return parameters_; }
+
+    bool window_closed() const { return window_.closed(); }
+    Window& window() { return window_; }
+    Stage stage() const { return stage_; }
+
+    /// Moves to `stage`; error E_CALL_ORDER naming both states unless the present one is among `allowed`.
+    void advance(char const* call, Stage stage, std::initializer_list<Stage> allowed) {
+        if (std::find(allowed.begin(), allowed.end(), stage_) == allowed.end())
+            throw Error(code::call_order, concat(call, " would take the gradients to ", name(stage), " but they are ", name(stage_), remedy(stage_)));
+        stage_ = stage;
     }
 
-    bool closed() const { return closed_; }
-    /// Micro-batches in the window so far, this one included.
-    int64_t micro_batches() const { return micro_batches_; }
+    /// The gradients stand where a checkpoint says.
+    void restore_stage(Stage stage) {
+        stage_ = stage;
+        cleared_.reset();
+    }
 
-    /// Micro-batches since the last window that was closed by the loader's end or by its number.
-    int64_t position() const { return position_; }
-    /// The next window, behind a closed one, is a whole one whatever the number of steps was.
-    void restart() { position_ = 0; }
-    /// Goes on where another one stood.
-    void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
+    /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
+    /// its optimizers leave them alone.
+    std::vector<Slot const*> unreached() const { return untouched(); }
+    /// So it is of the named ones.
+    void restore_unreached(std::set<std::string> const& names) {
+        for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
+        mark_views();
+    }
+    /// Whether all of them are unreached, and a step has nothing to do here.
+    bool idle() const {
+        size_t slots = 0;
+        for (auto const& flat : flats_) slots += flat.slots.size();
+        return stage_ == Stage::Accumulating && untouched().size() == slots;
+    }
 
-    /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
-    bool set_closed(bool closed) { return std::exchange(closed_, closed); }
+    /// Gradients that have been unscaled or clipped cannot take more.
+    void expect_backward() const {
+        check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
+              " but they are ", name(stage_), remedy(stage_));
+    }
+
+    double gradient_scale() const { return 1; }
+    bool clears_in_step() const { return true; }
+    void gradients_cleared() {
+        cleared_ = writes();
+        touched_by_none();
+    }
+    bool before_step() {
+        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        bring_parameters_home();
+        return true;
+    }
+    void after_step() {}
+
+    /// Clears the flat gradients: one operation for each dtype, none where the step has done it and nothing has been written since. Does
+    /// nothing inside an unfinished window.
+    void zero_grad() {
+        if (!window_.closed()) return;
+        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
+              "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
+              " micro-batches of this window; call it after optimizer.step");
+        begin_anew();
+    }
+
+    /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
+    /// long as nobody has written into them since.
+    std::optional<double> known_squares() const {
+        if (!measured_ || !std::isfinite(squares_) || *measured_ != writes()) return {};
+        return squares_;
+    }
+    std::optional<double> sum_of_squares() const { return known_squares(); }
+
+    std::span<Piece const> owned() const { return pieces_; }
+    void settle() {}
+
+    /// Calls `f(i)` for each of the model's `tensors` in their order, when its values are on this rank: all of them always are.
+    template <class F>
+    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
+        for (size_t i = 0; i < tensors.size(); ++i) f(i);
+    }
+
+protected:
+    /// Gradients are zero, and nothing has been added to them.
+    void begin_anew() {
+        if (!cleared_ || *cleared_ != writes()) {
+            for (auto& flat : flats_) flat.gradients.zero_();
+            touched_by_none();
+        }
+        cleared_.reset();
+        stage_ = Stage::Accumulating;
+    }
+
+    /// One flat for each dtype, in memory of this rank's own, which updates all of it.
+    void adopt_whole() {
+        constexpr auto whole = std::numeric_limits<int64_t>::max();
+        adopt(plan_layout(parameters_, registration_order(), whole, whole),
+              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
+        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
+    }
+
+    /// Moves parameters into flats of the given layout; gradients that exist move along.
+    /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
+    template <class Allocate>
+    void adopt(Layout const& plan, Allocate&& allocate) {
+        at::NoGradGuard no_grad;
+        std::vector<Flat> made;
+        std::vector<std::vector<at::Tensor>> views;
+        for (size_t f = 0; f < plan.flats.size(); ++f) {
+            auto const& part = plan.flats[f];
+            auto const options = parameter(part.places.front().parameter).options().requires_grad(false);
+            Flat flat{at::zeros({part.numel}, options), {}, {}};
+            std::vector<at::Tensor> old_gradients;
+            for (auto const& place : part.places) {
+                auto& p = parameter(place.parameter);
+                auto view = view_like(flat.parameters, place.begin, p);
+                view.copy_(p.detach());
+                old_gradients.push_back(p.grad().defined() ? p.grad().detach().clone() : at::Tensor());
+                p.set_data(view);
+                flat.slots.push_back({parameters_[static_cast<size_t>(place.parameter)].first, p, place.begin, p.numel(), place.parameter});
+            }
+            flat.gradients = allocate(static_cast<int64_t>(f), part.numel, options);
+            auto& slot_views = views.emplace_back();
+            for (size_t s = 0; s < flat.slots.size(); ++s) {
+                auto& p = flat.slots[s].parameter;
+                auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
+                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
+                if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
+                p.mutable_grad() = view;
+                slot_views.push_back(view);
+            }
+            made.push_back(std::move(flat));
+        }
+        flats_ = std::move(made);
+        views_ = std::move(views);
+        mark_views();
+        buckets_ = plan.buckets;
+        cleared_.reset();
+        forget_squares();
+        ++layout_;
+    }
+
+    /// A parameter that was given other memory since (`set_data`, `module->to`) goes back into its flat with its new values: an optimizer would
+    /// update what nobody uses. Error E_CONFIG when it has become something else.
+    void bring_parameters_home() {
+        for (size_t f = 0; f < views_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto& [name, p, begin, numel, registration] = flats_[f].slots[s];
+                auto const& flat = flats_[f].parameters;
+                if (p.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == flat.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) [[likely]]
+                    continue;
+                check(p.dtype() == flat.dtype() && p.device() == flat.device() && p.sizes() == views_[f][s].sizes(), code::config, "optimizer.step: parameter ", name, " is ", p.toString(), " ", p.sizes(),
+                      " now; when it was prepared it was ", flat.toString(), " ", views_[f][s].sizes(), ". Change a model before prepare");
+                at::NoGradGuard const no_grad;
+                auto const home = view_like(flat, begin, views_[f][s]);
+                home.copy_(p.detach());
+                p.set_data(home);
+            }
+    }
+
+    /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
+    /// or a backward with create_graph.
+    bool aliased(size_t flat, size_t slot) const {
+        return flats_[flat].slots[slot].parameter.grad().unsafeGetTensorImpl() == views_[flat][slot].unsafeGetTensorImpl();
+    }
+
+    /// Puts a gradient that lives elsewhere back into its place in the flat buffer.
+    void repair(size_t flat, size_t slot) {
+        at::NoGradGuard no_grad;
+        auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
+        auto& view = views_[flat][slot];
+        if (gradient.defined()) view.copy_(gradient.detach());
+        else {
+            view.zero_();
+            seen_[flat][slot] = writes_into(view);
+            touched_[static_cast<size_t>(flats_[flat].slots[slot].registration)] = 0;
+        }
+        gradient = view;
+    }
+
+    void repair_all() {
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s)
+                if (!aliased(f, s)) [[unlikely]]
+                    repair(f, s);
+    }
+
+    std::vector<int64_t> registration_order() const {
+        std::vector<int64_t> order(parameters_.size());
+        std::iota(order.begin(), order.end(), 0);
+        return order;
+    }
+
+    /// To whose gradient this rank has added nothing since the last step.
+    std::vector<Slot const*> untouched() const {
+        std::vector<Slot const*> slots;
+        for (size_t f = 0; f < flats_.size(); ++f)
+            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
+                auto const& slot = flats_[f].slots[s];
+                bool const written = f < views_.size() && writes_into(views_[f][s]) != seen_[f][s];
+                if (!written && !touched_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+            }
+        return slots;
+    }
+    /// Which no rank has reached, as of the last `agree`.
+    std::vector<Slot const*> reached_by_none() const {
+        std::vector<Slot const*> slots;
+        for (auto const& flat : flats_)
+            for (auto const& slot : flat.slots)
+                if (!reached_[static_cast<size_t>(slot.registration)]) [[unlikely]]
+                    slots.push_back(&slot);
+        return slots;
+    }
+    /// Where gradients have been reduced: gives the sum of `value` over the ranks, and in the same message tells which parameters any of them has
+    /// reached. `sum(t)` adds a tensor up over the ranks.
+    template <class Sum>
+    double agree(double value, Sum&& sum) {
+        auto const message = at::ones({static_cast<int64_t>(parameters_.size()) + 1}, at::kDouble);
+        auto* const numbers = message.mutable_data_ptr<double>();
+        numbers[parameters_.size()] = value;
+        for (auto const* slot : untouched()) numbers[slot->registration] = 0;
+        sum(message);
+        for (size_t i = 0; i < reached_.size(); ++i) reached_[i] = numbers[i] > 0;
+        return numbers[parameters_.size()];
+    }
+
+    /// The sum of the squares of all gradients as they are now.
+    void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
+    void forget_squares() { measured_.reset(); }
+    /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.
+    uint64_t writes() const {
+        uint64_t sum = 0;
+        for (auto const& flat : flats_) sum += writes_into(flat.gradients);
+        for (auto const& views : views_)
+            for (auto const& view : views) sum += writes_into(view);
+        return sum;
+    }
+
+    at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
+
+    NamedParameters parameters_;
+    std::vector<Flat> flats_;
+    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot, which counts the writes into it alone
+    std::vector<uint8_t> touched_ = std::vector<uint8_t>(parameters_.size());     ///< by this rank since the last step, where its view does not show it
+    std::vector<uint8_t> reached_ = std::vector<uint8_t>(parameters_.size(), 1);  ///< by any rank
+    std::vector<Bucket> buckets_;
+    std::vector<Piece> pieces_;
+    int64_t layout_ = 0;
+    Window window_;
+    Stage stage_ = Stage::Accumulating;
 
 private:
-    int64_t position_ = 0;
-    int64_t micro_batches_ = 0;
-    bool closed_ = true;
+    static uint32_t writes_into(at::Tensor const& t) { return t.unsafeGetTensorImpl()->version_counter().current_version(); }
+    void mark_views() {
+        seen_.resize(views_.size());
+        for (size_t f = 0; f < views_.size(); ++f) {
+            seen_[f].resize(views_[f].size());
+            for (size_t s = 0; s < views_[f].size(); ++s) seen_[f][s] = writes_into(views_[f][s]);
+        }
+    }
+    void touched_by_none() {
+        std::fill(touched_.begin(), touched_.end(), uint8_t{0});
+        mark_views();
+    }
+
+    double squares_ = 0;                             ///< of the gradients after `measured_` writes
+    std::optional<uint64_t> measured_;
+    std::optional<uint64_t> cleared_;                ///< writes after which the last step has left them cleared
+    std::vector<std::vector<uint32_t>> seen_;        ///< writes into each view that are no loss's
+
+    static char const* remedy(Stage stage) {
+        switch (stage) {
+            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model";
+            case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
+            case Stage::Clipped: return "; step before going on";
+            default: return "";
+        }
+    }
 };
 
-}  // namespace sharding
-}  // namespace accelerate
+}  // namespace accelerate::sharding
+
+// ---- accelerate/sharding/ready_hook.hpp
+
+namespace accelerate::sharding {
+
+/// Calls `reducer->ready(flat, slot)` when a parameter's gradient has been accumulated. LibTorch has one such hook a parameter:
+/// one that the user had set goes on being called.
+template <class Reducer>
+class ReadyHook final : public torch::autograd::PostAccumulateGradHook {
+public:
+    /// Installs a hook on `parameter`; it must be removed before `reducer` dies.
+    static void install(at::Tensor const& parameter, Reducer* reducer, size_t flat, size_t slot) {
+        auto hook = std::make_unique<ReadyHook>(reducer, flat, slot);
+        hook->before_ = std::move(torch::autograd::impl::post_acc_grad_hooks(parameter));
+        torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::move(hook));
+    }
+
+    /// Puts back what was there before `install`.
+    static void remove(at::Tensor const& parameter, Reducer* reducer) {
+        if (torch::autograd::impl::get_autograd_meta(parameter) == nullptr) return;  // it has never had a gradient, nor a hook
+        auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
+        auto* ours = dynamic_cast<ReadyHook*>(current.get());
+        if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
+    }
+
+    ReadyHook(Reducer* reducer, size_t flat, size_t slot) : reducer_(reducer), flat_(flat), slot_(slot) {}
+
+    void operator()(at::Tensor const& parameter) override {
+        if (before_) (*before_)(parameter);
+        reducer_->ready(flat_, slot_);
+    }
+
+private:
+    Reducer* reducer_;
+    size_t flat_, slot_;
+    std::unique_ptr<torch::autograd::PostAccumulateGradHook> before_;
+};
+
+}  // namespace accelerate::sharding
+
+// ---- accelerate/sharding/none.hpp
+
+namespace accelerate::sharding {
+
+/// A prepared model that talks to nobody: every rank trains on its own (or there is one).
+///
+/// Once somebody has asked for the norm of the gradients, squares are added up as backward completes each of them, while it is in the
+/// cache: clipping then reads no gradient.
+class LocalModel : public FlatModel {
+public:
+    template <class Communicator>
+    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
+        adopt_whole();
+    }
+    ~LocalModel() {
+        if (measures_) for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::remove(flats_[f].slots[s].parameter, this); });
+    }
+
+    void before_forward() {}
+    void before_backward(at::Tensor const& /*loss*/) {
+        squares_.assign(measures_ && window_.closed() ? parameters_.size() : 0, unknown);
+    }
+    void after_backward() {
+        repair_all();
+        if (!window_.closed()) return;
+        stage_ = Stage::Reduced;
+        if (!squares_.empty()) measured_ = writes();
+    }
+
+    /// The sum of the squares of all gradients, where it is known without reading them: from the second time it is asked for, on the
+    /// CPU, in fp32, and as long as nobody has written into them since backward. The bits are the same for the same gradients.
+    std::optional<double> sum_of_squares() {
+        if (!measures_) {
+            measures_ = true;
+            for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::install(flats_[f].slots[s].parameter, this, f, s); });
+            return {};
+        }
+        return known_squares();
+    }
+    /// The same where it has been asked for before.
+    std::optional<double> known_squares() const {
+        if (squares_.empty() || measured_ != writes()) return {};
+        double sum = 0;
+        for (auto square : squares_) sum += square;
+        if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
+        return sum;
+    }
+
+    /// Called by the hook of each parameter when its gradient of this backward is complete.
+    void ready(size_t flat, size_t slot) {
+        if (squares_.empty() || !aliased(flat, slot)) return;
+        auto const& place = flats_[flat].slots[slot];
+        auto const& gradients = flats_[flat].gradients;
+        if (!gradients.is_cpu() || gradients.scalar_type() != at::kFloat) return;
+        squares_[static_cast<size_t>(place.registration)] = kernel::sum_of_squares(gradients.const_data_ptr<float>() + place.begin, place.numel);
+    }
+
+    static constexpr bool owns_everything = true;
+    double sum_over_ranks(double value) const { return value; }
+    int64_t replicas() const { return 1; }
+
+private:
+    static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
+    template <class F>
+    void for_each_slot(F&& f) {
+        for (size_t i = 0; i < flats_.size(); ++i)
+            for (size_t s = 0; s < flats_[i].slots.size(); ++s) f(i, s);
+    }
+
+    bool measures_ = false;
+    std::vector<double> squares_;      ///< of each parameter in this backward; none where nobody asks
+    uint64_t measured_ = 0;            ///< writes into the gradients after which they were those
+};
+
+/// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
+/// For one process; with several ranks each trains a model of its own.
+struct None {
+    static constexpr char const* name = "None";
+    template <class Device>
+    using placement = place::Resident;
+    template <class Device>
+    using model = LocalModel;
+};
+
+}  // namespace accelerate::sharding
 
 // ---- accelerate/sharding/policy.hpp
 
@@ -1491,254 +2670,6 @@ private:
 };
 
 }  // namespace accelerate::sharding
-
-// ---- accelerate/core/tensor_map.hpp
-
-namespace accelerate {
-
-/// Tensors by name, in the order in which they were put in: the content of a safetensors file, and half of a `StateDict`.
-/// Reads like a `std::map` (`at`, `[]`, `find`, `contains`, structured bindings); look-up is O(1).
-class TensorMap {
-public:
-    using key_type = std::string;
-    using mapped_type = at::Tensor;
-    using value_type = std::pair<std::string, at::Tensor>;
-    using iterator = std::vector<value_type>::iterator;
-    using const_iterator = std::vector<value_type>::const_iterator;
-
-    TensorMap() = default;
-    TensorMap(std::initializer_list<value_type> items) { for (auto const& item : items) insert(item.first, item.second); }
-
-    /// From any range of pairs (`std::map<std::string, Tensor>`) or of LibTorch's items (`module->named_parameters()`).
-    template <class Range>
-        requires(!std::same_as<std::remove_cvref_t<Range>, TensorMap>) && requires(Range const& r) { r.begin(); r.end(); }
-    TensorMap(Range const& range) {
-        for (auto const& item : range) {
-            if constexpr (requires { item.key(); item.value(); }) insert(item.key(), item.value());
-            else insert(item.first, item.second);
-        }
-    }
-
-    iterator begin() { return items_.begin(); }
-    iterator end() { return items_.end(); }
-    const_iterator begin() const { return items_.begin(); }
-    const_iterator end() const { return items_.end(); }
-    size_t size() const { return items_.size(); }
-    bool empty() const { return items_.empty(); }
-
-    bool contains(std::string const& name) const { return index_.contains(name); }
-    size_t count(std::string const& name) const { return index_.count(name); }
-    iterator find(std::string const& name) { return items_.begin() + position(name); }
-    const_iterator find(std::string const& name) const { return items_.begin() + position(name); }
-
-    /// Error E_DATA when there is no tensor of that name.
-    at::Tensor const& at(std::string const& name) const {
-        check(contains(name), code::data, "no tensor named \"", name, "\" among ", size());
-        return items_[index_.at(name)].second;
-    }
-    at::Tensor& at(std::string const& name) { return const_cast<at::Tensor&>(std::as_const(*this).at(name)); }
-
-    /// The tensor of that name; appends an undefined one when there is none.
-    at::Tensor& operator[](std::string const& name) {
-        if (!contains(name)) insert(name, at::Tensor());
-        return items_[index_.at(name)].second;
-    }
-
-    /// Appends, or replaces in place what is there under that name.
-    void insert(std::string name, at::Tensor tensor) {
-        if (auto it = index_.find(name); it != index_.end()) {
-            items_[it->second].second = std::move(tensor);
-            return;
-        }
-        index_.emplace(name, items_.size());
-        items_.emplace_back(std::move(name), std::move(tensor));
-    }
-    void insert(value_type item) { insert(std::move(item.first), std::move(item.second)); }
-
-private:
-    std::ptrdiff_t position(std::string const& name) const {
-        auto it = index_.find(name);
-        return static_cast<std::ptrdiff_t>(it == index_.end() ? items_.size() : it->second);
-    }
-
-    std::vector<value_type> items_;
-    std::unordered_map<std::string, size_t> index_;
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/core/state_dict.hpp
-
-namespace accelerate {
-
-/// What every stateful thing gives and takes: tensors by name, and everything else as JSON values. Never code, never pickle.
-struct StateDict {
-    TensorMap tensors;
-    nlohmann::json values = nlohmann::json::object();
-
-    /// `values[key]` as T. Error E_DATA naming `who` and the key when it is missing, of another type, or a number that T does not have.
-    template <class T>
-    T value(std::string const& key, std::string_view who) const {
-        auto it = values.find(key);
-        check(it != values.end(), code::data, who, ".load_state_dict: the state has no value \"", key, "\"; was it saved by another kind of object?");
-        auto const range = [&](bool fits) { check(fits, code::data, who, ".load_state_dict: the value \"", key, "\" has the wrong type or range: ", it->is_primitive() ? it->dump() : it->type_name()); };
-        if constexpr (std::same_as<T, bool>) range(it->is_boolean());
-        else if constexpr (std::integral<T>) range(it->is_number_unsigned() ? std::in_range<T>(it->template get<uint64_t>()) : it->is_number_integer() && std::in_range<T>(it->template get<int64_t>()));
-        else if constexpr (std::floating_point<T>) range(it->is_number());
-        try {
-            return it->template get<T>();
-        } catch (nlohmann::json::exception const& e) {
-            throw Error(code::data, concat(who, ".load_state_dict: the value \"", key, "\" has the wrong type: ", e.what()));
-        }
-    }
-};
-
-/// A thing that can be saved and restored.
-template <class T>
-concept stateful = requires(T& t, T const& c, StateDict const& s) {
-    { c.state_dict() } -> std::convertible_to<StateDict>;
-    t.load_state_dict(s);
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/state/codes.hpp
-
-namespace accelerate::code {
-
-// Files as such.
-inline constexpr Code not_regular{"E_NOT_REGULAR", 65};        ///< a directory, FIFO, socket, device or a file of /proc: never opened for data
-inline constexpr Code symlink{"E_SYMLINK", 65};                ///< a symbolic link where none is followed
-inline constexpr Code no_space{"E_NO_SPACE", 74};              ///< disk, quota or file-size limit
-inline constexpr Code pickle_refused{"E_PICKLE_REFUSED", 65};  ///< a pickle or zip archive: could execute code, never parsed
-
-// safetensors: the file around the header.
-inline constexpr Code st_too_small{"E_ST_TOO_SMALL", 65};              ///< shorter than the 8 bytes of the header's length
-inline constexpr Code st_header_too_large{"E_ST_HEADER_TOO_LARGE", 65};  ///< more than 100,000,000 bytes
-inline constexpr Code st_bad_length{"E_ST_BAD_LENGTH", 65};            ///< the header would end behind the file
-inline constexpr Code st_changed{"E_ST_CHANGED", 65};                  ///< the file changed while it was read
-
-// safetensors: the header's text.
-inline constexpr Code st_not_utf8{"E_ST_NOT_UTF8", 65};
-inline constexpr Code st_bad_start{"E_ST_BAD_START", 65};              ///< a byte order mark
-inline constexpr Code st_bad_json{"E_ST_BAD_JSON", 65};
-inline constexpr Code st_too_deep{"E_ST_TOO_DEEP", 65};
-inline constexpr Code st_not_object{"E_ST_NOT_OBJECT", 65};            ///< the header, or the entry of a tensor, is not a JSON object
-inline constexpr Code st_dup_key{"E_ST_DUP_KEY", 65};
-inline constexpr Code st_bad_metadata{"E_ST_BAD_METADATA", 65};
-inline constexpr Code st_too_many_tensors{"E_ST_TOO_MANY_TENSORS", 65};
-
-// safetensors: the entry of one tensor.
-inline constexpr Code st_bad_name{"E_ST_BAD_NAME", 65};                ///< longer than 4096 bytes, or with control characters
-inline constexpr Code st_reserved_name{"E_ST_RESERVED_NAME", 65};      ///< `__metadata__` is not a tensor's name
-inline constexpr Code st_unknown_field{"E_ST_UNKNOWN_FIELD", 65};
-inline constexpr Code st_missing_field{"E_ST_MISSING_FIELD", 65};
-inline constexpr Code st_bad_dtype{"E_ST_BAD_DTYPE", 65};
-inline constexpr Code st_unsupported_dtype{"E_ST_UNSUPPORTED_DTYPE", 65};  ///< the format or LibTorch has it, the other has not
-inline constexpr Code st_bad_shape{"E_ST_BAD_SHAPE", 65};
-inline constexpr Code st_too_many_dims{"E_ST_TOO_MANY_DIMS", 65};
-inline constexpr Code st_overflow{"E_ST_OVERFLOW", 65};                ///< elements or bytes do not fit into 63 bits
-inline constexpr Code st_bad_offsets{"E_ST_BAD_OFFSETS", 65};
-inline constexpr Code st_size_mismatch{"E_ST_SIZE_MISMATCH", 65};      ///< shape times item size is not end - begin
-inline constexpr Code st_misaligned{"E_ST_MISALIGNED", 65};            ///< elements smaller than a byte that do not fill bytes
-
-// safetensors: the data as a whole.
-inline constexpr Code st_hole{"E_ST_HOLE", 65};
-inline constexpr Code st_overlap{"E_ST_OVERLAP", 65};
-inline constexpr Code st_trailing{"E_ST_TRAILING", 65};
-inline constexpr Code st_truncated{"E_ST_TRUNCATED", 65};
-inline constexpr Code st_bad_bool{"E_ST_BAD_BOOL", 65};
-
-// safetensors: what cannot be written.
-inline constexpr Code st_bad_tensor{"E_ST_BAD_TENSOR", 65};            ///< undefined, sparse, quantised, or on the meta device
-inline constexpr Code st_shared_memory{"E_ST_SHARED_MEMORY", 65};      ///< two names for the same memory
-
-// The index of a sharded model.
-inline constexpr Code ix_bad_json{"E_IX_BAD_JSON", 65};
-inline constexpr Code ix_too_large{"E_IX_TOO_LARGE", 65};              ///< more than 100,000,000 bytes
-inline constexpr Code ix_too_many{"E_IX_TOO_MANY", 65};                ///< files or tensors
-inline constexpr Code ix_schema{"E_IX_SCHEMA", 65};                    ///< JSON, but not an index
-inline constexpr Code ix_dup_key{"E_IX_DUP_KEY", 65};
-inline constexpr Code ix_path{"E_IX_PATH", 65};                        ///< a shard is not a plain file name beside the index
-inline constexpr Code ix_total_size{"E_IX_TOTAL_SIZE", 65};            ///< it is not a number of bytes, or not that of the tensors
-inline constexpr Code ix_missing_shard{"E_IX_MISSING_SHARD", 65};
-inline constexpr Code ix_missing_tensor{"E_IX_MISSING_TENSOR", 65};    ///< in the index, but not in its shard
-inline constexpr Code ix_extra_tensor{"E_IX_EXTRA_TENSOR", 65};        ///< in a shard, but not in the index
-inline constexpr Code ix_conflict{"E_IX_CONFLICT", 65};                ///< a tensor in two shards, or two names that some file systems take for one
-inline constexpr Code ix_ambiguous{"E_IX_AMBIGUOUS", 65};              ///< a folder in which more than one thing could be meant
-
-// Checkpoints.
-inline constexpr Code ck_keys{"E_CK_KEYS", 65};                        ///< names or shapes of a file and a model differ
-inline constexpr Code ck_incomplete{"E_CK_INCOMPLETE", 65};            ///< there is no manifest: a save that did not end
-inline constexpr Code ck_bad_manifest{"E_CK_BAD_MANIFEST", 65};        ///< it is not JSON, or says what cannot be
-inline constexpr Code ck_version{"E_CK_VERSION", 65};                  ///< of a format that this build does not know
-inline constexpr Code ck_file_set{"E_CK_FILE_SET", 65};                ///< a file is missing, superfluous or of another size
-inline constexpr Code ck_hash{"E_CK_HASH", 65};                        ///< a file has other bytes than were written
-inline constexpr Code ck_mesh{"E_CK_MESH", 65};                        ///< the number of ranks cannot be, or does not fit
-inline constexpr Code ck_slices{"E_CK_SLICES", 65};                    ///< parts of a tensor overlap, have gaps or lie outside
-inline constexpr Code ck_accum{"E_CK_ACCUM", 65};                      ///< an accumulation window that cannot be gone on with
-inline constexpr Code ck_rng{"E_CK_RNG", 65};                          ///< the state of a random generator does not fit
-inline constexpr Code ck_mixed{"E_CK_MIXED", 65};                      ///< its ranks were at different steps
-inline constexpr Code ck_optim{"E_CK_OPTIM", 65};                      ///< an optimizer's state that does not fit
-inline constexpr Code ck_sched{"E_CK_SCHED", 65};                      ///< a schedule's
-inline constexpr Code ck_scaler{"E_CK_SCALER", 65};                    ///< the gradient scaler's
-inline constexpr Code ck_loader{"E_CK_LOADER", 65};                    ///< a loader's: another data set, or a position that cannot be
-inline constexpr Code ck_precision{"E_CK_PRECISION", 65};              ///< a precision's, or of another precision
-inline constexpr Code ck_latest{"E_CK_LATEST", 65};                    ///< the file `latest` names no checkpoint
-inline constexpr Code requeue{"E_REQUEUE", 75};                        ///< a signal asked to stop; a checkpoint has been written
-inline constexpr Code exists{"E_EXISTS", 74};                          ///< there is something under that name already
-
-/// All of the above.
-inline constexpr std::array of_files{
-    not_regular, symlink, no_space, pickle_refused, st_too_small, st_header_too_large, st_bad_length, st_changed, st_not_utf8, st_bad_start,
-    st_bad_json, st_too_deep, st_not_object, st_dup_key, st_bad_metadata, st_too_many_tensors, st_bad_name, st_reserved_name, st_unknown_field,
-    st_missing_field, st_bad_dtype, st_unsupported_dtype, st_bad_shape, st_too_many_dims, st_overflow, st_bad_offsets, st_size_mismatch,
-    st_misaligned, st_hole, st_overlap, st_trailing, st_truncated, st_bad_bool, st_bad_tensor, st_shared_memory, ix_bad_json, ix_too_large,
-    ix_too_many, ix_schema, ix_dup_key, ix_path, ix_total_size, ix_missing_shard, ix_missing_tensor, ix_extra_tensor, ix_conflict, ix_ambiguous,
-    ck_keys, ck_incomplete, ck_bad_manifest, ck_version, ck_file_set, ck_hash, ck_mesh, ck_slices, ck_accum, ck_rng,
-    ck_mixed, ck_optim, ck_sched, ck_scaler, ck_loader, ck_precision, ck_latest, requeue, exists};
-
-}  // namespace accelerate::code
-
-// ---- accelerate/state/component.hpp
-
-namespace accelerate::state {
-
-/// Whose a component's state is.
-enum class Whose {
-    All,          ///< one state, which every rank has: rank 0 writes it
-    Parts,        ///< one state, of which every rank holds and writes some; parts of tensors are listed under "slices" and "shapes"
-    Each,         ///< every rank's own; a rank that the checkpoint did not have keeps what it has
-    EachOrFirst,  ///< every rank's own; a rank that the checkpoint did not have takes rank 0's
-};
-
-constexpr bool is_own(Whose whose) { return whose == Whose::Each || whose == Whose::EachOrFirst; }
-
-/// What the names of a component's tensors are.
-enum class Names {
-    Other,      ///< its own affair
-    Parameter,  ///< "layer.weight": of parameters or buffers
-    State,      ///< "exp_avg.layer.weight": of a state of a parameter
-};
-
-/// One thing whose state goes into a checkpoint.
-struct Component {
-    std::string name;
-    Whose whose = Whose::All;
-    std::function<StateDict()> save;
-    std::function<void(StateDict const&)> load;  ///< a state that `fits` has been shown, where there is one
-    /// Throws where a state does not fit, and changes nothing. Empty: only `load` can tell, which then comes before all others'.
-    std::function<void(StateDict const&)> fits = {};
-    std::function<bool()> gone = {};         ///< that there is nothing to save any more; empty: never
-    std::function<StateDict()> holds = {};  ///< of `Parts`: a state as this rank would save it now, whose tensors are to be read; empty: `save`
-    /// The tensors that hold the state now, under the names of `save`: one that fits entirely is read right into them, and `load` finds it there.
-    /// Empty: states are read into memory of their own.
-    std::function<TensorMap()> into = {};
-    Code unfit = code::ck_keys;             ///< the error of a state that it cannot take
-    Names names = Names::Other;
-};
-
-}  // namespace accelerate::state
 
 // ---- accelerate/comm/reduction.hpp
 
@@ -1909,46 +2840,6 @@ void warning_once(Parts const&... parts) {
 
 }  // namespace accelerate::log
 
-// ---- accelerate/non_finite.hpp
-
-namespace accelerate {
-
-/// What becomes of an optimizer step whose gradients have a NaN or an infinity, in every precision: `skip` (the default) leaves
-/// parameters and optimizer state as they are, on every rank, and says so with the name of the first such parameter. It costs a read of
-/// the gradients where neither clipping nor a gradient scaler has looked at them.
-class NonFinite {
-public:
-    static constexpr NonFinite skip() { return NonFinite(std::numeric_limits<int64_t>::max()); }
-    /// Error E_NONFINITE on every rank. Where a dynamic scaler can still shrink its scale the step is skipped: overflows are its way of
-    /// finding it.
-    static constexpr NonFinite raise() { return NonFinite(0); }
-    /// As `skip`, but error E_NONFINITE at the k-th such step in a row, k >= 1.
-    static NonFinite abort_after(int64_t k) {
-        check(k >= 1, code::config, "NonFinite::abort_after: expected at least 1 step, found ", k);
-        return NonFinite(k);
-    }
-    /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
-    /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
-    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
-    /// them twice. A dynamic scaler that can still shrink its scale comes first.
-    static constexpr NonFinite rerun() { return NonFinite(-2); }
-    /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
-    static constexpr NonFinite ignore() { return NonFinite(-1); }
-
-    constexpr bool ignores() const { return limit_ == -1; }
-    constexpr bool reruns() const { return limit_ == -2; }
-    constexpr bool raises() const { return limit_ == 0; }
-    /// Whether that many steps in a row are too many.
-    constexpr bool aborts(int64_t in_a_row) const { return limit_ > 0 && in_a_row >= limit_; }
-
-private:
-    explicit constexpr NonFinite(int64_t limit) : limit_(limit) {}
-
-    int64_t limit_;
-};
-
-}  // namespace accelerate
-
 // ---- accelerate/optim/finite.hpp
 
 namespace accelerate::optim {
@@ -1990,156 +2881,128 @@ int64_t first_non_finite(Model const& model) {
 
 }  // namespace accelerate::optim
 
-// ---- accelerate/precision/grad_scaler.hpp
+// ---- accelerate/data/loops.hpp
 
-namespace accelerate {
+namespace accelerate::data {
 
-/// Options of the gradient scaler; names and defaults are those of PyTorch's GradScaler (Accelerate's GradScalerKwargs).
-struct grad_scaler_options {
-    double init_scale = 65536;
-    double growth_factor = 2;        ///< of the scale after `growth_interval` steps in a row without an overflow
-    double backoff_factor = 0.5;     ///< of the scale when gradients overflow
-    int64_t growth_interval = 2000;
-    int64_t hysteresis = 1;          ///< overflows since the last growth that are needed to back off (Megatron's; 1: each)
-};
-
-namespace precision {
-
-/// The precision scales no gradient.
-struct NoScaler {
-    explicit NoScaler(grad_scaler_options const&) {}
-};
-
-/// The loss is multiplied by one number for the whole run. Error E_CONFIG for a scale that is not positive and finite.
-class ConstantScaler {
+/// The loops over loaders that are running now, the innermost last: how a training step knows that its batch is the last one.
+/// Shared by an accelerator and the loaders that it prepared. Used from the loop's thread only.
+class Loops {
 public:
-    static constexpr bool dynamic = false;
+    class Entry;
 
-    explicit ConstantScaler(grad_scaler_options const& options) : scale_(static_cast<float>(options.init_scale)) {
-        check(std::isfinite(scale_) && scale_ > 0, code::config, "gradient scaler: init_scale is ", options.init_scale, "; it must be positive and finite in fp32");
+    bool active() const { return !running_.empty(); }
+    /// The innermost loop is at its last batch; false outside loops.
+    bool at_last_batch() const { return active() && running_.back().last; }
+    /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
+    int64_t remainder() const { return active() ? running_.back().remainder : 0; }
+    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
+    int64_t length() const { return active() ? running_.back().length : 0; }
+    int64_t valid() const { return active() ? running_.back().valid : 0; }
+
+    /// Loops that begin now run equally many bodies on every rank (see `Join`).
+    bool joined() const { return joined_; }
+    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// A loop that is not in its body.
+    struct Between {
+        bool outermost = true;
+        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
+    };
+    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
+    /// nothing is called for an empty one.
+    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
+    /// All ranks are in the innermost loop's body: they have made a collective call there.
+    void meet() {
+        if (active()) running_.back().met = true;
     }
 
-    float get_scale() const { return scale_; }
-    void update(bool /*found_inf*/) {}
-
-    template <std::same_as<StateDict> State = StateDict>  // templates: who saves nothing does not compile JSON
-    State state_dict() const {
-        State state;
-        state.values = {{"scale", scale_}};
-        return state;
+    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
+    void keep_windows() { keeps_windows_ = true; }
+    bool keeps_windows() const { return keeps_windows_; }
+    /// A window begins with the innermost loop's batch.
+    void window_begins() {
+        if (active()) running_.back().window = Window::Begins;
     }
-    template <std::same_as<StateDict> State>
-    void load_state_dict(State const& state) {
-        *this = ConstantScaler({.init_scale = state.template value<double>("scale", "gradient scaler")});
+    /// The innermost loop gives the batches of its window again; false where it has none.
+    bool rerun() {
+        if (!active() || running_.back().window == Window::None) return false;
+        return running_.back().rerun = true;
+    }
+
+    /// The innermost loop's batch comes for the second time.
+    bool at_rerun() const { return active() && running_.back().again; }
+
+    /// The innermost loop's batch on this rank only keeps it in step with the others.
+    bool at_stand_in() const { return active() && running_.back().stand_in; }
+
+private:
+    enum class Window { None, Begins, Open };
+
+    struct Running {
+        int64_t id = 0, remainder = 0, length = 0, valid = 0;
+        bool last = false, stand_in = false, again = false;
+        Window window = Window::None;
+        bool rerun = false, met = false;
+    };
+
+    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    void between(int64_t id) {
+        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
+    }
+
+    std::vector<Running> running_;
+    int64_t entered_ = 0;
+    bool joined_ = false, keeps_windows_ = false;
+    std::function<void(Between)> between_;
+};
+
+/// One running loop: entered when made, left when destroyed, in whatever order loops end.
+class Loops::Entry {
+public:
+    Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
+        loops_->running_.push_back({.id = id_, .remainder = remainder});
+    }
+    Entry(Entry&&) = default;  // leaves the source without loops
+    Entry& operator=(Entry&& other) noexcept {
+        std::swap(loops_, other.loops_);
+        std::swap(id_, other.id_);
+        return *this;
+    }
+    ~Entry() {
+        if (loops_) loops_->running_.erase(loops_->find(id_));
+    }
+
+    /// The loop is between two bodies.
+    void between_bodies() const { loops_->between(id_); }
+    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
+    std::function<void()> waiting() const {
+        return [loops = loops_.get(), id = id_] { loops->between(id); };
+    }
+    /// The loop is at another batch: of so many samples, so many of which are real.
+    /// `again`: for the second time.
+    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
+        auto& running = *loops_->find(id_);
+        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
+    }
+
+    /// Where the batch that the body is done with stands.
+    struct Done {
+        bool began = false;   ///< a window began with it
+        bool inside = false;  ///< it belongs to a window, or comes behind the last one
+        bool again = false;   ///< the window is to be computed once more
+    };
+    Done done() {
+        auto& running = *loops_->find(id_);
+        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
+        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
     }
 
 private:
-    float scale_;
+    std::shared_ptr<Loops> loops_;
+    int64_t id_;
 };
 
-/// Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018; the arithmetic of PyTorch's GradScaler): the scale
-/// shrinks when gradients overflow and grows after a long run without. One `update` a step, whatever the number of optimizers.
-/// Error E_CONFIG for options that cannot work.
-class DynamicScaler {
-public:
-    static constexpr bool dynamic = true;
-
-    explicit DynamicScaler(grad_scaler_options const& options) : options_(options), scale_(static_cast<float>(options.init_scale)), patience_(options.hysteresis) {
-        auto const require = [](bool holds, char const* what, auto value, char const* range) { check(holds, code::config, "gradient scaler: ", what, " is ", value, "; it must be ", range); };
-        require(std::isfinite(scale_) && scale_ > 0, "init_scale", options.init_scale, "positive and finite in fp32");
-        require(options.growth_factor > 1 && std::isfinite(options.growth_factor), "growth_factor", options.growth_factor, "above 1");
-        require(options.backoff_factor > 0 && options.backoff_factor < 1, "backoff_factor", options.backoff_factor, "between 0 and 1");
-        require(options.growth_interval >= 1, "growth_interval", options.growth_interval, "at least 1");
-        require(options.hysteresis >= 1, "hysteresis", options.hysteresis, "at least 1");
-    }
-
-    float get_scale() const { return scale_; }
-
-    /// After each step: whether a gradient of it was not finite.
-    void update(bool found_inf) {
-        if (found_inf) {
-            growth_tracker_ = 0;
-            if (--patience_ <= 0) scale_ = static_cast<float>(scale_ * options_.backoff_factor);
-            return;
-        }
-        if (++growth_tracker_ < options_.growth_interval) return;
-        growth_tracker_ = 0;
-        patience_ = options_.hysteresis;
-        auto const grown = static_cast<float>(scale_ * options_.growth_factor);
-        if (std::isfinite(grown)) scale_ = grown;
-    }
-
-    /// Python's names for what Python has.
-    template <std::same_as<StateDict> State = StateDict>
-    State state_dict() const {
-        State state;
-        state.values = {{"scale", scale_},
-                        {"growth_factor", options_.growth_factor},
-                        {"backoff_factor", options_.backoff_factor},
-                        {"growth_interval", options_.growth_interval},
-                        {"_growth_tracker", growth_tracker_},
-                        {"hysteresis", options_.hysteresis},
-                        {"patience", patience_}};
-        return state;
-    }
-
-    /// Restores scale and trackers, and the options as Python does. Error E_DATA for a state that is not a scaler's; nothing has been
-    /// changed then.
-    template <std::same_as<StateDict> State>
-    void load_state_dict(State const& state) {
-        auto const who = "gradient scaler";
-        grad_scaler_options options{state.template value<double>("scale", who), state.template value<double>("growth_factor", who), state.template value<double>("backoff_factor", who),
-                                    state.template value<int64_t>("growth_interval", who), options_.hysteresis};
-        if (state.values.contains("hysteresis")) options.hysteresis = state.template value<int64_t>("hysteresis", who);
-        DynamicScaler loaded(options);
-        loaded.growth_tracker_ = state.template value<int64_t>("_growth_tracker", who);
-        if (state.values.contains("patience")) loaded.patience_ = state.template value<int64_t>("patience", who);
-        check(loaded.growth_tracker_ >= 0 && loaded.growth_tracker_ <= options.growth_interval && loaded.patience_ <= options.hysteresis, code::data, who, ".load_state_dict: a growth tracker of ", loaded.growth_tracker_,
-              " and a patience of ", loaded.patience_, " cannot be");
-        *this = loaded;
-    }
-
-private:
-    grad_scaler_options options_;
-    float scale_;
-    int64_t growth_tracker_ = 0;
-    int64_t patience_;
-};
-
-/// The scaler of a precision policy; `NoScaler` where it has none.
-template <class Precision>
-struct scaler_of_policy {
-    using type = NoScaler;
-};
-template <class Precision>
-    requires requires { typename Precision::scaler; }
-struct scaler_of_policy<Precision> {
-    using type = typename Precision::scaler;
-};
-template <class Precision>
-using scaler_of = typename scaler_of_policy<Precision>::type;
-
-}  // namespace precision
-}  // namespace accelerate
-
-// ---- accelerate/core/random_state.hpp
-
-namespace accelerate {
-
-/// State of a device's default random generator: a copy, of some kilobytes.
-inline at::Tensor random_state(at::DeviceType device) {
-    auto generator = at::globalContext().defaultGenerator(device);
-    std::lock_guard const lock(generator.mutex());
-    return generator.get_state();
-}
-
-inline void set_random_state(at::DeviceType device, at::Tensor const& state) {
-    auto generator = at::globalContext().defaultGenerator(device);
-    std::lock_guard const lock(generator.mutex());
-    generator.set_state(state);
-}
-
-}  // namespace accelerate
+}  // namespace accelerate::data
 
 // ---- accelerate/rerun.hpp
 
@@ -2301,29 +3164,78 @@ private:
 
 }  // namespace accelerate
 
-// ---- accelerate/training.hpp
+// ---- accelerate/training_base.hpp
 
 namespace accelerate {
 
-/// Run-time options of an Accelerator; what changes its type is a template argument.
-struct accelerator_options {
-    int64_t gradient_accumulation_steps = 1;        ///< micro-batches a window; the loss is divided by it
-    std::filesystem::path project_dir = {};         ///< where checkpoints, logs and trackers of the run go
-    bool sync_with_dataloader = true;               ///< the last batch of a loader closes the window
-    ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
-    bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
-    int64_t seed = 0;                               ///< of the initial weights that `make` draws
-    std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
-    bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
-    NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
-    grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
-    accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
-    fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
-    bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
-    int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
-    bool save_on_each_node = false;                 ///< for disks that nodes do not share: each writes checkpoints and models of its own
-    double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
+/// What of an accelerator's training depends on no policy, but on what its ranks talk through: compiled once for all accelerators of a
+/// program.
+template <class Communicator>
+class TrainingBase {
+public:
+    using communicator = Communicator;
+
+    TrainingBase(accelerator_options given, Communicator c) : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()) {
+        check_accumulation_steps("Accelerator", options.gradient_accumulation_steps);
+        check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
+        check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
+        comm.set_deadline(deadline());
+    }
+
+    /// At most a year, so that it can be counted.
+    std::chrono::milliseconds deadline() const { return std::chrono::milliseconds(static_cast<int64_t>(std::max(1.0, 1e3 * std::min(options.timeout_s, 365 * 24 * 3600.0)))); }
+
+    /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
+    communicator& writers() {
+        if (!options.save_on_each_node) return comm;
+        if (!of_node_) of_node_.emplace(comm.split(comm.node(), comm.rank()));
+        return *of_node_;
+    }
+    /// Whether this rank looks after what they write: the main process, or that of its node.
+    bool writes() { return writers().rank() == 0; }
+
+    /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
+    std::string next_name(std::string const& kind) {
+        drop_gone(components);
+        auto name = kind;
+        for (int64_t n = 1; std::ranges::find(components, name, &state::Component::name) != components.end(); ++n) name = concat(kind, "_", n);
+        return name;
+    }
+
+    /// Everything that goes into a checkpoint: what was prepared and registered, then the accelerator's own.
+    std::vector<state::Component> all_components() const {
+        auto all = components;
+        drop_gone(all);
+        all.insert(all.end(), own_components.begin(), own_components.end());
+        return all;
+    }
+
+    accelerator_options options;
+    communicator comm;
+    std::shared_ptr<data::Loops> loops;
+    std::vector<state::Component> components;      ///< of everything prepared and registered
+    std::vector<state::Component> own_components;  ///< of what there always is
+    int64_t registered = 0;                        ///< objects of the user's among the components
+    bool sync_gradients = true;
+
+protected:
+    static void check_accumulation_steps(char const* call, int64_t steps) {
+        check(steps >= 1, code::config, call, ": gradient_accumulation_steps is ", steps, "; it must be at least 1");
+    }
+
+private:
+    static void drop_gone(std::vector<state::Component>& all) {
+        std::erase_if(all, [](state::Component const& c) { return c.gone && c.gone(); });
+    }
+
+    std::optional<communicator> of_node_;
 };
+
+}  // namespace accelerate
+
+// ---- accelerate/training.hpp
+
+namespace accelerate {
 
 /// A model as an accelerator trains it: the sharding policy's model, plus what the loop must remember of it.
 template <class Base, class Precision>
@@ -2431,9 +3343,12 @@ private:
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
 /// destruction does not matter.
 template <class Device, class Precision, class Sharding>
-class Training {
+class Training : public TrainingBase<typename Device::communicator> {
+    using Base = TrainingBase<typename Device::communicator>;
+
 public:
-    using communicator = typename Device::communicator;
+    using Base::comm, Base::loops, Base::options;
+    using typename Base::communicator;
     using model_type = TrainedModel<typename Sharding::template model<Device>, Precision>;
     using autocast_scope = module::ListedScope<typename Precision::template scope<Device>>;
     using autocast_pause = typename Precision::template pause<Device>;
@@ -2441,18 +3356,20 @@ public:
     static constexpr bool scales = model_type::guard_type::scales;
 
     Training(accelerator_options given, communicator c)
-        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
+        : Base(std::move(given), std::move(c)), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
           guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank(), rerun)) {
         if constexpr (autocasts) {
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
-        check_accumulation_steps("Accelerator", options.gradient_accumulation_steps);
-        check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
-        check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
-        comm.set_deadline(deadline());
+        if constexpr (scales) this->own_components.push_back(detail::scaler_component(guard, shared()));
+        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared())));
+        this->own_components.push_back(detail::random_component(Device::type));
     }
-    /// At most a year, so that it can be counted.
-    std::chrono::milliseconds deadline() const { return std::chrono::milliseconds(static_cast<int64_t>(std::max(1.0, 1e3 * std::min(options.timeout_s, 365 * 24 * 3600.0)))); }
+
+    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
+    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && comm.size() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
+    /// The same of parameters and what optimizers keep of them.
+    state::Whose sharded() const { return detail::in_parts<model_type> ? state::Whose::Parts : shared(); }
 
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
@@ -2472,27 +3389,9 @@ public:
     void set_accumulation_steps(int64_t steps) {
         constexpr auto call = "accelerator.set_gradient_accumulation_steps";
         check(!in_window() && std::ranges::all_of(models, &model_type::window_closed), code::call_order, call, " inside an accumulation window; call it where one has ended, behind the loop's body");
-        check_accumulation_steps(call, steps);
+        this->check_accumulation_steps(call, steps);
         options.gradient_accumulation_steps = steps;
         for (auto const& model : models) model->window().restart();
-    }
-
-    /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
-    communicator& writers() {
-        if (!options.save_on_each_node) return settled().comm;
-        if (!of_node_) of_node_.emplace(settled().comm.split(comm.node(), comm.rank()));
-        return *of_node_;
-    }
-    /// Whether this rank looks after what they write: the main process, or that of its node.
-    bool writes() { return writers().rank() == 0; }
-
-    /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
-    std::string next_name(std::string const& kind) {
-        std::erase_if(components, [](auto const& c) { return c.gone && c.gone(); });
-        auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
-        auto name = kind;
-        for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);
-        return name;
     }
 
     /// Ends the autocast scope that a forward outside a window left open. Every entry point but forward begins with it.
@@ -2543,27 +3442,16 @@ public:
         bool ours_ = false;
     };
 
-    accelerator_options options;
-    communicator comm;
-    std::shared_ptr<data::Loops> loops;
     std::shared_ptr<Rerun> rerun;  ///< where `non_finite` asks for it
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
-    std::vector<state::Component> components;         ///< of everything prepared and registered
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
-    bool sync_gradients = true;
     bool scoped = false;     ///< something has run, or somebody has meant it to, in the precision's scope
-    int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
-    static void check_accumulation_steps(char const* call, int64_t steps) {
-        check(steps >= 1, code::config, call, ": gradient_accumulation_steps is ", steps, "; it must be at least 1");
-    }
-
     std::vector<model_type*> scratch_;
-    std::optional<communicator> of_node_;
 };
 
 }  // namespace accelerate
@@ -9765,433 +10653,6 @@ using Cpu = BasicCpu<comm::Processes>;
 
 }  // namespace accelerate::device
 
-// ---- accelerate/sharding/flat_model.hpp
-
-namespace accelerate::sharding {
-
-/// The part of a prepared model that every replicated sharding shares: trainable parameters in flats, gradients as views of flat
-/// buffers from the first step on, the accumulation window and the stage of the gradients. Satisfies `flat_model`.
-///
-/// Parameters keep their TensorImpl (`set_data`): handles that the user holds stay valid.
-class FlatModel {
-public:
-    explicit FlatModel(NamedParameters parameters) : parameters_(std::move(parameters)) {
-        for (auto const& [name, p] : parameters_)
-            check(p.is_floating_point() || p.is_complex(), code::config, "prepare: trainable parameter ", name, " has dtype ", p.scalar_type());
-    }
-    FlatModel(FlatModel const&) = delete;
-    FlatModel& operator=(FlatModel const&) = delete;
-
-    std::span<Flat const> flats() const { return flats_; }
-    std::span<Piece const> pieces() const { return pieces_; }
-    int64_t layout() const { return layout_; }
-    NamedParameters const& parameters() const { return parameters_; }
-
-    bool window_closed() const { return window_.closed(); }
-    Window& window() { return window_; }
-    Stage stage() const { return stage_; }
-
-    /// Moves to `stage`; error E_CALL_ORDER naming both states unless the present one is among `allowed`.
-    void advance(char const* call, Stage stage, std::initializer_list<Stage> allowed) {
-        if (std::find(allowed.begin(), allowed.end(), stage_) == allowed.end())
-            throw Error(code::call_order, concat(call, " would take the gradients to ", name(stage), " but they are ", name(stage_), remedy(stage_)));
-        stage_ = stage;
-    }
-
-    /// The gradients stand where a checkpoint says.
-    void restore_stage(Stage stage) {
-        stage_ = stage;
-        cleared_.reset();
-    }
-
-    /// Parameters whose gradient nothing has been added to since the last step: no loss has reached them. To PyTorch they have no gradient, and
-    /// its optimizers leave them alone.
-    std::vector<Slot const*> unreached() const { return untouched(); }
-    /// So it is of the named ones.
-    void restore_unreached(std::set<std::string> const& names) {
-        for (size_t i = 0; i < parameters_.size(); ++i) touched_[i] = reached_[i] = !names.contains(parameters_[i].first);
-        mark_views();
-    }
-    /// Whether all of them are unreached, and a step has nothing to do here.
-    bool idle() const {
-        size_t slots = 0;
-        for (auto const& flat : flats_) slots += flat.slots.size();
-        return stage_ == Stage::Accumulating && untouched().size() == slots;
-    }
-
-    /// Gradients that have been unscaled or clipped cannot take more.
-    void expect_backward() const {
-        check(stage_ != Stage::Unscaled && stage_ != Stage::Clipped, code::call_order, "accelerator.backward would take the gradients to ", name(Stage::Reduced),
-              " but they are ", name(stage_), remedy(stage_));
-    }
-
-    double gradient_scale() const { return 1; }
-    bool clears_in_step() const { return true; }
-    void gradients_cleared() {
-        cleared_ = writes();
-        touched_by_none();
-    }
-    bool before_step() {
-        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
-        bring_parameters_home();
-        return true;
-    }
-    void after_step() {}
-
-    /// Clears the flat gradients: one operation for each dtype, none where the step has done it and nothing has been written since. Does
-    /// nothing inside an unfinished window.
-    void zero_grad() {
-        if (!window_.closed()) return;
-        check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
-              "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
-              " micro-batches of this window; call it after optimizer.step");
-        begin_anew();
-    }
-
-    /// The sum of the squares of all gradients over all ranks, where it was added up while they were reduced: known where it is finite, and as
-    /// long as nobody has written into them since.
-    std::optional<double> known_squares() const {
-        if (!measured_ || !std::isfinite(squares_) || *measured_ != writes()) return {};
-        return squares_;
-    }
-    std::optional<double> sum_of_squares() const { return known_squares(); }
-
-    std::span<Piece const> owned() const { return pieces_; }
-    void settle() {}
-
-    /// Calls `f(i)` for each of the model's `tensors` in their order, when its values are on this rank: all of them always are.
-    template <class F>
-    void for_each_whole(std::vector<at::Tensor> const& tensors, F&& f) {
-        for (size_t i = 0; i < tensors.size(); ++i) f(i);
-    }
-
-protected:
-    /// Gradients are zero, and nothing has been added to them.
-    void begin_anew() {
-        if (!cleared_ || *cleared_ != writes()) {
-            for (auto& flat : flats_) flat.gradients.zero_();
-            touched_by_none();
-        }
-        cleared_.reset();
-        stage_ = Stage::Accumulating;
-    }
-
-    /// One flat for each dtype, in memory of this rank's own, which updates all of it.
-    void adopt_whole() {
-        constexpr auto whole = std::numeric_limits<int64_t>::max();
-        adopt(plan_layout(parameters_, registration_order(), whole, whole),
-              [](int64_t, int64_t numel, at::TensorOptions const& options) { return at::zeros({numel}, options); });
-        for (size_t f = 0; f < flats_.size(); ++f) pieces_.push_back({static_cast<int64_t>(f), 0, flats_[f].gradients.numel(), flats_[f].gradients});
-    }
-
-    /// Moves parameters into flats of the given layout; gradients that exist move along.
-    /// `allocate(flat index, numel, options)` gives the zeroed 1-D memory for the gradients of one flat.
-    template <class Allocate>
-    void adopt(Layout const& plan, Allocate&& allocate) {
-        at::NoGradGuard no_grad;
-        std::vector<Flat> made;
-        std::vector<std::vector<at::Tensor>> views;
-        for (size_t f = 0; f < plan.flats.size(); ++f) {
-            auto const& part = plan.flats[f];
-            auto const options = parameter(part.places.front().parameter).options().requires_grad(false);
-            Flat flat{at::zeros({part.numel}, options), {}, {}};
-            std::vector<at::Tensor> old_gradients;
-            for (auto const& place : part.places) {
-                auto& p = parameter(place.parameter);
-                auto view = view_like(flat.parameters, place.begin, p);
-                view.copy_(p.detach());
-                old_gradients.push_back(p.grad().defined() ? p.grad().detach().clone() : at::Tensor());
-                p.set_data(view);
-                flat.slots.push_back({parameters_[static_cast<size_t>(place.parameter)].first, p, place.begin, p.numel(), place.parameter});
-            }
-            flat.gradients = allocate(static_cast<int64_t>(f), part.numel, options);
-            auto& slot_views = views.emplace_back();
-            for (size_t s = 0; s < flat.slots.size(); ++s) {
-                auto& p = flat.slots[s].parameter;
-                auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
-                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
-                if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
-                p.mutable_grad() = view;
-                slot_views.push_back(view);
-            }
-            made.push_back(std::move(flat));
-        }
-        flats_ = std::move(made);
-        views_ = std::move(views);
-        mark_views();
-        buckets_ = plan.buckets;
-        cleared_.reset();
-        forget_squares();
-        ++layout_;
-    }
-
-    /// A parameter that was given other memory since (`set_data`, `module->to`) goes back into its flat with its new values: an optimizer would
-    /// update what nobody uses. Error E_CONFIG when it has become something else.
-    void bring_parameters_home() {
-        for (size_t f = 0; f < views_.size(); ++f)
-            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
-                auto& [name, p, begin, numel, registration] = flats_[f].slots[s];
-                auto const& flat = flats_[f].parameters;
-                if (p.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == flat.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) [[likely]]
-                    continue;
-                check(p.dtype() == flat.dtype() && p.device() == flat.device() && p.sizes() == views_[f][s].sizes(), code::config, "optimizer.step: parameter ", name, " is ", p.toString(), " ", p.sizes(),
-                      " now; when it was prepared it was ", flat.toString(), " ", views_[f][s].sizes(), ". Change a model before prepare");
-                at::NoGradGuard const no_grad;
-                auto const home = view_like(flat, begin, views_[f][s]);
-                home.copy_(p.detach());
-                p.set_data(home);
-            }
-    }
-
-    /// True when the gradient of a slot is still the view that we gave it. It is not after `module->zero_grad()` (sets to none)
-    /// or a backward with create_graph.
-    bool aliased(size_t flat, size_t slot) const {
-        return flats_[flat].slots[slot].parameter.grad().unsafeGetTensorImpl() == views_[flat][slot].unsafeGetTensorImpl();
-    }
-
-    /// Puts a gradient that lives elsewhere back into its place in the flat buffer.
-    void repair(size_t flat, size_t slot) {
-        at::NoGradGuard no_grad;
-        auto& gradient = flats_[flat].slots[slot].parameter.mutable_grad();
-        auto& view = views_[flat][slot];
-        if (gradient.defined()) view.copy_(gradient.detach());
-        else {
-            view.zero_();
-            seen_[flat][slot] = writes_into(view);
-            touched_[static_cast<size_t>(flats_[flat].slots[slot].registration)] = 0;
-        }
-        gradient = view;
-    }
-
-    void repair_all() {
-        for (size_t f = 0; f < flats_.size(); ++f)
-            for (size_t s = 0; s < flats_[f].slots.size(); ++s)
-                if (!aliased(f, s)) [[unlikely]]
-                    repair(f, s);
-    }
-
-    std::vector<int64_t> registration_order() const {
-        std::vector<int64_t> order(parameters_.size());
-        std::iota(order.begin(), order.end(), 0);
-        return order;
-    }
-
-    /// To whose gradient this rank has added nothing since the last step.
-    std::vector<Slot const*> untouched() const {
-        std::vector<Slot const*> slots;
-        for (size_t f = 0; f < flats_.size(); ++f)
-            for (size_t s = 0; s < flats_[f].slots.size(); ++s) {
-                auto const& slot = flats_[f].slots[s];
-                bool const written = f < views_.size() && writes_into(views_[f][s]) != seen_[f][s];
-                if (!written && !touched_[static_cast<size_t>(slot.registration)]) [[unlikely]]
-                    slots.push_back(&slot);
-            }
-        return slots;
-    }
-    /// Which no rank has reached, as of the last `agree`.
-    std::vector<Slot const*> reached_by_none() const {
-        std::vector<Slot const*> slots;
-        for (auto const& flat : flats_)
-            for (auto const& slot : flat.slots)
-                if (!reached_[static_cast<size_t>(slot.registration)]) [[unlikely]]
-                    slots.push_back(&slot);
-        return slots;
-    }
-    /// Where gradients have been reduced: gives the sum of `value` over the ranks, and in the same message tells which parameters any of them has
-    /// reached. `sum(t)` adds a tensor up over the ranks.
-    template <class Sum>
-    double agree(double value, Sum&& sum) {
-        auto const message = at::ones({static_cast<int64_t>(parameters_.size()) + 1}, at::kDouble);
-        auto* const numbers = message.mutable_data_ptr<double>();
-        numbers[parameters_.size()] = value;
-        for (auto const* slot : untouched()) numbers[slot->registration] = 0;
-        sum(message);
-        for (size_t i = 0; i < reached_.size(); ++i) reached_[i] = numbers[i] > 0;
-        return numbers[parameters_.size()];
-    }
-
-    /// The sum of the squares of all gradients as they are now.
-    void set_squares(double sum) { squares_ = sum, measured_ = writes(); }
-    void forget_squares() { measured_.reset(); }
-    /// Grows with every write that LibTorch counts: into a flat of gradients, or through `p.grad()`.
-    uint64_t writes() const {
-        uint64_t sum = 0;
-        for (auto const& flat : flats_) sum += writes_into(flat.gradients);
-        for (auto const& views : views_)
-            for (auto const& view : views) sum += writes_into(view);
-        return sum;
-    }
-
-    at::Tensor& parameter(int64_t i) { return parameters_[static_cast<size_t>(i)].second; }
-
-    NamedParameters parameters_;
-    std::vector<Flat> flats_;
-    std::vector<std::vector<at::Tensor>> views_;  ///< the gradient view of each slot, which counts the writes into it alone
-    std::vector<uint8_t> touched_ = std::vector<uint8_t>(parameters_.size());     ///< by this rank since the last step, where its view does not show it
-    std::vector<uint8_t> reached_ = std::vector<uint8_t>(parameters_.size(), 1);  ///< by any rank
-    std::vector<Bucket> buckets_;
-    std::vector<Piece> pieces_;
-    int64_t layout_ = 0;
-    Window window_;
-    Stage stage_ = Stage::Accumulating;
-
-private:
-    static uint32_t writes_into(at::Tensor const& t) { return t.unsafeGetTensorImpl()->version_counter().current_version(); }
-    void mark_views() {
-        seen_.resize(views_.size());
-        for (size_t f = 0; f < views_.size(); ++f) {
-            seen_[f].resize(views_[f].size());
-            for (size_t s = 0; s < views_[f].size(); ++s) seen_[f][s] = writes_into(views_[f][s]);
-        }
-    }
-    void touched_by_none() {
-        std::fill(touched_.begin(), touched_.end(), uint8_t{0});
-        mark_views();
-    }
-
-    double squares_ = 0;                             ///< of the gradients after `measured_` writes
-    std::optional<uint64_t> measured_;
-    std::optional<uint64_t> cleared_;                ///< writes after which the last step has left them cleared
-    std::vector<std::vector<uint32_t>> seen_;        ///< writes into each view that are no loss's
-
-    static char const* remedy(Stage stage) {
-        switch (stage) {
-            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model";
-            case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
-            case Stage::Clipped: return "; step before going on";
-            default: return "";
-        }
-    }
-};
-
-}  // namespace accelerate::sharding
-
-// ---- accelerate/sharding/ready_hook.hpp
-
-namespace accelerate::sharding {
-
-/// Calls `reducer->ready(flat, slot)` when a parameter's gradient has been accumulated. LibTorch has one such hook a parameter:
-/// one that the user had set goes on being called.
-template <class Reducer>
-class ReadyHook final : public torch::autograd::PostAccumulateGradHook {
-public:
-    /// Installs a hook on `parameter`; it must be removed before `reducer` dies.
-    static void install(at::Tensor const& parameter, Reducer* reducer, size_t flat, size_t slot) {
-        auto hook = std::make_unique<ReadyHook>(reducer, flat, slot);
-        hook->before_ = std::move(torch::autograd::impl::post_acc_grad_hooks(parameter));
-        torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::move(hook));
-    }
-
-    /// Puts back what was there before `install`.
-    static void remove(at::Tensor const& parameter, Reducer* reducer) {
-        if (torch::autograd::impl::get_autograd_meta(parameter) == nullptr) return;  // it has never had a gradient, nor a hook
-        auto& current = torch::autograd::impl::post_acc_grad_hooks(parameter);
-        auto* ours = dynamic_cast<ReadyHook*>(current.get());
-        if (ours && ours->reducer_ == reducer) current = std::move(ours->before_);
-    }
-
-    ReadyHook(Reducer* reducer, size_t flat, size_t slot) : reducer_(reducer), flat_(flat), slot_(slot) {}
-
-    void operator()(at::Tensor const& parameter) override {
-        if (before_) (*before_)(parameter);
-        reducer_->ready(flat_, slot_);
-    }
-
-private:
-    Reducer* reducer_;
-    size_t flat_, slot_;
-    std::unique_ptr<torch::autograd::PostAccumulateGradHook> before_;
-};
-
-}  // namespace accelerate::sharding
-
-// ---- accelerate/sharding/none.hpp
-
-namespace accelerate::sharding {
-
-/// A prepared model that talks to nobody: every rank trains on its own (or there is one).
-///
-/// Once somebody has asked for the norm of the gradients, squares are added up as backward completes each of them, while it is in the
-/// cache: clipping then reads no gradient.
-class LocalModel : public FlatModel {
-public:
-    template <class Communicator>
-    LocalModel(ModelParts parts, Communicator const&) : FlatModel(std::move(parts.parameters)) {
-        adopt_whole();
-    }
-    ~LocalModel() {
-        if (measures_) for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::remove(flats_[f].slots[s].parameter, this); });
-    }
-
-    void before_forward() {}
-    void before_backward(at::Tensor const& /*loss*/) {
-        squares_.assign(measures_ && window_.closed() ? parameters_.size() : 0, unknown);
-    }
-    void after_backward() {
-        repair_all();
-        if (!window_.closed()) return;
-        stage_ = Stage::Reduced;
-        if (!squares_.empty()) measured_ = writes();
-    }
-
-    /// The sum of the squares of all gradients, where it is known without reading them: from the second time it is asked for, on the
-    /// CPU, in fp32, and as long as nobody has written into them since backward. The bits are the same for the same gradients.
-    std::optional<double> sum_of_squares() {
-        if (!measures_) {
-            measures_ = true;
-            for_each_slot([&](size_t f, size_t s) { ReadyHook<LocalModel>::install(flats_[f].slots[s].parameter, this, f, s); });
-            return {};
-        }
-        return known_squares();
-    }
-    /// The same where it has been asked for before.
-    std::optional<double> known_squares() const {
-        if (squares_.empty() || measured_ != writes()) return {};
-        double sum = 0;
-        for (auto square : squares_) sum += square;
-        if (!std::isfinite(sum)) return {};  // a gradient that backward did not reach, or one that is not finite
-        return sum;
-    }
-
-    /// Called by the hook of each parameter when its gradient of this backward is complete.
-    void ready(size_t flat, size_t slot) {
-        if (squares_.empty() || !aliased(flat, slot)) return;
-        auto const& place = flats_[flat].slots[slot];
-        auto const& gradients = flats_[flat].gradients;
-        if (!gradients.is_cpu() || gradients.scalar_type() != at::kFloat) return;
-        squares_[static_cast<size_t>(place.registration)] = kernel::sum_of_squares(gradients.const_data_ptr<float>() + place.begin, place.numel);
-    }
-
-    static constexpr bool owns_everything = true;
-    double sum_over_ranks(double value) const { return value; }
-    int64_t replicas() const { return 1; }
-
-private:
-    static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
-
-    template <class F>
-    void for_each_slot(F&& f) {
-        for (size_t i = 0; i < flats_.size(); ++i)
-            for (size_t s = 0; s < flats_[i].slots.size(); ++s) f(i, s);
-    }
-
-    bool measures_ = false;
-    std::vector<double> squares_;      ///< of each parameter in this backward; none where nobody asks
-    uint64_t measured_ = 0;            ///< writes into the gradients after which they were those
-};
-
-/// No sharding: parameters, gradients and optimizer state live whole on every rank and no gradient is exchanged. Costs nothing.
-/// For one process; with several ranks each trains a model of its own.
-struct None {
-    static constexpr char const* name = "None";
-    template <class Device>
-    using placement = place::Resident;
-    template <class Device>
-    using model = LocalModel;
-};
-
-}  // namespace accelerate::sharding
-
 // ---- accelerate/policy_errors.hpp
 
 namespace accelerate {
@@ -10379,17 +10840,6 @@ private:
 };
 
 }  // namespace accelerate::optim
-
-// ---- accelerate/core/same_memory.hpp
-
-namespace accelerate {
-
-/// Whether two tensors are the same elements in the same order: there is nothing to copy from one to the other.
-inline bool same_memory(at::Tensor const& a, at::Tensor const& b) {
-    return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.strides() == b.strides();
-}
-
-}  // namespace accelerate
 
 // ---- accelerate/optim/narrow.hpp
 
@@ -11591,6 +12041,15 @@ struct Batch {
     std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
+/// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
+inline bool is_plain(Batch const& batch, optimizer_storage const& storage) {
+    auto const dtype = batch.columns.parameters[0].scalar_type();
+    if (batch.columns.masters[0].defined() || storage.master == at::kHalf || (is_low(dtype) && storage.stochastic_states())) return false;
+    for (auto const& list : batch.columns.states)
+        if (list[0].scalar_type() != dtype) return false;
+    return true;
+}
+
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
 /// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
 /// parameter is an entry of its own, in the order of registration. `missed` says of each part how many updates have left it out; nothing
@@ -11675,6 +12134,188 @@ SavedProgress saved_progress(State const& state, std::string const& who, std::st
 
 }  // namespace accelerate::optim
 
+// ---- accelerate/optim/bound_parameters.hpp
+
+namespace accelerate::optim {
+
+/// Error E_CONFIG for models with which an optimizer of that kind can do nothing.
+inline void check_flats(char const* kind, std::vector<std::span<sharding::Flat const>> const& models) {
+    check(!models.empty(), code::config, "optim::", kind, ": there is no model to optimise");
+    bool any = false;
+    for (auto const& flats : models)
+        for (auto const& flat : flats) {
+            any = true;
+            check(!flat.parameters.is_complex(), code::config, "optim::", kind, ": parameter ", flat.slots.front().name,
+                  " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
+        }
+    check(any, code::config, "optim::", kind, ": no parameter of the model requires gradients, so there is nothing to optimise");
+}
+
+/// Whether one pass over memory can update them.
+inline bool sweepable_flats(std::span<sharding::Flat const> flats) {
+    for (auto const& flat : flats)
+        if (auto const& p = flat.parameters; !p.is_cpu() || (p.scalar_type() != at::kFloat && p.scalar_type() != at::kBFloat16)) return false;
+    return true;
+}
+
+/// A model as an optimizer sees it.
+struct ModelView {
+    std::span<sharding::Flat const> flats;
+    std::span<sharding::Piece const> pieces;
+    sharding::Share const* share = nullptr;  ///< what of it the optimizer has; null: all
+
+    bool has(sharding::Slot const& slot) const { return share == nullptr || (*share)[static_cast<size_t>(slot.registration)]; }
+
+    /// Of a share of the model those stretches that it fills, so that nothing is kept of the rest.
+    std::vector<sharding::Piece> own_pieces() const {
+        if (share == nullptr) return {pieces.begin(), pieces.end()};
+        std::vector<sharding::Piece> within;
+        for (auto const& piece : pieces) {
+            bool goes_on = false;
+            for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+                if (from > to || (from == to && slot.numel > 0)) continue;
+                bool const ours = has(slot);
+                if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
+                else if (ours) within.back().end = to;
+                if (ours) within.back().gradients = piece.gradients.narrow(0, within.back().begin - piece.begin, to - within.back().begin);
+                goes_on = ours;
+            }
+        }
+        return within;
+    }
+};
+
+/// The parameters of an optimizer with what it keeps of them, cut into the calls of its rule that make a step; whatever the recipe, and
+/// whatever the models.
+struct BoundParameters {
+    BoundParameters(char const* of_kind, Operations by, bool several_models, Grouping groups, Moments empty)
+        : kind(of_kind), operations(by), numbered(several_models), grouping(std::move(groups)), moments(std::move(empty)) {}
+
+    /// Looks at every parameter: at the first step, and again only when slots have moved.
+    void bind(std::span<ModelView const> models) {
+        std::vector<Stretch> stretches;
+        std::vector<Part> parts;
+        std::set<std::string> keys;
+        int64_t first_of_model = 0;
+        for (size_t m = 0; m < models.size(); ++m) {
+            auto const& model = models[m];
+            auto const pieces = model.own_pieces();
+            int64_t slots = 0;
+            auto const first_stretch = stretches.size();
+            for (auto const& piece : pieces)
+                stretches.push_back({model.flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, {}, m});
+            for (size_t f = 0; f < model.flats.size(); ++f)
+                for (auto const& slot : model.flats[f].slots) {
+                    ++slots;
+                    if (!model.has(slot)) continue;
+                    auto const set = grouping.set_of(slot);
+                    auto const key = key_of(m, slot);
+                    keys.insert(key);
+                    for (size_t p = 0; p < pieces.size(); ++p) {
+                        if (pieces[p].flat != static_cast<int64_t>(f)) continue;
+                        auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
+                        if (from > to || (from == to && slot.numel > 0)) continue;
+                        parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
+                                         from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
+                    }
+                }
+            first_of_model += slots;
+        }
+        if (!bound) grouping.warn_about_unused();
+        moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
+        group();
+        bound = true;
+    }
+
+    /// The next update leaves these out: no loss has reached them.
+    void pass_over(std::vector<std::string> keys) {
+        if (keys != unreached) [[unlikely]] {
+            unreached = std::move(keys);
+            group();
+        }
+        for (auto const& key : unreached) ++missed[key];
+    }
+
+    std::string key_of(size_t model, sharding::Slot const& slot) const { return numbered ? concat(model, ".", slot.name) : slot.name; }
+
+    void count(int64_t n) {
+        steps = n;
+        for (auto& [counter, behind] : counters) {
+            if (counter.is_cpu()) *counter.mutable_data_ptr<float>() = static_cast<float>(n - behind);
+            else counter.fill_(n - behind);
+        }
+    }
+
+    template <std::same_as<StateDict> State>  // a template, as those of `Moments` are
+    State state_dict(bool live) const {
+        State state;
+        state.values = {{"kind", kind}, {"lr", grouping.lr()}, {"steps", steps}, {"parameter_groups", grouping.rules()}, {"groups", nlohmann::json::array()}};
+        for (auto const& [key, n] : missed) state.values["parameter_steps"][key] = steps - n;
+        for (auto const& set : grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
+        if (bound) moments.save(state, live);
+        return state;
+    }
+
+    /// Error E_DATA for a state of another kind of optimizer, or of other groups.
+    template <std::same_as<StateDict> State>
+    SavedProgress progress_in(State const& state) const {
+        auto const who = concat("optim::", kind);
+        auto const saved = saved_progress(state, who, kind);
+        auto const here = grouping.rules();
+        auto const groups = state.values.contains("parameter_groups") ? state.template value<int64_t>("parameter_groups", who) : here;
+        check(groups == here, code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", here);
+        return saved;
+    }
+    /// Once bound. Error E_DATA for a state that does not fit; nothing has been changed then.
+    template <std::same_as<StateDict> State>
+    void load_state_dict(State const& state, SavedProgress const& saved) {
+        at::NoGradGuard const no_grad;
+        if (saved.steps == 0 && state.tensors.empty()) moments.reset();
+        else moments.load(state);
+        grouping.set_lr(saved.lr);
+        missed.clear();
+        for (auto const& [key, made] : saved.parameter_steps)
+            if (made != saved.steps) missed[key] = saved.steps - made;
+        unreached.clear();
+        group();
+        count(saved.steps);
+    }
+
+    char const* kind;  // of the rule
+    Operations operations;
+    bool numbered;     // parameters are called by their model's number, too
+    Grouping grouping;
+    Moments moments;
+    std::vector<Batch> batches;
+    std::vector<std::pair<at::Tensor, int64_t>> counters;  // of a device and a number of missed updates; the same tensor in every entry of the lists
+    std::map<std::string, int64_t> missed;                 // updates that have left a parameter out
+    std::vector<std::string> unreached;                    // what the last update has left out
+    int64_t steps = 0;
+    bool bound = false;
+
+private:
+    void group() {
+        std::vector<std::optional<int64_t>> behind;
+        for (auto const& part : moments.parts()) {
+            auto& its = behind.emplace_back(std::nullopt);
+            if (std::find(unreached.begin(), unreached.end(), part.key) != unreached.end()) continue;
+            auto const found = missed.find(part.key);
+            its = found != missed.end() ? found->second : 0;
+        }
+        batches = make_batches(moments, operations, behind);
+        counters.clear();
+        for (auto& batch : batches) {
+            auto const device = batch.columns.parameters.front().device();
+            auto counter = std::find_if(counters.begin(), counters.end(), [&](auto const& c) { return c.first.device() == device && c.second == batch.missed; });
+            if (counter == counters.end()) counter = counters.insert(counter, {at::full({}, steps - batch.missed, at::TensorOptions().dtype(at::kFloat).device(device)), batch.missed});
+            batch.columns.steps.assign(batch.columns.parameters.size(), counter->first);
+        }
+    }
+};
+
+}  // namespace accelerate::optim
+
 // ---- accelerate/optim/wide.hpp
 
 // Updates of numbers that are kept in less than fp32: widened, updated by the rule in fp32, rounded back.
@@ -11686,6 +12327,13 @@ struct Entry {
     at::Tensor parameters, gradients, master;
     std::vector<at::Tensor> states, exponents;  ///< an exponent for each block of a state that is kept in blocks
 };
+
+inline Entry entry_of(Columns const& columns, size_t i) {
+    Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
+    for (auto const& list : columns.states) made.states.push_back(list[i]);
+    for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
+    return made;
+}
 
 namespace detail {
 
@@ -11874,23 +12522,13 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const saved = progress_in(state);
-        at::NoGradGuard const no_grad;
+        auto const saved = shared_->progress_in(state);
         make_state();
-        if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
-        else s.moments.load(state);
-        s.grouping.set_lr(saved.lr);
-        s.missed.clear();
-        for (auto const& [key, steps] : saved.parameter_steps)
-            if (steps != saved.steps) s.missed[key] = saved.steps - steps;
-        s.unreached.clear();
-        s.group();
-        s.count(saved.steps);
+        shared_->load_state_dict(state, saved);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& state) {
-        auto const saved = progress_in(state);
+        auto const saved = shared_->progress_in(state);
         make_state();
         if (saved.steps != 0 || !state.tensors.empty()) shared_->moments.check_fits(state);
     }
@@ -11898,33 +12536,9 @@ public:
 private:
     friend class AverageScope<Optimizer>;
 
-    SavedProgress progress_in(StateDict const& state) const {
-        auto const who = concat("optim::", Rule<Recipe>::kind);
-        auto const saved = saved_progress(state, who, Rule<Recipe>::kind);
-        auto const here = shared_->grouping.rules();
-        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : here;
-        check(groups == here, code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", here);
-        return saved;
-    }
-
     StateDict collect(bool live) const {
-        auto& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
-        for (auto const& [key, n] : s.missed) state.values["parameter_steps"][key] = s.steps - n;
-        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
-        if (s.bound) {
-            if (s.stale()) s.bind();
-            s.moments.save(state, live);
-        }
-        return state;
-    }
-
-    static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
-        for (auto const& list : columns.states) made.states.push_back(list[i]);
-        for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
-        return made;
+        if (shared_->bound && shared_->stale()) shared_->bind();
+        return shared_->template state_dict<StateDict>(live);
     }
 
     void update() {
@@ -11939,9 +12553,9 @@ private:
         for (auto const& batch : s.batches) {
             auto const step = s.steps - batch.missed;
             if (s.sweeps) s.sweep(batch, step);
-            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
+            else if (is_plain(batch, s.recipe.storage)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
             else
-                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], step);
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry_of(batch.columns, i), batch.columns.steps[i], step);
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
@@ -11955,49 +12569,34 @@ private:
         else return false;
     }();
 
-    struct Shared {
+    struct Shared : BoundParameters {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
-            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
-              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused, recipe.ema_decay > 0) {
-            check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
-            check(std::ranges::any_of(models, [](auto const& model) { return !std::span<sharding::Flat const>(model->flats()).empty(); }), code::config, "optim::", Rule<Recipe>::kind,
-                  ": no parameter of the model requires gradients, so there is nothing to optimise");
-            for (auto const& model : models)
-                for (sharding::Flat const& flat : model->flats())
-                    check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
-                          " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
+            : BoundParameters{(Rule<Recipe>::validate(r), Rule<Recipe>::kind), r.operations, m.size() > 1, Grouping(r),
+                              Moments(Rule<Recipe>::states(r), Rule<Recipe>::initial(r), r.storage, has_masters && r.operations == Operations::Fused, r.ema_decay > 0)},
+              recipe(std::move(r)), models(std::move(m)) {
+            std::vector<std::span<sharding::Flat const>> flats;
+            for (auto const& model : models) flats.emplace_back(model->flats());
+            check_flats(kind, flats);
             if constexpr (requires { recipe.parameters; }) {
                 if (recipe.parameters) shares = sharding::shares_of(models, [&](std::string const& name, at::Tensor const&) { return recipe.parameters(name); });
-                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", Rule<Recipe>::kind,
+                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", kind,
                       ": its `parameters` match no parameter of the model; the first is ", models.front()->parameters().front().first);
             }
-            sweeps = can_sweep();
+            if constexpr (sweepable<Recipe>)
+                sweeps = kernel::can_sweep() && operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(flats, sweepable_flats);
         }
 
         /// Whether an update leaves no gradient behind, because all of them pass through it.
         bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
-        bool has(Model const& model, sharding::Slot const& slot) const { return sharding::has(shares, model, static_cast<size_t>(slot.registration)); }
-
-        bool can_sweep() const {
-            if constexpr (!sweepable<Recipe>) return false;
-            else {
-                auto const fits = [](auto const& model) {
-                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) {
-                        return f.parameters.is_cpu() && (f.parameters.scalar_type() == at::kFloat || f.parameters.scalar_type() == at::kBFloat16);
-                    });
-                };
-                return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
-            }
-        }
 
         void sweep(Batch const& batch, int64_t step) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
-                bool const fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
+                bool const fp32 = is_plain(batch, recipe.storage) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), clears(model));
+                        sweep_wide(recipe, grouping[batch.set], entry_of(c, i), step, model.gradient_scale(), clears(model));
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
@@ -12009,146 +12608,42 @@ private:
             }
         }
 
-        /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
-        bool is_plain(Batch const& batch) const {
-            auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (batch.columns.masters[0].defined() || recipe.storage.master == at::kHalf || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
-            return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
-        }
-
         bool stale() const {
             for (size_t i = 0; i < models.size(); ++i)
                 if (layouts[i] != models[i]->layout()) return true;
             return !bound;
         }
 
-        void count(int64_t n) {
-            steps = n;
-            for (auto& [counter, behind] : counters) {
-                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n - behind);
-                else counter.fill_(n - behind);
+        void bind() {
+            std::vector<ModelView> views;
+            for (size_t m = 0; m < models.size(); ++m) {
+                layouts[m] = models[m]->layout();
+                views.push_back({models[m]->flats(), models[m]->pieces(), shares.empty() ? nullptr : &shares.at(models[m].get())});
             }
+            BoundParameters::bind(views);
         }
 
-        /// The next update leaves out what no loss has reached.
         void pass_over_unreached() {
             if constexpr (sharding::tells_unreached<Model>) {
                 std::vector<std::string> keys;
                 for (size_t m = 0; m < models.size(); ++m)
                     for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));
-                if (keys != unreached) [[unlikely]] {
-                    unreached = std::move(keys);
-                    group();
-                }
-                for (auto const& key : unreached) ++missed[key];
+                pass_over(std::move(keys));
             }
         }
-
-        std::string key_of(size_t model, sharding::Slot const& slot) const { return models.size() > 1 ? concat(model, ".", slot.name) : slot.name; }
-
-        void group();
-        void bind();
-        std::vector<sharding::Piece> pieces_of(Model const& model) const;
 
         Recipe recipe;
         std::vector<std::shared_ptr<Model>> models;
         sharding::Shares<Model> shares;  // what of them is updated; empty: all
-        Grouping grouping;
-        Moments moments;
-        std::vector<Batch> batches;
-        std::vector<std::pair<at::Tensor, int64_t>> counters;  // of a device and a number of missed updates; the same tensor in every entry of the lists
-        std::map<std::string, int64_t> missed;                 // updates that have left a parameter out
-        std::vector<std::string> unreached;                    // what the last update has left out
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
-        int64_t steps = 0;
         int64_t updates = 0;
         bool sweeps = false;
         bool averaged = false;  // an AverageScope is alive
-        bool bound = false;
         bool skipped = false;
     };
 
     std::shared_ptr<Shared> shared_;
 };
-
-// Looks at every parameter: at the first step, and again only when slots have moved.
-template <recipe Recipe, sharding::flat_model Model>
-void Optimizer<Recipe, Model>::Shared::bind() {
-    std::vector<Stretch> stretches;
-    std::vector<Part> parts;
-    std::set<std::string> keys;
-    int64_t first_of_model = 0;
-    for (size_t m = 0; m < models.size(); ++m) {
-        std::span<sharding::Flat const> const flats = models[m]->flats();
-        auto const pieces = pieces_of(*models[m]);
-        int64_t slots = 0;
-        auto const first_stretch = stretches.size();
-        for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, {}, m});
-        for (size_t f = 0; f < flats.size(); ++f)
-            for (auto const& slot : flats[f].slots) {
-                ++slots;
-                if (!has(*models[m], slot)) continue;
-                auto const set = grouping.set_of(slot);
-                auto const key = key_of(m, slot);
-                keys.insert(key);
-                for (size_t p = 0; p < pieces.size(); ++p) {
-                    if (pieces[p].flat != static_cast<int64_t>(f)) continue;
-                    auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
-                    if (from > to || (from == to && slot.numel > 0)) continue;
-                    parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
-                                     from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
-                }
-            }
-        first_of_model += slots;
-        layouts[m] = models[m]->layout();
-    }
-    if (!bound) grouping.warn_about_unused();
-    moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
-    group();
-    bound = true;
-}
-
-// Of a share of the model those stretches that it fills, so that nothing is kept of the rest.
-template <recipe Recipe, sharding::flat_model Model>
-std::vector<sharding::Piece> Optimizer<Recipe, Model>::Shared::pieces_of(Model const& model) const {
-    std::span<sharding::Piece const> const pieces = model.pieces();
-    if (shares.empty()) return {pieces.begin(), pieces.end()};
-    std::span<sharding::Flat const> const flats = model.flats();
-    std::vector<sharding::Piece> within;
-    for (auto const& piece : pieces) {
-        bool goes_on = false;
-        for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
-            if (from > to || (from == to && slot.numel > 0)) continue;
-            bool const ours = has(model, slot);
-            if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
-            else if (ours) within.back().end = to;
-            if (ours) within.back().gradients = piece.gradients.narrow(0, within.back().begin - piece.begin, to - within.back().begin);
-            goes_on = ours;
-        }
-    }
-    return within;
-}
-
-template <recipe Recipe, sharding::flat_model Model>
-void Optimizer<Recipe, Model>::Shared::group() {
-    std::vector<std::optional<int64_t>> behind;
-    for (auto const& part : moments.parts()) {
-        auto& its = behind.emplace_back(std::nullopt);
-        if (std::find(unreached.begin(), unreached.end(), part.key) != unreached.end()) continue;
-        auto const found = missed.find(part.key);
-        its = found != missed.end() ? found->second : 0;
-    }
-    batches = make_batches(moments, recipe.operations, behind);
-    counters.clear();
-    for (auto& batch : batches) {
-        auto const device = batch.columns.parameters.front().device();
-        auto counter = std::find_if(counters.begin(), counters.end(), [&](auto const& c) { return c.first.device() == device && c.second == batch.missed; });
-        if (counter == counters.end()) counter = counters.insert(counter, {at::full({}, steps - batch.missed, at::TensorOptions().dtype(at::kFloat).device(device)), batch.missed});
-        batch.columns.steps.assign(batch.columns.parameters.size(), counter->first);
-    }
-}
 
 }  // namespace accelerate::optim
 
@@ -13217,21 +13712,6 @@ inline constexpr bool is_prepared_model<Prepared<Module, Training>> = true;
 
 }  // namespace accelerate
 
-// ---- accelerate/module/unique_parameters.hpp
-
-namespace accelerate {
-
-/// Parameters by name in registration order, each once: a tied one under its first name. (LibTorch lists it once a name.)
-inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::nn::Module const& module) {
-    std::vector<std::pair<std::string, at::Tensor>> found;
-    std::unordered_set<at::TensorImpl*> seen;
-    for (auto const& p : module.named_parameters())
-        if (seen.insert(p.value().unsafeGetTensorImpl()).second) found.emplace_back(p.key(), p.value());
-    return found;
-}
-
-}  // namespace accelerate
-
 // ---- accelerate/sharding/sync_batch_norm.hpp
 
 namespace accelerate {
@@ -13494,18 +13974,27 @@ consteval size_t ordinal() {
     return before;
 }
 
-/// The arguments of one kind, each passed through `f(argument, its number among them)`, as a tuple in their order.
+/// Where the arguments of one kind stand.
+template <Kind K, class... Arguments>
+consteval auto places_of() {
+    constexpr Kind kinds[] = {kind_of<Arguments>()...};
+    std::array<size_t, count_of<K, Arguments...>> places{};
+    for (size_t i = 0, n = 0; i < sizeof...(Arguments); ++i)
+        if (kinds[i] == K) places[n++] = i;
+    return places;
+}
+
+/// The arguments of one kind, each passed through `f(argument, its number among them)` in their order, as a tuple.
 template <Kind K, class... Arguments, class F>
 auto transform_kind(std::tuple<Arguments...>& arguments, F&& f) {
-    return [&]<size_t... I>(std::index_sequence<I...>) {
-        auto one = [&]<size_t J>(std::integral_constant<size_t, J>) {
-            using Argument = std::tuple_element_t<J, std::tuple<Arguments...>>;
-            if constexpr (kind_of<Argument>() == K)
-                return std::tuple(f(static_cast<Argument&&>(std::get<J>(arguments)), std::integral_constant<size_t, ordinal<J, Arguments...>()>()));
-            else return std::tuple<>();
-        };
-        return std::tuple_cat(one(std::integral_constant<size_t, I>())...);
-    }(std::index_sequence_for<Arguments...>());
+    constexpr auto places = places_of<K, Arguments...>();
+    auto one = [&]<size_t N>(std::integral_constant<size_t, N> number) {
+        using Argument = std::tuple_element_t<places[N], std::tuple<Arguments...>>;
+        return f(static_cast<Argument&&>(std::get<places[N]>(arguments)), number);
+    };
+    return [&]<size_t... N>(std::index_sequence<N...>) {
+        return std::tuple<decltype(one(std::integral_constant<size_t, N>()))...>{one(std::integral_constant<size_t, N>())...};  // in braces, so one after another
+    }(std::make_index_sequence<places.size()>());
 }
 
 /// The module behind whatever a user holds it by: a holder, a pointer, an object (moved in) or a reference (which must outlive
@@ -13827,88 +14316,6 @@ struct MemorySpan {
     void const* storage = nullptr;
     int64_t begin = 0, end = 0;  ///< bytes
 };
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/utf8.hpp
-
-namespace accelerate::state {
-
-/// Length of the valid UTF-8 sequence at the start of `rest`, or 0: overlong forms, surrogates and values above U+10FFFF are not.
-inline size_t utf8_sequence(std::string_view rest) {
-    auto const byte = [&](size_t k) { return k < rest.size() ? static_cast<unsigned char>(rest[k]) : 0u; };
-    auto const tail = [&](size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
-    auto const lead = byte(0);
-    if (lead < 0x80) return 1;
-    if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
-    if (lead >= 0xE0 && lead <= 0xEF) {
-        auto const low = lead == 0xE0 ? 0xA0u : 0x80u, high = lead == 0xED ? 0x9Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) ? 3 : 0;
-    }
-    if (lead >= 0xF0 && lead <= 0xF4) {
-        auto const low = lead == 0xF0 ? 0x90u : 0x80u, high = lead == 0xF4 ? 0x8Fu : 0xBFu;
-        return byte(1) >= low && byte(1) <= high && tail(2) && tail(3) ? 4 : 0;
-    }
-    return 0;
-}
-
-/// Where `text` stops being UTF-8; `text.size()` when it does not.
-inline size_t utf8_end(std::string_view text) {
-    size_t at = 0;
-    while (at < text.size()) {
-        if (text.size() - at >= 8) {  // ASCII, eight bytes at a time
-            uint64_t word = 0;
-            std::memcpy(&word, text.data() + at, 8);
-            if ((word & 0x8080808080808080u) == 0) {
-                at += 8;
-                continue;
-            }
-        }
-        auto const length = utf8_sequence(text.substr(at));
-        if (length == 0) return at;
-        at += length;
-    }
-    return at;
-}
-
-}  // namespace accelerate::state
-
-// ---- accelerate/state/quote.hpp
-
-namespace accelerate::state {
-
-/// Whether a valid UTF-8 sequence could disturb a terminal or hide text: controls, direction marks, zero-width and line breaks.
-inline bool unprintable(std::string_view sequence) {
-    auto const byte = [&](size_t k) { return static_cast<unsigned char>(sequence[k]); };
-    if (sequence.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
-    if (sequence.size() == 2) return byte(0) == 0xC2 && byte(1) < 0xA0;  // C1 controls
-    if (sequence.size() != 3) return false;
-    bool const punctuation = byte(0) == 0xE2 && ((byte(1) == 0x80 && (byte(2) <= 0x8F || byte(2) >= 0xA8)) || (byte(1) == 0x81 && byte(2) >= 0xA0));
-    return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
-}
-
-/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
-inline std::string quote(std::string_view name) {
-    constexpr size_t longest = 100;
-    constexpr char const* digits = "0123456789abcdef";
-    std::string out = "\"";
-    auto rest = name.substr(0, longest);
-    while (!rest.empty()) {
-        auto const length = utf8_sequence(rest);
-        auto const sequence = rest.substr(0, length == 0 ? 1 : length);
-        if (length == 0 || unprintable(sequence)) {
-            for (char const c : sequence) {
-                auto const value = static_cast<unsigned char>(c);
-                out += {'\\', 'x', digits[value >> 4], digits[value & 15]};
-            }
-        } else {
-            if (sequence == "\"" || sequence == "\\") out += '\\';
-            out += sequence;
-        }
-        rest.remove_prefix(sequence.size());
-    }
-    return out + (name.size() > longest ? "...\"" : "\"");
-}
 
 }  // namespace accelerate::state
 
@@ -15918,6 +16325,25 @@ int64_t save_model(Model const& model, std::filesystem::path const& dir, save_mo
 
 }  // namespace accelerate
 
+// ---- accelerate/core/version.hpp
+
+#define ACCELERATE_VERSION_MAJOR 0
+#define ACCELERATE_VERSION_MINOR 1
+#define ACCELERATE_VERSION_PATCH 0
+
+namespace accelerate {
+
+/// The library's version, for programs that would rather not use macros.
+struct Version {
+    int64_t major = ACCELERATE_VERSION_MAJOR;
+    int64_t minor = ACCELERATE_VERSION_MINOR;
+    int64_t patch = ACCELERATE_VERSION_PATCH;
+};
+
+inline constexpr Version version{};
+
+}  // namespace accelerate
+
 // ---- accelerate/state/sha256.hpp
 
 namespace accelerate::state {
@@ -16326,207 +16752,6 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state/checkpoint_reader.hpp
-
-namespace accelerate::state {
-
-/// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
-/// it is executed.
-class CheckpointReader {
-public:
-    /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
-    explicit CheckpointReader(std::filesystem::path const& dir) : folder_(dir) {
-        auto const there = folder_.names();
-        auto const has = [&](std::string const& name) { return std::ranges::binary_search(there, name); };
-        check(has(Manifest::file_name), code::ck_incomplete, "load_state: ", dir, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
-        auto const file = folder_.open(Manifest::file_name);
-        check(file.size() <= Manifest::largest, code::ck_bad_manifest, file.path(), " has ", file.size(), " bytes; at most ", Manifest::largest);
-        manifest_ = Manifest::parse(file.read_text(), file.path().string());
-        for (auto const& f : manifest_.files) {
-            check(has(f.name), code::ck_file_set, "load_state: ", dir, " lacks ", f.name);
-            auto const size = open(f).size();
-            check(size == f.size, code::ck_file_set, "load_state: ", dir / f.name, " has ", size, " bytes; the manifest says ", f.size);
-        }
-        for (auto const& name : there)
-            check(name == Manifest::file_name || std::ranges::find(manifest_.files, name, &ManifestFile::name) != manifest_.files.end(), code::ck_file_set, "load_state: ", dir, " has ", quote(name),
-                  ", which is not in its manifest");
-    }
-
-    Manifest const& manifest() const { return manifest_; }
-    std::filesystem::path const& dir() const { return folder_.path(); }
-
-    /// Names of what was saved: "model", "optimizer", ...
-    std::vector<std::string> components() const {
-        std::vector<std::string> all;
-        for (auto const* values : {&manifest_.values, &manifest_.ranks.front()})
-            for (auto const& [name, value] : values->items()) all.push_back(name);
-        return all;
-    }
-
-    /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
-    void verify(int64_t first = 0, int64_t step = 1) const {
-        for (auto i = first; i < manifest_.world; i += step) {
-            auto const& f = manifest_.files[static_cast<size_t>(i)];
-            auto const found = hash_of(open(f), Hasher::kind_of(f.hash, "load_state"));
-            check(found == f.hash, code::ck_hash, "load_state: ", dir() / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
-        }
-    }
-
-    /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
-    /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
-    /// two names become one. Empty: there is none of this rank, and it keeps what it has. Tensors that have a place (`component.into`) are given
-    /// as they are there: `read_into_place` fills them, when all states have been found to fit.
-    std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
-        bool const own = is_own(component.whose);
-        if (own && rank >= manifest_.world) {
-            if (component.whose == Whose::Each) return {};
-            rank = 0;
-        }
-        auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
-        check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
-        StateDict state{{}, from_json_text(values.at(component.name))};
-        if (own) {
-            auto& file = reader(rank);
-            auto const prefix = "own/" + component.name + "/";
-            for (auto const& info : file.tensors())
-                if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
-            return state;
-        }
-        auto const into = places(component, renames);
-        StateDict held;
-        if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
-        auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
-        auto const prefix = component.name + "/";
-        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
-            auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
-            if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
-            auto const& saved = it->second;
-            if (auto const place = into.find(name); place != into.end()) {
-                in_place_.push_back({saved.parts[0].file, &described(it->first, saved, saved.parts[0]), place->second});
-                state.tensors.insert(name, place->second);
-                continue;
-            }
-            if (!slices.contains(name)) {
-                state.tensors.insert(name, whole(it->first, saved));
-                continue;
-            }
-            auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
-            auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
-            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir(), "; here it is ",
-                  shapes.at(name).at("shape").dump());
-            auto const row_major = c10::contiguous_strides(saved.shape);
-            at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
-            if (order == at::IntArrayRef(strides)) {
-                state.tensors.insert(name, elements(it->first, saved, from, to));
-            } else {
-                auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
-                in_memory_order.copy_(whole(it->first, saved));
-                state.tensors.insert(name, in_memory_order.as_strided({saved.numel()}, {1}).narrow(0, from, to - from));
-            }
-            state.values["slices"][name] = {from, to};
-        }
-        return state;
-    }
-
-    /// Reads what the states given so far have a place for right into it.
-    void read_into_place() {
-        for (auto const& [file, info, place] : std::exchange(in_place_, {})) reader(file).read_into(*info, place);
-    }
-
-private:
-    struct InPlace {
-        int64_t file;
-        TensorInfo const* info;
-        at::Tensor place;
-    };
-
-    static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
-        if (component.names == Names::Other || renames.empty()) return name;
-        auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
-        auto key = name.substr(begin);
-        for (auto const& rename : renames) key = rename(key);
-        key = name.substr(0, begin) + key;
-        check(!state.tensors.contains(key), code::ck_keys, "load_state: two tensors of \"", component.name, "\" are renamed to ", quote(key));
-        return key;
-    }
-
-    /// Where to read a component's tensors right into: nowhere unless there is exactly one of the same shape and dtype for each, so that what
-    /// does not fit is found before anything is written.
-    TensorMap places(Component const& component, std::vector<Rename> const& renames) const {
-        if (!component.into || component.whose != Whose::All) return {};
-        auto into = component.into();
-        StateDict seen;
-        auto const prefix = component.name + "/";
-        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
-            auto const& saved = it->second;
-            auto const name = renamed(component, it->first.substr(prefix.size()), renames, seen);
-            auto const place = into.find(name);
-            if (place == into.end() || !saved.whole || saved.parts.size() != 1) return {};
-            auto const& t = place->second;
-            if (!t.device().is_cpu() || !t.is_contiguous() || t.scalar_type() != saved.dtype || t.sizes() != at::IntArrayRef(saved.shape)) return {};
-            seen.tensors.insert(name, t);
-        }
-        return seen.tensors.size() == into.size() ? std::move(into) : TensorMap();
-    }
-
-    static std::string names(nlohmann::json const& values) {
-        std::string all;
-        for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
-        return all.empty() ? "none" : all;
-    }
-
-    /// What is no regular file in the folder itself is not the file that the manifest names.
-    InputFile open(ManifestFile const& file) const try {
-        return folder_.open(file.name);
-    } catch (Error const& e) {
-        if (e.code() != code::symlink && e.code() != code::not_regular) throw;
-        throw Error(code::ck_file_set, concat("load_state: ", dir(), " lacks ", file.name, ": ", e.reason()));
-    }
-
-    SafetensorsReader& reader(int64_t file) {
-        auto& r = readers_[file];
-        if (!r) r = std::make_unique<SafetensorsReader>(open(manifest_.files.at(static_cast<size_t>(file))));
-        return *r;
-    }
-
-    /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
-    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
-        return reader(p.file).read_elements(described(name, t, p), from - p.from, to - p.from);
-    }
-
-    /// The entry of a part in its file, which must be as the manifest says.
-    TensorInfo const& described(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
-        auto const* info = reader(p.file).find(name);
-        check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
-        auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
-        check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
-        return *info;
-    }
-
-    at::Tensor whole(std::string const& name, ManifestTensor const& t) {
-        auto const all = elements(name, t, 0, t.numel());
-        return t.whole ? all.view(t.shape) : all.as_strided(t.shape, t.strides).contiguous();
-    }
-
-    /// Elements [from, to): of a tensor in parts in the order of memory, of one that is whole in row-major order.
-    at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
-        if (t.parts.size() == 1) return part(name, t, t.parts[0], from, to);
-        auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
-        for (auto const& p : t.parts) {
-            auto const begin = std::max(p.from, from), end = std::min(p.to, to);
-            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p, begin, end));
-        }
-        return all;
-    }
-
-    Folder folder_;
-    Manifest manifest_;
-    std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
-    std::vector<InPlace> in_place_;
-};
-
-}  // namespace accelerate::state
-
 // ---- accelerate/state/together.hpp
 
 namespace accelerate::state {
@@ -16540,22 +16765,41 @@ inline Error error_told(std::string const& text, std::string const& behind, Code
     return {own.name == name ? own : code::named(name, code::named(name), code::of_files), text.substr(line + 1) + behind};
 }
 
+/// What went wrong on this rank, if anything did.
+struct Failure {
+    std::string text;  ///< as told; empty: nothing
+    Code code = code::internal;
+
+    /// The exception that is being handled.
+    static Failure caught() {
+        try {
+            throw;
+        } catch (Error const& e) {
+            return {told(e), e.code()};
+        } catch (std::exception const& e) {
+            return {told(Error(code::internal, e.what())), code::internal};
+        }
+    }
+};
+
+/// Throws, on every rank, the error of the first that has one, which is `who` that rank. Collective.
+template <class Comm>
+void throw_first(Comm const& comm, Failure const& own, std::string_view who) {
+    auto const all = comm.all_gather_bytes(own.text);
+    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own.code);
+}
+
 /// Does something on every rank; when it fails on one, all have the error of the first that failed, which is `who` that rank. Collective.
 template <class Comm, class F>
 void together(Comm const& comm, F&& f, std::string_view who = "rank") {
-    std::string failure;
-    Code own = code::internal;
+    Failure failure;
     try {
         f();
-    } catch (Error const& e) {
-        own = e.code();
-        failure = told(e);
-    } catch (std::exception const& e) {
-        failure = told(Error(code::internal, e.what()));
+    } catch (...) {
+        failure = Failure::caught();
     }
-    auto const all = comm.all_gather_bytes(failure);
-    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
+    throw_first(comm, failure, who);
 }
 
 /// Error E_COLLECTIVE_MISMATCH on all ranks where one calls `who` with other `items` than rank 0. Collective.
@@ -16580,405 +16824,6 @@ void check_agreed(Comm const& comm, std::string_view who, std::vector<std::strin
 }
 
 }  // namespace accelerate::state
-
-// ---- accelerate/checkpointing.hpp
-
-namespace accelerate {
-
-/// How `load_state` and `resume` restore.
-struct load_state_options {
-    std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
-    std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
-    bool verify = true;                  ///< false: sizes and structure are checked, but not the hashes, which costs one read of all files
-};
-
-namespace detail {
-
-/// What loaded tensors and those that are there do not have in common, and shapes and dtypes that differ, are one error E_CK_KEYS that lists
-/// them.
-inline void check_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
-    std::string differences;
-    int64_t count = 0;
-    auto const add = [&](auto const&... parts) {
-        if (++count <= 20) differences += concat("\n  ", parts...);
-    };
-    for (auto const& [name, t] : here) {
-        auto const found = loaded.find(name);
-        if (found == loaded.end()) add(state::quote(name), " is missing");
-        else if (found->second.sizes() != t.sizes() || found->second.scalar_type() != t.scalar_type())
-            add(state::quote(name), " has shape ", found->second.sizes(), " and dtype ", found->second.scalar_type(), " there, here ", t.sizes(), " and ", t.scalar_type());
-    }
-    for (auto const& [name, t] : loaded)
-        if (!here.contains(name)) add(state::quote(name), " is unexpected");
-    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
-}
-
-/// Copies loaded tensors, which fit, into those that are there.
-inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
-    at::NoGradGuard const no_grad;
-    for (auto const& [name, t] : here)
-        if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
-}
-
-/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
-template <class Model>
-inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
-
-/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
-template <class Model>
-TensorMap gradients_of(Model const& model) {
-    TensorMap all;
-    for (auto const& flat : std::span<sharding::Flat const>(model.flats()))
-        for (auto const& slot : flat.slots) {
-            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
-            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
-        }
-    return all;
-}
-
-/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
-template <class Module, class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
-    auto const steps = [of = &options] { return of->gradient_accumulation_steps; };
-    auto const parameters = [=] {
-        StateDict s;
-        if constexpr (in_parts<Model>) {
-            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
-                s.tensors.insert(slot.name, part);
-                s.values["slices"][slot.name] = {from, from + part.numel()};
-                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
-            });
-        } else {
-            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
-        }
-        return s;
-    };
-    auto const load_parameters = [=](StateDict const& s) {
-        copy_by_name(parameters().tensors, s.tensors);
-        model->parameters_changed();
-    };
-    auto const buffers = [=] {
-        StateDict s;
-        for (auto const& b : module->named_buffers())
-            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
-        return s;
-    };
-    auto const parameters_fit = [=](StateDict const& s) { check_by_name(name, parameters().tensors, s.tensors); };
-    auto const buffers_fit = [=](StateDict const& s) { check_by_name(name + "_buffers", buffers().tensors, s.tensors); };
-    auto const load_buffers = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); };
-    auto const window = [=] {
-        using sharding::Stage;
-        auto const stage = model->stage();
-        bool const gradients = !model->window_closed() || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
-        StateDict s;
-        s.values = {{"position", model->window().position()}, {"micro_batches", model->window().micro_batches()}, {"closed", model->window_closed()}, {"stage", static_cast<int>(stage)},
-                    {"weight", model->weight}, {"weighted", model->weighted}, {"losses", model->losses}, {"finished", model->finished}, {"loss_scale", model->loss_scale}, {"gradient_scale", model->gradient_scale()}, {"gradients", gradients},
-                    {"ranks", model->replicas()}, {"steps", steps()}};
-        if (gradients) {
-            s.tensors = gradients_of(*model);
-            if constexpr (sharding::tells_unreached<Model>)
-                for (auto const* slot : model->unreached()) s.values["unreached"].push_back(slot->name);
-        }
-        return s;
-    };
-    auto const unreached_in = [=](StateDict const& s) {
-        return s.values.contains("unreached") ? s.value<std::set<std::string>>("unreached", name + "_window") : std::set<std::string>();
-    };
-    // Older checkpoints do not say: a micro-batch had one loss.
-    auto const losses_in = [=](StateDict const& s) {
-        auto const who = name + "_window";
-        return s.values.contains("losses") ? s.value<int64_t>("losses", who) : std::max(s.value<int64_t>("weighted", who), s.value<int64_t>("micro_batches", who));
-    };
-    auto const finished_in = [=](StateDict const& s) { return s.values.contains("finished") ? s.value<double>("finished", name + "_window") : 1; };
-    auto const window_fits = [=](StateDict const& s) {
-        auto const who = name + "_window";
-        bool const with_gradients = s.value<bool>("gradients", who), closed = s.value<bool>("closed", who);
-        auto const ranks = s.value<int64_t>("ranks", who), of = s.value<int64_t>("steps", who), stage = s.value<int64_t>("stage", who), position = s.value<int64_t>("position", who), micro_batches = s.value<int64_t>("micro_batches", who);
-        check(!with_gradients || ranks == model->replicas(), code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", name,
-              "\"; it can be gone on with on as many, here are ", model->replicas(), ". Save at a window's end to change that");
-        auto const loss_scale = s.value<double>("loss_scale", who), gradient_scale = s.value<double>("gradient_scale", who);
-        bool const possible = stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && position >= 0 && micro_batches >= 0 && loss_scale >= 0 && std::isfinite(gradient_scale);
-        check(possible, code::ck_accum, "what cannot be: ", s.values.dump());
-        check(closed || (micro_batches < steps() && of == steps()), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", of, ", behind its micro-batch ", micro_batches, "; here they are ", steps(),
-              ". Save at a window's end to change that");
-        static_cast<void>(s.value<double>("weight", who));
-        auto const weighted = s.value<int64_t>("weighted", who);
-        check(weighted >= 0 && losses_in(s) >= weighted && finished_in(s) > 0, code::ck_accum, "what cannot be: ", s.values.dump());
-        static_cast<void>(unreached_in(s));
-        if (with_gradients) check_by_name(who, gradients_of(*model), s.tensors);
-    };
-    auto const load_window = [=](StateDict const& s) {
-        auto const who = name + "_window";
-        auto unreached = unreached_in(s);
-        if (s.value<bool>("gradients", who)) copy_by_name(gradients_of(*model), s.tensors);
-        else {
-            for (auto const& [key, t] : gradients_of(*model)) t.zero_();
-            for (auto const& [key, p] : model->parameters()) unreached.insert(key);
-        }
-        if constexpr (sharding::tells_unreached<Model>) model->restore_unreached(unreached);
-        model->window().restore(s.value<int64_t>("position", who), s.value<int64_t>("micro_batches", who), s.value<bool>("closed", who));
-        if (s.value<int64_t>("steps", who) != steps()) model->window().restart();
-        model->restore_stage(static_cast<sharding::Stage>(s.value<int64_t>("stage", who)));
-        model->unfinished = !model->window_closed();
-        if constexpr (sharding::tells_unreached<Model>) model->unfinished = model->unfinished && !model->idle();
-        model->forget_verdict();
-        model->take_scale();
-        model->scale_gradients(s.value<double>("gradient_scale", who));
-        model->loss_scale = s.value<double>("loss_scale", who);
-        model->begin_window();
-        model->weight = s.value<double>("weight", who), model->weighted = s.value<int64_t>("weighted", who);
-        model->losses = losses_in(s), model->finished = finished_in(s);
-    };
-    using state::Names;
-    return {{.name = name, .whose = whose, .save = parameters, .load = load_parameters, .fits = parameters_fit, .into = [=] { return parameters().tensors; }, .names = Names::Parameter},
-            {.name = name + "_buffers", .whose = state::Whose::EachOrFirst, .save = buffers, .load = load_buffers, .fits = buffers_fit, .names = Names::Parameter},
-            {.name = name + "_window", .whose = state::Whose::EachOrFirst, .save = window, .load = load_window, .fits = window_fits, .unfit = code::ck_accum, .names = Names::Parameter}};
-}
-
-/// Anything that gives and takes a `StateDict`, by a handle that is kept.
-template <class Handle>
-state::Component stateful_component(std::string name, state::Whose whose, Code const& unfit, Handle handle) {
-    auto const kept = std::make_shared<Handle>(std::move(handle));
-    state::Component c{.name = std::move(name), .whose = whose, .save = [kept] {
-                           if constexpr (requires { kept->live_state(); }) return kept->live_state();
-                           else return kept->state_dict();
-                       }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
-    if constexpr (requires(StateDict const& s) { kept->check_state_dict(s); }) c.fits = [kept](StateDict const& s) { kept->check_state_dict(s); };
-    if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
-    if constexpr (requires { kept->make_state(), kept->live_state(); })
-        c.into = [kept] {
-            kept->make_state();
-            return kept->live_state().tensors;
-        };
-    if constexpr (requires { kept->make_state(); })
-        c.holds = [kept] {
-            kept->make_state();
-            return kept->state_dict();
-        };
-    return c;
-}
-
-/// An object of the user's, which outlives this.
-template <class Object>
-state::Component registered_component(std::string name, Object& object) {
-    state::Component c{.name = std::move(name), .whose = state::Whose::All, .save = [&object] { return StateDict(object.state_dict()); }, .load = [&object](StateDict const& s) { object.load_state_dict(s); }};
-    if constexpr (requires(StateDict const& s) { object.check_state_dict(s); }) c.fits = [&object](StateDict const& s) { object.check_state_dict(s); };
-    return c;
-}
-
-/// Whether a small state fits, found out by taking it and going back.
-template <class Save, class Load>
-std::function<void(StateDict const&)> tried(Save save, Load load) {
-    return [=](StateDict const& s) {
-        auto before = save();
-        for (auto& item : before.tensors) item.second = item.second.clone();
-        try {
-            load(s);
-        } catch (...) {
-            load(before);
-            throw;
-        }
-        load(before);
-    };
-}
-
-/// The random streams of the CPU and of a device.
-inline state::Component random_component(at::DeviceType device) {
-    auto const set = [](at::DeviceType type, at::Tensor const& saved) {
-        try {
-            set_random_state(type, saved);
-        } catch (c10::Error const& e) {
-            throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
-        }
-    };
-    auto const save = [=] {
-        StateDict s;
-        s.tensors.insert("cpu", random_state(at::kCPU));
-        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
-        return s;
-    };
-    auto const load = [=](StateDict const& s) {
-        check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
-        set(at::kCPU, s.tensors.at("cpu"));
-        if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
-    };
-    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
-}
-
-/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
-/// listed.
-inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
-    std::vector<std::pair<int64_t, std::filesystem::path>> found;
-    std::error_code failed;
-    std::filesystem::directory_iterator entries(folder, failed);
-    if (failed && failed != std::errc::no_such_file_or_directory) state::fail_io("cannot list the folder", folder, failed.value());  // nothing is not taken for none
-    for (auto const& entry : entries) {
-        auto const name = entry.path().filename().string();
-        constexpr std::string_view prefix = "checkpoint_";
-        auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
-        bool const number = !digits.empty() && digits.size() <= 15 && digits.find_first_not_of("0123456789") == std::string::npos && (digits.size() == 1 || digits[0] != '0');
-        bool const folder_itself = std::filesystem::is_directory(entry.symlink_status());
-        if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
-        if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
-    }
-    std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
-    return found;
-}
-
-/// A checkpoint whose files are as they were written, if that is to be verified: every rank reads some of them. Collective; errors are those
-/// of all.
-template <class Comm>
-std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir, bool verify) {
-    std::unique_ptr<state::CheckpointReader> reader;
-    state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
-    if (verify) state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
-    return reader;
-}
-
-/// Shows a component a state, or gives it to it; what does not fit has the component's code.
-inline void give(state::Component const& component, std::function<void(StateDict const&)> const& to, StateDict const& state) try {
-    to(state);
-} catch (Error const& e) {
-    bool const unfit = e.code() == code::data || e.code() == code::config;
-    throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
-}
-
-/// What there is here and in the checkpoint must be the same, but for what is to be skipped: nothing is ignored unsaid.
-inline void check_same_components(state::CheckpointReader const& reader, std::vector<state::Component> const& components, std::vector<std::string> const& skip) {
-    auto const there = reader.components();
-    auto const skipped = [&](std::string const& name) { return std::ranges::find(skip, name) != skip.end(); };
-    auto const here = [&](std::string const& name) { return std::ranges::find(components, name, &state::Component::name) != components.end(); };
-    for (auto const& name : skip) check(here(name) || std::ranges::find(there, name) != there.end(), code::ck_keys, "load_state: there is no \"", name, "\" to skip, neither here nor in ", reader.dir());
-    std::string text;
-    Code code = code::ck_keys;
-    auto const add = [&](std::string const& name, char const* where) {
-        text += concat("\n  ", state::quote(name), where);
-        if (name == "scaler" || name.find("_precision") != std::string::npos) code = code::ck_precision;
-    };
-    for (auto const& c : components)
-        if (!skipped(c.name) && std::ranges::find(there, c.name) == there.end()) add(c.name, " is here, but not in the checkpoint");
-    for (auto const& name : there)
-        if (!skipped(name) && !here(name)) add(name, " is in the checkpoint, but not here");
-    check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
-}
-
-/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had or does not
-/// fit; where only an object of the user's can say that, those that it comes behind have theirs. Where the disk fails while states are read
-/// into place, what was read stays. Collective.
-template <class Comm>
-void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
-    std::vector<std::optional<StateDict>> states(components.size());
-    auto const skipped = [&](state::Component const& c) { return std::ranges::find(options.skip, c.name) != options.skip.end(); };
-    state::together(comm, [&] {
-        check_same_components(reader, components, options.skip);
-        for (size_t i = 0; i < components.size(); ++i)
-            if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
-        for (size_t i = 0; i < components.size(); ++i)
-            if (states[i] && components[i].fits) give(components[i], components[i].fits, *states[i]);
-    });
-    state::together(comm, [&] {
-        for (size_t i = 0; i < components.size(); ++i)
-            if (states[i] && !components[i].fits) give(components[i], components[i].load, *states[i]);
-    });
-    state::together(comm, [&] { reader.read_into_place(); });
-    state::together(comm, [&] {
-        for (size_t i = 0; i < components.size(); ++i) {
-            if (skipped(components[i])) continue;
-            if (states[i] && components[i].fits) give(components[i], components[i].load, *states[i]);
-            else if (!states[i]) log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
-        }
-    });
-}
-
-}  // namespace detail
-}  // namespace accelerate
-
-// ---- accelerate/core/stop_signals.hpp
-
-namespace accelerate {
-
-/// While one of these lives, the first SIGTERM, SIGINT or SIGUSR1 only asks this process to stop (`requested`), which is said on stderr; a
-/// second one ends it at once. Signals that the program ignores or handles itself stay its own.
-class StopSignals {
-public:
-    StopSignals() {
-        std::lock_guard const lock(mutex());
-        if (users()++ > 0) return;
-        for (size_t i = 0; i < numbers.size(); ++i) {
-            struct sigaction before {};
-            ours()[i] = ::sigaction(numbers[i], nullptr, &before) == 0 && (before.sa_flags & SA_SIGINFO) == 0 && before.sa_handler == SIG_DFL;
-            if (!ours()[i]) continue;
-            struct sigaction action {};
-            action.sa_handler = &handle;
-            action.sa_flags = SA_RESTART;
-            ::sigaction(numbers[i], &action, nullptr);
-        }
-    }
-    ~StopSignals() {
-        std::lock_guard const lock(mutex());
-        if (--users() > 0) return;
-        for (size_t i = 0; i < numbers.size(); ++i)
-            if (ours()[i]) ::signal(numbers[i], SIG_DFL);
-    }
-    StopSignals(StopSignals const&) = delete;
-    StopSignals& operator=(StopSignals const&) = delete;
-
-    /// The signal that has come; 0: none.
-    static int requested() { return received(); }
-
-private:
-    static constexpr std::array numbers{SIGTERM, SIGINT, SIGUSR1};
-
-    static void handle(int number) {
-        if (received().exchange(number) != 0) {
-            ::signal(number, SIG_DFL);
-            ::raise(number);
-            return;
-        }
-        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the next step or batch; once more ends at once\n";
-        static_cast<void>(!::write(STDERR_FILENO, text.data(), text.size()));
-    }
-
-    // What a handler can reach, and what belongs to the process as its handlers do.
-    static std::atomic<int>& received() {
-        static std::atomic<int> number = 0;
-        static_assert(std::atomic<int>::is_always_lock_free);
-        return number;
-    }
-    static std::mutex& mutex() {
-        static std::mutex m;
-        return m;
-    }
-    static int& users() {
-        static int n = 0;
-        return n;
-    }
-    static std::array<bool, numbers.size()>& ours() {
-        static std::array<bool, numbers.size()> which{};
-        return which;
-    }
-};
-
-}  // namespace accelerate
-
-// ---- accelerate/core/version.hpp
-
-#define ACCELERATE_VERSION_MAJOR 0
-#define ACCELERATE_VERSION_MINOR 1
-#define ACCELERATE_VERSION_PATCH 0
-
-namespace accelerate {
-
-/// The library's version, for programs that would rather not use macros.
-struct Version {
-    int64_t major = ACCELERATE_VERSION_MAJOR;
-    int64_t minor = ACCELERATE_VERSION_MINOR;
-    int64_t patch = ACCELERATE_VERSION_PATCH;
-};
-
-inline constexpr Version version{};
-
-}  // namespace accelerate
 
 // ---- accelerate/state/checkpoint_writer.hpp
 
@@ -17390,6 +17235,207 @@ private:
 }  // namespace state
 }  // namespace accelerate
 
+// ---- accelerate/state/checkpoint_reader.hpp
+
+namespace accelerate::state {
+
+/// A checkpoint that is read: manifest and sizes are checked when it is opened. Nothing outside its folder is opened, and nothing in
+/// it is executed.
+class CheckpointReader {
+public:
+    /// Errors: E_CK_INCOMPLETE, E_CK_BAD_MANIFEST, E_CK_VERSION, E_CK_MESH, E_CK_SLICES, E_CK_FILE_SET.
+    explicit CheckpointReader(std::filesystem::path const& dir) : folder_(dir) {
+        auto const there = folder_.names();
+        auto const has = [&](std::string const& name) { return std::ranges::binary_search(there, name); };
+        check(has(Manifest::file_name), code::ck_incomplete, "load_state: ", dir, " has no ", Manifest::file_name, "; it is no checkpoint, or its save did not end");
+        auto const file = folder_.open(Manifest::file_name);
+        check(file.size() <= Manifest::largest, code::ck_bad_manifest, file.path(), " has ", file.size(), " bytes; at most ", Manifest::largest);
+        manifest_ = Manifest::parse(file.read_text(), file.path().string());
+        for (auto const& f : manifest_.files) {
+            check(has(f.name), code::ck_file_set, "load_state: ", dir, " lacks ", f.name);
+            auto const size = open(f).size();
+            check(size == f.size, code::ck_file_set, "load_state: ", dir / f.name, " has ", size, " bytes; the manifest says ", f.size);
+        }
+        for (auto const& name : there)
+            check(name == Manifest::file_name || std::ranges::find(manifest_.files, name, &ManifestFile::name) != manifest_.files.end(), code::ck_file_set, "load_state: ", dir, " has ", quote(name),
+                  ", which is not in its manifest");
+    }
+
+    Manifest const& manifest() const { return manifest_; }
+    std::filesystem::path const& dir() const { return folder_.path(); }
+
+    /// Names of what was saved: "model", "optimizer", ...
+    std::vector<std::string> components() const {
+        std::vector<std::string> all;
+        for (auto const* values : {&manifest_.values, &manifest_.ranks.front()})
+            for (auto const& [name, value] : values->items()) all.push_back(name);
+        return all;
+    }
+
+    /// Reads the files `first`, `first + step`, ... whole; error E_CK_HASH for one whose bytes are others than were written.
+    void verify(int64_t first = 0, int64_t step = 1) const {
+        for (auto i = first; i < manifest_.world; i += step) {
+            auto const& f = manifest_.files[static_cast<size_t>(i)];
+            auto const found = hash_of(open(f), Hasher::kind_of(f.hash, "load_state"));
+            check(found == f.hash, code::ck_hash, "load_state: ", dir() / f.name, " has the hash ", found, "; the manifest says ", f.hash, ". It was changed after it was written");
+        }
+    }
+
+    /// A component's state for this rank: of `Parts`, what `component.holds()` says it holds, else all of it.
+    /// `renames` are what names of parameters in the checkpoint are called now. Error E_CK_KEYS when it has no such component, or when
+    /// two names become one. Empty: there is none of this rank, and it keeps what it has. Tensors that have a place (`component.into`) are given
+    /// as they are there: `read_into_place` fills them, when all states have been found to fit.
+    std::optional<StateDict> state_of(Component const& component, int64_t rank, std::vector<Rename> const& renames = {}) {
+        bool const own = is_own(component.whose);
+        if (own && rank >= manifest_.world) {
+            if (component.whose == Whose::Each) return {};
+            rank = 0;
+        }
+        auto const& values = own ? manifest_.ranks.at(static_cast<size_t>(rank)) : manifest_.values;
+        check(values.contains(component.name), code::ck_keys, "load_state: ", dir(), " has no state of \"", component.name, "\"; it has ", names(values));
+        StateDict state{{}, from_json_text(values.at(component.name))};
+        if (own) {
+            auto& file = reader(rank);
+            auto const prefix = "own/" + component.name + "/";
+            for (auto const& info : file.tensors())
+                if (info.name.starts_with(prefix)) state.tensors.insert(renamed(component, info.name.substr(prefix.size()), renames, state), file.read(info));
+            return state;
+        }
+        auto const into = places(component, renames);
+        StateDict held;
+        if (component.whose == Whose::Parts) held = component.holds ? component.holds() : component.save();
+        auto const slices = held.values.value("slices", nlohmann::json::object()), shapes = held.values.value("shapes", nlohmann::json::object());
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, state);
+            if (component.whose == Whose::Parts && !held.tensors.contains(name)) continue;
+            auto const& saved = it->second;
+            if (auto const place = into.find(name); place != into.end()) {
+                in_place_.push_back({saved.parts[0].file, &described(it->first, saved, saved.parts[0]), place->second});
+                state.tensors.insert(name, place->second);
+                continue;
+            }
+            if (!slices.contains(name)) {
+                state.tensors.insert(name, whole(it->first, saved));
+                continue;
+            }
+            auto const [from, to] = slices.at(name).get<std::pair<int64_t, int64_t>>();
+            auto const strides = shapes.at(name).at("strides").get<std::vector<int64_t>>();
+            check(shapes.at(name).at("shape").get<std::vector<int64_t>>() == saved.shape, code::ck_keys, "load_state: ", quote(it->first), " has shape ", at::IntArrayRef(saved.shape), " in ", dir(), "; here it is ",
+                  shapes.at(name).at("shape").dump());
+            auto const row_major = c10::contiguous_strides(saved.shape);
+            at::IntArrayRef const order = saved.whole ? at::IntArrayRef(row_major) : at::IntArrayRef(saved.strides);
+            if (order == at::IntArrayRef(strides)) {
+                state.tensors.insert(name, elements(it->first, saved, from, to));
+            } else {
+                auto in_memory_order = at::empty_strided(saved.shape, strides, at::TensorOptions(saved.dtype));
+                in_memory_order.copy_(whole(it->first, saved));
+                state.tensors.insert(name, in_memory_order.as_strided({saved.numel()}, {1}).narrow(0, from, to - from));
+            }
+            state.values["slices"][name] = {from, to};
+        }
+        return state;
+    }
+
+    /// Reads what the states given so far have a place for right into it.
+    void read_into_place() {
+        for (auto const& [file, info, place] : std::exchange(in_place_, {})) reader(file).read_into(*info, place);
+    }
+
+private:
+    struct InPlace {
+        int64_t file;
+        TensorInfo const* info;
+        at::Tensor place;
+    };
+
+    static std::string renamed(Component const& component, std::string const& name, std::vector<Rename> const& renames, StateDict const& state) {
+        if (component.names == Names::Other || renames.empty()) return name;
+        auto const begin = component.names == Names::State ? name.find('.') + 1 : 0;
+        auto key = name.substr(begin);
+        for (auto const& rename : renames) key = rename(key);
+        key = name.substr(0, begin) + key;
+        check(!state.tensors.contains(key), code::ck_keys, "load_state: two tensors of \"", component.name, "\" are renamed to ", quote(key));
+        return key;
+    }
+
+    /// Where to read a component's tensors right into: nowhere unless there is exactly one of the same shape and dtype for each, so that what
+    /// does not fit is found before anything is written.
+    TensorMap places(Component const& component, std::vector<Rename> const& renames) const {
+        if (!component.into || component.whose != Whose::All) return {};
+        auto into = component.into();
+        StateDict seen;
+        auto const prefix = component.name + "/";
+        for (auto it = manifest_.tensors.lower_bound(prefix); it != manifest_.tensors.end() && it->first.starts_with(prefix); ++it) {
+            auto const& saved = it->second;
+            auto const name = renamed(component, it->first.substr(prefix.size()), renames, seen);
+            auto const place = into.find(name);
+            if (place == into.end() || !saved.whole || saved.parts.size() != 1) return {};
+            auto const& t = place->second;
+            if (!t.device().is_cpu() || !t.is_contiguous() || t.scalar_type() != saved.dtype || t.sizes() != at::IntArrayRef(saved.shape)) return {};
+            seen.tensors.insert(name, t);
+        }
+        return seen.tensors.size() == into.size() ? std::move(into) : TensorMap();
+    }
+
+    static std::string names(nlohmann::json const& values) {
+        std::string all;
+        for (auto const& [name, value] : values.items()) all += (all.empty() ? "\"" : ", \"") + name + "\"";
+        return all.empty() ? "none" : all;
+    }
+
+    /// What is no regular file in the folder itself is not the file that the manifest names.
+    InputFile open(ManifestFile const& file) const try {
+        return folder_.open(file.name);
+    } catch (Error const& e) {
+        if (e.code() != code::symlink && e.code() != code::not_regular) throw;
+        throw Error(code::ck_file_set, concat("load_state: ", dir(), " lacks ", file.name, ": ", e.reason()));
+    }
+
+    SafetensorsReader& reader(int64_t file) {
+        auto& r = readers_[file];
+        if (!r) r = std::make_unique<SafetensorsReader>(open(manifest_.files.at(static_cast<size_t>(file))));
+        return *r;
+    }
+
+    /// Elements [from, to), counted from the tensor's first, of what one file has of it; only their bytes are read.
+    at::Tensor part(std::string const& name, ManifestTensor const& t, ManifestPart const& p, int64_t from, int64_t to) {
+        return reader(p.file).read_elements(described(name, t, p), from - p.from, to - p.from);
+    }
+
+    /// The entry of a part in its file, which must be as the manifest says.
+    TensorInfo const& described(std::string const& name, ManifestTensor const& t, ManifestPart const& p) {
+        auto const* info = reader(p.file).find(name);
+        check(info != nullptr, code::ck_file_set, "load_state: ", reader(p.file).path(), " lacks tensor ", quote(name));
+        auto const item = static_cast<int64_t>(c10::elementSize(t.dtype));
+        check(info->type() == t.dtype && info->end - info->begin == (p.to - p.from) * item, code::ck_slices, "load_state: tensor ", quote(name), " in ", reader(p.file).path(), " is not what the manifest says");
+        return *info;
+    }
+
+    at::Tensor whole(std::string const& name, ManifestTensor const& t) {
+        auto const all = elements(name, t, 0, t.numel());
+        return t.whole ? all.view(t.shape) : all.as_strided(t.shape, t.strides).contiguous();
+    }
+
+    /// Elements [from, to): of a tensor in parts in the order of memory, of one that is whole in row-major order.
+    at::Tensor elements(std::string const& name, ManifestTensor const& t, int64_t from, int64_t to) {
+        if (t.parts.size() == 1) return part(name, t, t.parts[0], from, to);
+        auto all = at::empty({to - from}, at::TensorOptions(t.dtype));
+        for (auto const& p : t.parts) {
+            auto const begin = std::max(p.from, from), end = std::min(p.to, to);
+            if (begin < end) all.narrow(0, begin - from, end - begin).copy_(part(name, t, p, begin, end));
+        }
+        return all;
+    }
+
+    Folder folder_;
+    Manifest manifest_;
+    std::map<int64_t, std::unique_ptr<SafetensorsReader>> readers_;
+    std::vector<InPlace> in_place_;
+};
+
+}  // namespace accelerate::state
+
 // ---- accelerate/state/environment.hpp
 
 namespace accelerate::state {
@@ -17483,9 +17529,16 @@ inline void check_latest(std::filesystem::path const& folder) {
 
 }  // namespace accelerate::state
 
-// ---- accelerate/state_control.hpp
+// ---- accelerate/checkpoints.hpp
 
 namespace accelerate {
+
+/// How `load_state` and `resume` restore.
+struct load_state_options {
+    std::vector<std::string> skip = {};  ///< components that stay as they are, or are in the checkpoint only: "optimizer", "custom_checkpoint_0"; see `acc::inspect`
+    std::vector<Rename> rename = {};     ///< what names of parameters in the checkpoint are called now, where the code has changed since
+    bool verify = true;                  ///< false: sizes and structure are checked, but not the hashes, which costs one read of all files
+};
 
 /// How `save_state` writes.
 struct save_state_options {
@@ -17493,8 +17546,317 @@ struct save_state_options {
     Hash hash = Hash::Xxh3;     ///< of the files
 };
 
+namespace detail {
+
+/// Checkpoints of a project: `<project_dir>/checkpoints/checkpoint_<n>`, by number, the newest first. Error E_IO for a folder that cannot be
+/// listed.
+inline std::vector<std::pair<int64_t, std::filesystem::path>> numbered_checkpoints(std::filesystem::path const& folder) {
+    std::vector<std::pair<int64_t, std::filesystem::path>> found;
+    std::error_code failed;
+    std::filesystem::directory_iterator entries(folder, failed);
+    if (failed && failed != std::errc::no_such_file_or_directory) state::fail_io("cannot list the folder", folder, failed.value());  // nothing is not taken for none
+    for (auto const& entry : entries) {
+        auto const name = entry.path().filename().string();
+        constexpr std::string_view prefix = "checkpoint_";
+        auto const digits = name.starts_with(prefix) ? name.substr(prefix.size()) : "";
+        bool const number = !digits.empty() && digits.size() <= 15 && digits.find_first_not_of("0123456789") == std::string::npos && (digits.size() == 1 || digits[0] != '0');
+        bool const folder_itself = std::filesystem::is_directory(entry.symlink_status());
+        if (name.starts_with(prefix) && (!number || !folder_itself)) log::warning_once("W_CK_IGNORED: ", entry.path(), " is no checkpoint: ", number ? "it is not a folder" : "its name does not end in a plain number");
+        if (number && folder_itself) found.emplace_back(std::stoll(digits), entry.path());
+    }
+    std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
+    return found;
+}
+
+/// A checkpoint whose files are as they were written, if that is to be verified: every rank reads some of them. Collective; errors are those
+/// of all.
+template <class Comm>
+std::unique_ptr<state::CheckpointReader> open_checkpoint(Comm const& comm, std::filesystem::path const& dir, bool verify) {
+    std::unique_ptr<state::CheckpointReader> reader;
+    state::together(comm, [&] { reader = std::make_unique<state::CheckpointReader>(dir); });
+    if (verify) state::together(comm, [&] { reader->verify(comm.rank(), comm.size()); });
+    return reader;
+}
+
+/// Shows a component a state, or gives it to it; what does not fit has the component's code.
+inline void give(state::Component const& component, std::function<void(StateDict const&)> const& to, StateDict const& state) try {
+    to(state);
+} catch (Error const& e) {
+    bool const unfit = e.code() == code::data || e.code() == code::config;
+    throw Error(unfit ? component.unfit : e.code(), concat("\"", component.name, "\": ", e.reason()));
+}
+
+/// What there is here and in the checkpoint must be the same, but for what is to be skipped: nothing is ignored unsaid.
+inline void check_same_components(state::CheckpointReader const& reader, std::vector<state::Component> const& components, std::vector<std::string> const& skip) {
+    auto const there = reader.components();
+    auto const skipped = [&](std::string const& name) { return std::ranges::find(skip, name) != skip.end(); };
+    auto const here = [&](std::string const& name) { return std::ranges::find(components, name, &state::Component::name) != components.end(); };
+    for (auto const& name : skip) check(here(name) || std::ranges::find(there, name) != there.end(), code::ck_keys, "load_state: there is no \"", name, "\" to skip, neither here nor in ", reader.dir());
+    std::string text;
+    Code code = code::ck_keys;
+    auto const add = [&](std::string const& name, char const* where) {
+        text += concat("\n  ", state::quote(name), where);
+        if (name == "scaler" || name.find("_precision") != std::string::npos) code = code::ck_precision;
+    };
+    for (auto const& c : components)
+        if (!skipped(c.name) && std::ranges::find(there, c.name) == there.end()) add(c.name, " is here, but not in the checkpoint");
+    for (auto const& name : there)
+        if (!skipped(name) && !here(name)) add(name, " is in the checkpoint, but not here");
+    check(text.empty(), code, "load_state: ", reader.dir(), " is of another run:", text, "\n  (.skip = {\"name\", ...} leaves those out that you name)");
+}
+
+/// All components' states from a checkpoint, then into the components. Nothing has been changed on any rank when one cannot be had or does not
+/// fit; where only an object of the user's can say that, those that it comes behind have theirs. Where the disk fails while states are read
+/// into place, what was read stays. Collective.
+template <class Comm>
+void load_components(Comm const& comm, state::CheckpointReader& reader, std::vector<state::Component> const& components, load_state_options const& options) {
+    std::vector<std::optional<StateDict>> states(components.size());
+    auto const skipped = [&](state::Component const& c) { return std::ranges::find(options.skip, c.name) != options.skip.end(); };
+    state::together(comm, [&] {
+        check_same_components(reader, components, options.skip);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (!skipped(components[i])) states[i] = reader.state_of(components[i], comm.rank(), options.rename);
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && components[i].fits) give(components[i], components[i].fits, *states[i]);
+    });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i)
+            if (states[i] && !components[i].fits) give(components[i], components[i].load, *states[i]);
+    });
+    state::together(comm, [&] { reader.read_into_place(); });
+    state::together(comm, [&] {
+        for (size_t i = 0; i < components.size(); ++i) {
+            if (skipped(components[i])) continue;
+            if (states[i] && components[i].fits) give(components[i], components[i].load, *states[i]);
+            else if (!states[i]) log::warning("load_state: the checkpoint is of ", reader.manifest().world, " ranks and has no \"", components[i].name, "\" of rank ", comm.rank(), "; it goes on with its own");
+        }
+    });
+}
+
+/// Saves and restores what a training consists of; what it does is told at `StateControl`. Every function is collective.
+template <class Comm>
+class Checkpoints {
+public:
+    using Training = TrainingBase<Comm>;
+
+    state::CheckpointHooks save_hooks, load_hooks;
+
+    /// `behind` is called by rank 0, or its thread, when the folder is there.
+    void save(Training& training, std::filesystem::path const& named, save_state_options const& how, std::string const& policies, std::function<void()> const& behind = [] {}) {
+        wait(training);
+        check(!named.empty(), code::config, "save_state: the folder's name is empty");
+        auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
+        auto const begin = std::chrono::steady_clock::now();
+        check_agreed(training, "save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
+        auto components = training.all_components();
+        save_hooks.call(components, dir);
+        auto& writers = training.writers();
+        bool const whole = std::ranges::find(components, state::Whose::Parts, &state::Component::whose) == components.end();
+        check(whole || writers.size() == training.comm.size(), code::config, "save_state: with save_on_each_node each node needs the whole state, and of a sharded model (", policies,
+              ") it has only a part; save to a disk that all nodes see");
+        nlohmann::json const about{{"policies", policies}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"environment", state::environment(training.comm)}};
+        auto const published = [=](int64_t bytes) {
+            behind();
+            log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
+        };
+        on_each_node(training, [&] {
+            if (how.asynchronous) pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, training.deadline(), published);
+            else if (auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash); training.writes()) published(bytes);
+        });
+    }
+
+    /// The next of the project's.
+    std::filesystem::path save_next(Training& training, save_state_options const& how, std::string const& policies) {
+        wait(training);
+        auto const folder = folder_of(training);
+        auto const next = at::scalar_tensor(0, at::kLong);
+        state::together(training.comm, [&] {
+            if (!training.writes()) return;
+            auto const there = numbered_checkpoints(folder);
+            if (!there.empty()) next.fill_(there.front().first + 1);
+        });
+        training.comm.all_reduce(next, comm::Reduction::Max);
+        auto const name = concat("checkpoint_", next.template item<int64_t>());
+        save(training, folder / name, how, policies, [folder, name, limit = training.options.total_limit] { tidy(folder, name, limit); });
+        return folder / name;
+    }
+
+    void wait(Training& training) {
+        if (!pending_) return;
+        on_each_node(training, [&] { state::wait_together(training.writers(), std::move(pending_)); });
+    }
+
+    void load(Training& training, std::filesystem::path const& dir, load_state_options const& options) {
+        wait(training);
+        check_agreed(training, "load_state", options);
+        load(training, *open(training, dir, options.verify), options);
+    }
+
+    bool resume(Training& training, load_state_options const& options) {
+        wait(training);
+        check_agreed(training, "resume", options);
+        auto const folder = folder_of(training);
+        std::string numbers;
+        state::together(training.comm, [&] {
+            if (!training.writes()) return;
+            state::remove_leftovers(folder);
+            for (auto const& checkpoint : numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
+            try {
+                state::check_latest(folder);
+            } catch (Error const& e) {
+                log::warning("resume: ", e.what(), "; the newest checkpoint that is whole is taken all the same");
+            }
+        });
+        training.comm.broadcast_bytes(numbers, 0);
+        std::istringstream newest_first(numbers);
+        int64_t passed_over = 0;
+        for (int64_t number; newest_first >> number; ++passed_over) {
+            auto const dir = folder / concat("checkpoint_", number);
+            std::unique_ptr<state::CheckpointReader> reader;
+            try {
+                reader = open(training, dir, options.verify);
+            } catch (Error const& e) {
+                if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
+                log::warning("resume: ", dir, " is passed over: ", e.what());
+                continue;
+            }
+            load(training, *reader, options);
+            log::info("resume: ", dir);
+            return true;
+        }
+        check(passed_over == 0, code::ck_incomplete, "resume: none of the ", passed_over, " checkpoints in ", folder, " is whole");
+        return false;
+    }
+
+private:
+    /// Ranks that saved or loaded other things would lose some, or wait for each other.
+    static void check_agreed(Training& training, std::string_view who, std::vector<std::string> how) {
+        for (auto const& component : training.all_components()) how.push_back(state::quote(component.name));
+        state::check_agreed(training.comm, who, how);
+    }
+    static void check_agreed(Training& training, std::string_view who, load_state_options const& options) {
+        std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
+        for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
+        check_agreed(training, who, std::move(how));
+    }
+
+    /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
+    template <class F>
+    static void on_each_node(Training& training, F&& f) {
+        if (training.writers().size() == training.comm.size()) f();
+        else state::together(training.comm, f, "on the node of rank");
+    }
+
+    static std::unique_ptr<state::CheckpointReader> open(Training& training, std::filesystem::path const& dir, bool verify) {
+        std::unique_ptr<state::CheckpointReader> reader;
+        on_each_node(training, [&] { reader = open_checkpoint(training.writers(), dir, verify); });
+        return reader;
+    }
+
+    void load(Training& training, state::CheckpointReader& reader, load_state_options const& options) {
+        auto components = training.all_components();
+        load_hooks.call(components, reader.dir());
+        on_each_node(training, [&] { load_components(training.writers(), reader, components, options); });
+        auto const& about = reader.manifest().about;
+        if (training.comm.rank() == 0 && about.is_object()) state::warn_if_changed(about.value("environment", nlohmann::json()), state::environment(training.comm), reader.dir());
+    }
+
+    /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.
+    static void tidy(std::filesystem::path const& folder, std::string const& newest, int64_t limit) try {
+        state::write_latest(folder, newest);
+        auto const there = numbered_checkpoints(folder);
+        for (auto i = static_cast<size_t>(limit); limit > 0 && i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
+    } catch (std::exception const& e) {
+        log::warning("save_state: the checkpoint is there, but not all is tidy: ", e.what());
+    }
+
+    static std::filesystem::path folder_of(Training const& training) {
+        auto const& project = training.options.project_dir;
+        check(!project.empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
+        return project / "checkpoints";
+    }
+
+    state::Snapshot snapshot_;
+    std::unique_ptr<state::PendingSave> pending_;
+};
+
+}  // namespace detail
+}  // namespace accelerate
+
+// ---- accelerate/core/stop_signals.hpp
+
+namespace accelerate {
+
+/// While one of these lives, the first SIGTERM, SIGINT or SIGUSR1 only asks this process to stop (`requested`), which is said on stderr; a
+/// second one ends it at once. Signals that the program ignores or handles itself stay its own.
+class StopSignals {
+public:
+    StopSignals() {
+        std::lock_guard const lock(mutex());
+        if (users()++ > 0) return;
+        for (size_t i = 0; i < numbers.size(); ++i) {
+            struct sigaction before {};
+            ours()[i] = ::sigaction(numbers[i], nullptr, &before) == 0 && (before.sa_flags & SA_SIGINFO) == 0 && before.sa_handler == SIG_DFL;
+            if (!ours()[i]) continue;
+            struct sigaction action {};
+            action.sa_handler = &handle;
+            action.sa_flags = SA_RESTART;
+            ::sigaction(numbers[i], &action, nullptr);
+        }
+    }
+    ~StopSignals() {
+        std::lock_guard const lock(mutex());
+        if (--users() > 0) return;
+        for (size_t i = 0; i < numbers.size(); ++i)
+            if (ours()[i]) ::signal(numbers[i], SIG_DFL);
+    }
+    StopSignals(StopSignals const&) = delete;
+    StopSignals& operator=(StopSignals const&) = delete;
+
+    /// The signal that has come; 0: none.
+    static int requested() { return received(); }
+
+private:
+    static constexpr std::array numbers{SIGTERM, SIGINT, SIGUSR1};
+
+    static void handle(int number) {
+        if (received().exchange(number) != 0) {
+            ::signal(number, SIG_DFL);
+            ::raise(number);
+            return;
+        }
+        constexpr std::string_view text = "[accelerate] a signal asks to stop: a checkpoint is written at the next step or batch; once more ends at once\n";
+        static_cast<void>(!::write(STDERR_FILENO, text.data(), text.size()));
+    }
+
+    // What a handler can reach, and what belongs to the process as its handlers do.
+    static std::atomic<int>& received() {
+        static std::atomic<int> number = 0;
+        static_assert(std::atomic<int>::is_always_lock_free);
+        return number;
+    }
+    static std::mutex& mutex() {
+        static std::mutex m;
+        return m;
+    }
+    static int& users() {
+        static int n = 0;
+        return n;
+    }
+    static std::array<bool, numbers.size()>& ours() {
+        static std::array<bool, numbers.size()> which{};
+        return which;
+    }
+};
+
+}  // namespace accelerate
+
+// ---- accelerate/state_control.hpp
+
+namespace accelerate {
+
 /// Checkpoints: the part of Python's `Accelerator` that saves and restores a run. `Derived` has `training_`, to which this is a friend.
-template <class Derived>
+template <class Derived, class Communicator>
 class StateControl {
 public:
     /// Adds objects of yours to what `save_state` saves, as "custom_checkpoint_0" and so on (Python's `register_for_checkpointing`). They have
@@ -17508,86 +17870,30 @@ public:
     }
 
     /// Calls `hook(components, dir)` before every `save_state`, or `load_state` and `resume`, on every rank (Python's functions of these names).
-    RemovableHandle register_save_state_pre_hook(CheckpointHook hook) { return save_hooks_.add(std::move(hook)); }
-    RemovableHandle register_load_state_pre_hook(CheckpointHook hook) { return load_hooks_.add(std::move(hook)); }
+    RemovableHandle register_save_state_pre_hook(CheckpointHook hook) { return checkpoints_.save_hooks.add(std::move(hook)); }
+    RemovableHandle register_load_state_pre_hook(CheckpointHook hook) { return checkpoints_.load_hooks.add(std::move(hook)); }
 
     /// Writes everything that was prepared or registered, and the random streams, as the folder `dir`: models, optimizers, schedules,
     /// scaler, loaders, and the accumulation window with its gradients. Resuming from it goes on as if nothing had happened, bit for bit;
     /// between windows also on another number of ranks or under another sharding. `dir` appears whole or not at all. Collective.
     /// Errors: E_EXISTS, E_NO_SPACE, E_IO, the same on every rank; with `.asynchronous` what fails behind the copy is the error of the next
     /// save or of `wait_for_checkpoint`.
-    void save_state(std::filesystem::path const& dir, save_state_options const& how = {}) { save(dir, how, [] {}); }
+    void save_state(std::filesystem::path const& dir, save_state_options const& how = {}) { checkpoints_.save(training(), dir, how, Derived::policies()); }
     /// The same as `project_dir/checkpoints/checkpoint_<n>`, one more than the newest; the file `latest` there names it then, and, where
     /// `total_limit` says so, older ones go. Gives the folder.
-    std::filesystem::path save_state(save_state_options const& how = {}) {
-        wait_for_checkpoint();
-        auto const folder = checkpoints();
-        auto& comm = own().training_->settled().comm;
-        auto const next = at::scalar_tensor(0, at::kLong);
-        state::together(comm, [&] {
-            if (!own().training_->writes()) return;
-            auto const there = detail::numbered_checkpoints(folder);
-            if (!there.empty()) next.fill_(there.front().first + 1);
-        });
-        comm.all_reduce(next, comm::Reduction::Max);
-        auto const name = concat("checkpoint_", next.template item<int64_t>());
-        save(folder / name, how, [folder, name, limit = own().training_->options.total_limit] { tidy(folder, name, limit); });
-        return folder / name;
-    }
+    std::filesystem::path save_state(save_state_options const& how = {}) { return checkpoints_.save_next(training(), how, Derived::policies()); }
     /// Returns when the last asynchronous save is done, or has its error, the same on every rank. Collective.
-    void wait_for_checkpoint() {
-        if (!pending_) return;
-        on_each_node([&] { state::wait_together(own().training_->writers(), std::move(pending_)); });
-    }
+    void wait_for_checkpoint() { checkpoints_.wait(training()); }
 
     /// Restores what `save_state` wrote. Every file's hash is checked first, unless `.verify = false`. Collective. Errors: E_CK_* (see `state/codes.hpp`), E_IO;
     /// nothing has been changed where the folder is not as it was written, or is of another run; objects that were registered come first, so that
     /// what one of them throws leaves all else as it was. Parameters and optimizer state are read into place: a disk that fails after the
     /// hashes were checked leaves them half read.
-    void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) {
-        wait_for_checkpoint();
-        check_agreed("load_state", options);
-        load(*open(dir, options.verify), options);
-    }
+    void load_state(std::filesystem::path const& dir, load_state_options const& options = {}) { checkpoints_.load(training(), dir, options); }
 
     /// Restores the newest checkpoint under `project_dir` that is whole; says which, and why newer ones were not taken. False where there
     /// is none. Error E_CK_INCOMPLETE where there are some and none is whole. Collective.
-    bool resume(load_state_options const& options = {}) {
-        wait_for_checkpoint();
-        check_agreed("resume", options);
-        auto& comm = own().training_->settled().comm;
-        auto const folder = checkpoints();
-        std::string numbers;
-        state::together(comm, [&] {
-            if (!own().training_->writes()) return;
-            state::remove_leftovers(folder);
-            for (auto const& checkpoint : detail::numbered_checkpoints(folder)) numbers += concat(checkpoint.first, " ");
-            try {
-                state::check_latest(folder);
-            } catch (Error const& e) {
-                log::warning("resume: ", e.what(), "; the newest checkpoint that is whole is taken all the same");
-            }
-        });
-        comm.broadcast_bytes(numbers, 0);
-        std::istringstream newest_first(numbers);
-        int64_t passed_over = 0;
-        for (int64_t number; newest_first >> number; ++passed_over) {
-            auto const dir = folder / concat("checkpoint_", number);
-            std::unique_ptr<state::CheckpointReader> reader;
-            try {
-                reader = open(dir, options.verify);
-            } catch (Error const& e) {
-                if (e.exit_code() != code::data.exit && e.exit_code() != code::io.exit) throw;  // a peer is gone
-                log::warning("resume: ", dir, " is passed over: ", e.what());
-                continue;
-            }
-            load(*reader, options);
-            log::info("resume: ", dir);
-            return true;
-        }
-        check(passed_over == 0, code::ck_incomplete, "resume: none of the ", passed_over, " checkpoints in ", folder, " is whole");
-        return false;
-    }
+    bool resume(load_state_options const& options = {}) { return checkpoints_.resume(training(), options); }
 
 protected:
     /// From now on a signal that asks to stop, to whichever rank, makes all of them save at the same place and throw E_REQUEUE:
@@ -17619,117 +17925,12 @@ protected:
     }
 
 private:
-    /// `behind` is called by rank 0, or its thread, when the folder is there.
-    template <class Behind>
-    void save(std::filesystem::path const& named, save_state_options const& how, Behind const& behind) {
-        wait_for_checkpoint();
-        check(!named.empty(), code::config, "save_state: the folder's name is empty");
-        auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
-        auto const begin = std::chrono::steady_clock::now();
-        auto& t = own().training_->settled();
-        check_agreed("save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
-        auto components = all_components();
-        save_hooks_.call(components, dir);
-        auto& writers = t.writers();
-        check(!detail::in_parts<typename Derived::model_state> || writers.size() == t.comm.size(), code::config, "save_state: with save_on_each_node each node needs the whole state, and under ", Derived::sharding_type::name,
-              " it has only a part; save to a disk that all nodes see");
-        nlohmann::json const about{{"policies", Derived::policies()}, {"accelerate", concat(version.major, ".", version.minor, ".", version.patch)}, {"environment", state::environment(t.comm)}};
-        auto const published = [=](int64_t bytes) {
-            behind();
-            log::info("save_state: ", dir, ", ", bytes, " bytes, ", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), " s");
-        };
-        if (how.asynchronous) {
-            on_each_node([&] { pending_ = state::begin_async_checkpoint(writers, dir, components, about, how.hash, snapshot_, t.deadline(), published); });
-            return;
-        }
-        on_each_node([&] {
-            auto const bytes = state::write_checkpoint(writers, dir, components, about, how.hash);
-            if (t.writes()) published(bytes);
-        });
-    }
-
-    /// Ranks that saved or loaded other things would lose some, or wait for each other.
-    void check_agreed(std::string_view who, std::vector<std::string> how) const {
-        for (auto const& component : all_components()) how.push_back(state::quote(component.name));
-        state::check_agreed(own().training_->settled().comm, who, how);
-    }
-    void check_agreed(std::string_view who, load_state_options const& options) const {
-        std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
-        for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
-        check_agreed(who, std::move(how));
-    }
-
-    /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
-    template <class F>
-    void on_each_node(F&& f) const {
-        auto& t = *own().training_;
-        if (t.writers().size() == t.comm.size()) f();
-        else state::together(t.comm, f, "on the node of rank");
-    }
-
-    std::unique_ptr<state::CheckpointReader> open(std::filesystem::path const& dir, bool verify) const {
-        std::unique_ptr<state::CheckpointReader> reader;
-        on_each_node([&] { reader = detail::open_checkpoint(own().training_->writers(), dir, verify); });
-        return reader;
-    }
-
-    void load(state::CheckpointReader& reader, load_state_options const& options) {
-        auto components = all_components();
-        load_hooks_.call(components, reader.dir());
-        auto const& comm = own().training_->comm;
-        on_each_node([&] { detail::load_components(own().training_->writers(), reader, components, options); });
-        auto const& about = reader.manifest().about;
-        if (own().is_main_process() && about.is_object()) state::warn_if_changed(about.value("environment", nlohmann::json()), state::environment(comm), reader.dir());
-    }
-
-    /// Names the newest checkpoint and removes what is older than the limit; that it cannot is no failure of a save that has been made.
-    static void tidy(std::filesystem::path const& folder, std::string const& newest, int64_t limit) try {
-        state::write_latest(folder, newest);
-        auto const there = detail::numbered_checkpoints(folder);
-        for (auto i = static_cast<size_t>(limit); limit > 0 && i < there.size(); ++i) std::filesystem::remove_all(there[i].second);
-    } catch (std::exception const& e) {
-        log::warning("save_state: the checkpoint is there, but not all is tidy: ", e.what());
-    }
-
-    std::filesystem::path checkpoints() const {
-        check(!own().project_dir().empty(), code::config, "save_state and resume need a place: give the accelerator .project_dir, or save_state and load_state a folder");
-        return own().project_dir() / "checkpoints";
-    }
-
-    std::vector<state::Component> all_components() const {
-        auto all = own().training_->components;
-        std::erase_if(all, [](auto const& c) { return c.gone && c.gone(); });
-        auto const guard = own().training_->guard;
-        if constexpr (std::remove_cvref_t<decltype(*own().training_)>::scales) {
-            all.push_back({.name = "scaler", .whose = own().shared(), .save = [guard] { return guard->scaler().state_dict(); }, .load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); },
-                           .fits = [guard](StateDict const& s) {
-                               auto scaler = guard->scaler();
-                               scaler.load_state_dict(s);
-                           },
-                           .unfit = code::ck_scaler});
-        }
-        auto const progress = [guard, independent = state::is_own(own().shared())] {
-            StateDict s{{}, {{"steps", guard->steps()}}};
-            if (independent) s.values["independent"] = true;
-            return s;
-        };
-        auto const steps_in = [](StateDict const& s) {
-            auto const steps = s.value<int64_t>("steps", "progress");
-            check(steps >= 0, code::data, "step ", steps, " cannot be");
-            return steps;
-        };
-        all.push_back({.name = "progress", .whose = state::Whose::EachOrFirst, .save = progress, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }});
-        all.push_back(detail::random_component(Derived::device_type::type));
-        return all;
-    }
+    auto& training() { return own().training_->settled(); }
 
     std::optional<StopSignals> signals_;
-    state::CheckpointHooks save_hooks_, load_hooks_;
-    state::Snapshot snapshot_;
-    std::unique_ptr<state::PendingSave> pending_;
+    detail::Checkpoints<Communicator> checkpoints_;
 
     Derived& own() { return static_cast<Derived&>(*this); }
-    Derived const& own() const { return static_cast<Derived const&>(*this); }
 };
 
 }  // namespace accelerate
@@ -17771,7 +17972,8 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>, public StateControl<Accelerator<Device, Precision, Sharding, Loader>> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>,
+                                                           public StateControl<Accelerator<Device, Precision, Sharding, Loader>, typename Device::communicator> {
     using Shared = Training<Device, Precision, Sharding>;
     static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole, or whose placement has `cast`; use sharding::Ddp<> or Fsdp<>, or parameters in fp32");
 
@@ -17989,8 +18191,8 @@ public:
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        bool const writes = training_->writes();
-        state::together(training_->settled().comm, [&] {
+        bool const writes = training_->settled().writes();
+        state::together(training_->comm, [&] {
             auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
                                                   [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });
             if (!writes) return;
@@ -18016,30 +18218,8 @@ public:
     template <class Model>
     auto prepare_model(Model&& model, prepare_model_options const& how = {}) {
         auto module = detail::module_of(std::forward<Model>(model));
-        using Module = typename decltype(module)::element_type;
-        training_->settled();
-        check(module != nullptr, code::config, "prepare: the model is an empty holder");
-        if (how.evaluation_mode)
-            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
-        if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
-        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
-        module::place_on(*module, device());
-        detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
-        state->keep_gradients = training_->options.keep_gradients;
-        state->frozen = detail::frozen(*module);
-        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
-        if constexpr (requires { Precision::after_update(*module); })
-            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
-        training_->models.push_back(state);
-        auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options)) training_->components.push_back(std::move(component));
-        if constexpr (requires { Precision::state_dict(*module); }) {
-            auto const save = [module] { return Precision::state_dict(*module); };
-            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
-            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
-        }
-        return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
+        auto state = adopt(module, how);
+        return Prepared<typename decltype(module)::element_type, Shared>(std::move(module), std::move(state), training_);
     }
 
     /// Python's `skip_first_batches`: the next range-for over the prepared loader begins behind its first n batches.
@@ -18056,7 +18236,7 @@ public:
     template <class Recipe, class Optimizer>
     auto prepare_scheduler(Recipe&& recipe, Optimizer& optimizer) {
         schedule::Scheduler scheduler(std::forward<Recipe>(recipe), optimizer, {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-        training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
+        training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), training_->shared(), code::ck_sched, scheduler));
         return scheduler;
     }
 
@@ -18075,7 +18255,7 @@ public:
     }
 
 private:
-    friend StateControl<Accelerator>;
+    friend StateControl<Accelerator, communicator>;
 
     /// `values`: files, or `module::NoValues`.
     template <class Model, class Values, class... Arguments>
@@ -18098,10 +18278,32 @@ private:
         return model;
     }
 
-    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
-    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
-    /// The same of parameters and what optimizers keep of them.
-    state::Whose sharded() const { return detail::in_parts<model_state> ? state::Whose::Parts : shared(); }
+    /// Takes a model among those that are trained.
+    std::shared_ptr<model_state> adopt(std::shared_ptr<torch::nn::Module> const& module, prepare_model_options const& how) {
+        training_->settled();
+        check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if (how.evaluation_mode)
+            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
+        if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
+        module::place_on(*module, device());
+        detail::connect_modules(*module, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
+        state->keep_gradients = training_->options.keep_gradients;
+        state->frozen = detail::frozen(*module);
+        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
+        if constexpr (requires { Precision::after_update(*module); })
+            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
+        training_->models.push_back(state);
+        auto const name = training_->next_name("model");
+        for (auto& component : detail::model_components(name, module, state, training_->sharded(), training_->options)) training_->components.push_back(std::move(component));
+        if constexpr (requires { Precision::state_dict(*module); }) {
+            auto const save = [module] { return Precision::state_dict(*module); };
+            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
+            training_->components.push_back({.name = name + "_precision", .whose = training_->shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
+        }
+        return state;
+    }
 
     template <class Model>
     static model_state& state_of(Model const& model) {
@@ -18124,7 +18326,7 @@ private:
                 model->by_recipe = true;
             }
         if constexpr (requires { optimizer.state_dict(); }) {
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), training_->sharded(), code::ck_optim, optimizer));
             training_->components.back().names = state::Names::State;
         }
         return optimizer;

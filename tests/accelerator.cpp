@@ -289,7 +289,7 @@ TEST_CASE("a loss of several elements, or of none that learns, is refused", "[ba
     CHECK_NOTHROW(accelerator.backward(model(torch::ones({1})).sum()));
 }
 
-TEST_CASE("options that cannot be are refused", "[training]") {
+TEST_CASE("options that cannot be are refused", "[training_base][accelerator_options]") {
     CHECK_THROWS_WITH(Run<>({.gradient_accumulation_steps = 0}), contains("E_CONFIG") && contains("gradient_accumulation_steps is 0"));
     for (double const wrong : {0.0, -1.0, std::nan("")}) CHECK_THROWS_WITH(Run<>({.timeout_s = wrong}), contains("E_CONFIG") && contains("timeout_s"));
     for (double const right : {1e-6, 600.0, HUGE_VAL}) CHECK_NOTHROW(Run<>({.timeout_s = right}));

@@ -249,7 +249,7 @@ std::string refusal(auto& accelerator, fs::path const& dir) {
 
 }  // namespace
 
-TEST_CASE("a state that cannot be is refused with its own code", "[checkpointing][component][manifest][checkpoint_hooks][state_dict]") {
+TEST_CASE("a state that cannot be is refused with its own code", "[window_state][components][component][manifest][checkpoint_hooks][state_dict]") {
     Folder folder;
     using Half = Run<Fp16<>, Ddp<>>;
     auto const run = [](auto&& f, double scale = 1024) {
@@ -412,7 +412,7 @@ struct Holding {
 
 }  // namespace
 
-TEST_CASE("a checkpoint of another run changes nothing, whatever of it does not fit", "[checkpointing][component][prepared][indexed_source][scheduler]") {
+TEST_CASE("a checkpoint of another run changes nothing, whatever of it does not fit", "[checkpoints][model_components][component][prepared][indexed_source][scheduler]") {
     using acc::data::Loader;
     Folder folder;
     auto const dir = folder / "saved";
@@ -809,7 +809,7 @@ struct Waits : Samples {
 
 }  // namespace
 
-TEST_CASE("a checkpoint between two losses of the micro-batch that ends its window", "[checkpointing][backward]") {
+TEST_CASE("a checkpoint between two losses of the micro-batch that ends its window", "[window_state][backward]") {
     Folder folder;
     for (bool weighted : {false, true}) {
         auto const dir = folder / acc::concat("saved_", weighted);
@@ -876,7 +876,7 @@ TEST_CASE("one process that is asked to stop saves while it waits for its worker
     CHECK(loader.consumed() == 8);
 }
 
-TEST_CASE("parameters that are called otherwise now are found, in models, optimizers and windows", "[checkpoint_reader][checkpointing]") {
+TEST_CASE("parameters that are called otherwise now are found, in models, optimizers and windows", "[checkpoint_reader][checkpoints]") {
     Folder folder;
     std::vector<acc::Rename> const names{acc::rename_prefix("a.", "first."), acc::rename_prefix("norm.", "normalised.")};
     std::atomic<int64_t> right = 0;
@@ -921,7 +921,7 @@ TEST_CASE("parameters that are called otherwise now are found, in models, optimi
     CHECK(right == 12);
 }
 
-TEST_CASE("`latest` names the last checkpoint; what it may not be is no reason not to go on", "[latest][leftovers][checkpointing]") {
+TEST_CASE("`latest` names the last checkpoint; what it may not be is no reason not to go on", "[latest][leftovers][checkpoints]") {
     Folder folder;
     Run<Fp32, Ddp<>> accelerator({.project_dir = folder.path}, acc::comm::Threads::world());
     auto model = accelerator.prepare(accelerator.make<Net>());

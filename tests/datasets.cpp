@@ -460,7 +460,8 @@ TEST_CASE("turns keep within one of every share, at every moment", "[mixture][tu
         bool good = true;
         for (int64_t k = 0; k < 2 * total + 5; ++k) {
             auto const [source, nth] = turns[k];
-            good = good && nth == had[source] && turns.when(source, nth) == k;
+            good = good && nth == had[source];
+            if (k % 31 == 0) good = good && turns.when(source, nth) == k;  // these two look through the whole period
             ++had[source];
             for (size_t s = 0; s < m; ++s) good = good && std::abs(had[s] * total - (k + 1) * c[s]) < total;
             if (k % 97 == 0)

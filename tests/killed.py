@@ -21,7 +21,6 @@ mode, kills, binary, mpirun = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.ar
 arguments = ["asynchronous"] if mode == "kill_asynchronous" else []
 signals = [signal.SIGKILL] if mode != "stop" else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 command = [*mpirun, binary]
-random.seed(20)
 
 
 class Run:
@@ -81,56 +80,93 @@ def ranks_of(process):
     return found or [process.pid]
 
 
+class Tally:
+    """What has happened in all runs so far."""
+
+    def __init__(self):
+        self.killed = self.killed_while_saving = self.runs = 0
+        self.wrong = []
+        self.lock = threading.Lock()
+
+    def enough(self):
+        return self.killed >= kills or self.wrong
+
+    def add(self, **counts):
+        with self.lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+            return self.runs
+
+
+def strike(run, chance):
+    """A signal to one of its processes, if there still is one."""
+    try:
+        if mode == "stop" and mpirun and chance.random() < 0.25:
+            os.kill(run.process.pid, signal.SIGUSR1)  # which mpirun forwards to all ranks
+        else:
+            os.kill(chance.choice(ranks_of(run.process)), chance.choice(signals))
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def again_and_again(where, name, tally, chance):
+    """One run, killed and started again until it is done; what is wrong with it."""
+    reported = 0
+    for attempt in range(40):
+        run = Run(where)
+        last = attempt == 39 or tally.enough()
+        if not last:
+            if chance.random() < 0.9:
+                run.speaks.wait(timeout=100)
+            time.sleep(chance.uniform(0, seconds * (1 - reported / steps)))  # it goes on behind `reported`
+            if run.process.poll() is None:
+                checkpoints = os.path.join(where, "checkpoints")
+                saving = os.path.isdir(checkpoints) and any(entry.startswith(".tmp~") for entry in os.listdir(checkpoints))
+                if strike(run, chance) and mode != "stop":
+                    tally.add(killed=1, killed_while_saving=saving)
+        begin = time.monotonic()
+        out, err = run.end()
+        if not last and time.monotonic() - begin > 10:
+            return ["the other rank did not notice for 10 s"]
+        if "asked to stop; run it again" in err:  # others came before or behind the loop
+            tally.add(killed=1)
+            stops = set(re.findall(r"asked to stop; run it again to go on from .*?(checkpoint_\d+)", err))
+            if run.process.returncode != 75 or len(stops) != 1:
+                return [f"exit code {run.process.returncode}, checkpoints {stops}\n{err[-2000:]}"]
+        went_on = re.search(r"goes on behind step (\d+)", out)
+        trained = went_on or "saved step" in out or "done" in out  # else it was killed before it came to that
+        if reported and trained and (not went_on or int(went_on[1]) < reported):
+            return [f"{name}: step {reported} was reported as saved, but it went on {went_on[0] if went_on else 'from nothing'}\n{err[-2000:]}"]
+        reported = max([reported, *steps_saved(out)])
+        done = re.search(r"done, loss (\S+)", out)
+        if done:
+            return [] if done[1] == expected else [f"{name}: loss {done[1]}, expected {expected}"]
+    return [f"{name} never ended\n{err[-2000:]}"]
+
+
+def lane(number, tally, folder):
+    chance = random.Random(20 + number)
+    while not tally.enough():
+        name = f"run {tally.add(runs=1)}"
+        try:
+            wrong = again_and_again(os.path.join(folder, name), name, tally, chance)
+        except BaseException as e:  # which ends this thread alone
+            wrong = [f"{name}: {e!r}"]
+        tally.add(wrong=wrong)
+
+
 with tempfile.TemporaryDirectory(prefix="accelerate_killed_") as folder:
     expected, steps, seconds = whole(os.path.join(folder, "reference"))
-    killed = killed_while_saving = runs = 0
     again, *_ = whole(os.path.join(folder, "reference"))  # as one that was killed behind its last step
-    wrong = [] if again == expected else [f"run again behind its last step: loss {again}, expected {expected}"]
-    while killed < kills and not wrong:
-        runs += 1
-        where = os.path.join(folder, f"run{runs}")
-        reported = 0
-        for attempt in range(40):
-            run = Run(where)
-            process = run.process
-            last = attempt == 39 or killed >= kills
-            if not last:
-                if random.random() < 0.9:
-                    run.speaks.wait(timeout=100)
-                time.sleep(random.uniform(0, seconds * (1 - reported / steps)))  # it goes on behind `reported`
-                if process.poll() is None:
-                    checkpoints = os.path.join(where, "checkpoints")
-                    saving = os.path.isdir(checkpoints) and any(name.startswith(".tmp~") for name in os.listdir(checkpoints))
-                    victim = random.choice(ranks_of(process))
-                    try:
-                        if mode == "stop" and mpirun and random.random() < 0.25:
-                            os.kill(process.pid, signal.SIGUSR1)  # which mpirun forwards to all ranks
-                        else:
-                            os.kill(victim, random.choice(signals))
-                        killed += mode != "stop"
-                        killed_while_saving += saving
-                    except ProcessLookupError:
-                        pass
-            begin = time.monotonic()
-            out, err = run.end()
-            if not last and time.monotonic() - begin > 10:
-                wrong.append("the other rank did not notice for 10 s")
-            if "asked to stop; run it again" in err:  # others came before or behind the loop
-                killed += 1
-                stops = set(re.findall(r"asked to stop; run it again to go on from .*?(checkpoint_\d+)", err))
-                if process.returncode != 75 or len(stops) != 1:
-                    wrong.append(f"exit code {process.returncode}, checkpoints {stops}\n{err[-2000:]}")
-            went_on = re.search(r"goes on behind step (\d+)", out)
-            trained = went_on or "saved step" in out or "done" in out  # else it was killed before it came to that
-            if reported and trained and (not went_on or int(went_on[1]) < reported):
-                wrong.append(f"run {runs}: step {reported} was reported as saved, but it went on {went_on[0] if went_on else 'from nothing'}\n{err[-2000:]}")
-            reported = max([reported, *steps_saved(out)])
-            done = re.search(r"done, loss (\S+)", out)
-            if done:
-                if done[1] != expected:
-                    wrong.append(f"run {runs}: loss {done[1]}, expected {expected}")
-                break
-        else:
-            wrong.append(f"run {runs} never ended\n{err[-2000:]}")
-print(f"{killed} times {mode} in {runs} runs ({killed_while_saving} while a checkpoint was written): {'nothing lost, every run ends as one that was never killed' if not wrong else wrong}")
-sys.exit(1 if wrong else 0)
+    tally = Tally()
+    if again != expected:
+        tally.add(wrong=[f"run again behind its last step: loss {again}, expected {expected}"])
+    # Side by side: most of a run that is killed is waiting for an mpirun to be gone.
+    lanes = [threading.Thread(target=lane, args=(number, tally, folder)) for number in range(4)]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join()
+print(f"{tally.killed} times {mode} in {tally.runs} runs ({tally.killed_while_saving} while a checkpoint was written): {'nothing lost, every run ends as one that was never killed' if not tally.wrong else tally.wrong}")
+sys.exit(1 if tally.wrong else 0)

@@ -843,7 +843,7 @@ TEST_CASE("state follows its parameters into a new arrangement", "[moments][opti
     CHECK(left.tensors.at("exp_avg.conv.weight").sizes() == a[1].second.sizes());
 }
 
-TEST_CASE("a rank may step on a slice only; its state loads from whole parameters", "[moments][optimizer]") {
+TEST_CASE("a rank may step on a slice only; its state loads from whole parameters", "[bound_parameters][moments][optimizer]") {
     auto a = some_parameters(), b = copy(a);
     auto whole = std::make_shared<FakeModel>(a), sliced = std::make_shared<FakeModel>(b);
     auto const begin = sliced->flats()[0].slots[1].begin + 3, end = sliced->flats()[0].slots[4].begin + 50;
@@ -934,7 +934,7 @@ TEST_CASE("a state that does not fit is refused and changes nothing", "[moments]
     CHECK(optimizer.state_dict().tensors.at("exp_avg_sq.up.bias").abs().max().item<float>() == 0);
 }
 
-TEST_CASE("two models of one optimizer keep equal names apart, dtypes go their own calls", "[optimizer][moments]") {
+TEST_CASE("two models of one optimizer keep equal names apart, dtypes go their own calls", "[bound_parameters][optimizer][moments]") {
     Parameters a{{"w", leaf(torch::randn({20}))}, {"half", leaf(torch::randn({8, 4}).to(at::kBFloat16))}}, b{{"w", leaf(torch::randn({3}))}};
     auto optimizer = bind(acc::optim::Adam{.lr = 0.1}, std::vector{std::make_shared<FakeModel>(a), std::make_shared<FakeModel>(b)});
     give_gradients(a, 0);

@@ -33,7 +33,8 @@ namespace accelerate {
 /// type says (Hugging Face Accelerate's `Accelerator`). Cheap to make; not copyable. What it prepares shares its state and may
 /// outlive it.
 template <device_policy Device, precision_policy Precision, sharding_policy<Device> Sharding, loader_policy Loader>
-class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>, public StateControl<Accelerator<Device, Precision, Sharding, Loader>> {
+class Accelerator<Device, Precision, Sharding, Loader> : public ProcessControl<Accelerator<Device, Precision, Sharding, Loader>>,
+                                                           public StateControl<Accelerator<Device, Precision, Sharding, Loader>, typename Device::communicator> {
     using Shared = Training<Device, Precision, Sharding>;
     static_assert(parameters_fit<Device, Precision, Sharding>, "Accelerator: a precision that casts parameters needs a sharding that keeps them whole, or whose placement has `cast`; use sharding::Ddp<> or Fsdp<>, or parameters in fp32");
 
@@ -251,8 +252,8 @@ public:
     template <class Model>
     void save_model(Model const& model, std::filesystem::path const& dir, save_model_options const& how = {}) {
         auto const begin = std::chrono::steady_clock::now();
-        bool const writes = training_->writes();
-        state::together(training_->settled().comm, [&] {
+        bool const writes = training_->settled().writes();
+        state::together(training_->comm, [&] {
             auto const bytes = state::save_shards(drop_aliases(model_tensors(*model)), dir, how, writes,
                                                   [&](auto const& tensors, auto const& f) { state_of(model).for_each_whole(tensors, f); });
             if (!writes) return;
@@ -278,30 +279,8 @@ public:
     template <class Model>
     auto prepare_model(Model&& model, prepare_model_options const& how = {}) {
         auto module = detail::module_of(std::forward<Model>(model));
-        using Module = typename decltype(module)::element_type;
-        training_->settled();
-        check(module != nullptr, code::config, "prepare: the model is an empty holder");
-        if (how.evaluation_mode)
-            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
-        if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
-        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
-        module::place_on(*module, device());
-        detail::connect_modules(*module, training_->comm);
-        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
-        state->keep_gradients = training_->options.keep_gradients;
-        state->frozen = detail::frozen(*module);
-        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
-        if constexpr (requires { Precision::after_update(*module); })
-            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
-        training_->models.push_back(state);
-        auto const name = training_->next_name("model");
-        for (auto& component : detail::model_components(name, module, state, sharded(), training_->options)) training_->components.push_back(std::move(component));
-        if constexpr (requires { Precision::state_dict(*module); }) {
-            auto const save = [module] { return Precision::state_dict(*module); };
-            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
-            training_->components.push_back({.name = name + "_precision", .whose = shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
-        }
-        return Prepared<Module, Shared>(std::move(module), std::move(state), training_);
+        auto state = adopt(module, how);
+        return Prepared<typename decltype(module)::element_type, Shared>(std::move(module), std::move(state), training_);
     }
 
     /// Python's `skip_first_batches`: the next range-for over the prepared loader begins behind its first n batches.
@@ -318,7 +297,7 @@ public:
     template <class Recipe, class Optimizer>
     auto prepare_scheduler(Recipe&& recipe, Optimizer& optimizer) {
         schedule::Scheduler scheduler(std::forward<Recipe>(recipe), optimizer, {.step_with_optimizer = training_->options.step_scheduler_with_optimizer});
-        training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), shared(), code::ck_sched, scheduler));
+        training_->components.push_back(detail::stateful_component(training_->next_name("scheduler"), training_->shared(), code::ck_sched, scheduler));
         return scheduler;
     }
 
@@ -337,7 +316,7 @@ public:
     }
 
 private:
-    friend StateControl<Accelerator>;
+    friend StateControl<Accelerator, communicator>;
 
     /// `values`: files, or `module::NoValues`.
     template <class Model, class Values, class... Arguments>
@@ -360,10 +339,32 @@ private:
         return model;
     }
 
-    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
-    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && this->num_processes() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
-    /// The same of parameters and what optimizers keep of them.
-    state::Whose sharded() const { return detail::in_parts<model_state> ? state::Whose::Parts : shared(); }
+    /// Takes a model among those that are trained.
+    std::shared_ptr<model_state> adopt(std::shared_ptr<torch::nn::Module> const& module, prepare_model_options const& how) {
+        training_->settled();
+        check(module != nullptr, code::config, "prepare: the model is an empty holder");
+        if (how.evaluation_mode)
+            for (auto const& [name, p] : detail::trainable(*module, training_->models)) p.set_requires_grad(false);
+        if constexpr (Precision::parameter != at::kFloat && requires { strategy::placement::cast(*module, Precision::parameter); }) strategy::placement::cast(*module, Precision::parameter);
+        if constexpr (requires { Precision::prepare(*module, training_->options.fp8, device()); }) Precision::prepare(*module, training_->options.fp8, device());
+        module::place_on(*module, device());
+        detail::connect_modules(*module, training_->comm);
+        auto state = std::make_shared<model_state>(sharding::ModelParts{module, detail::trainable(*module, training_->models), detail::named_buffers(*module), device()}, training_->comm, training_->guard);
+        state->keep_gradients = training_->options.keep_gradients;
+        state->frozen = detail::frozen(*module);
+        if constexpr (std::same_as<typename strategy::placement, place::Resident>) state->kept_weights = detail::keep_weights(*module);
+        if constexpr (requires { Precision::after_update(*module); })
+            state->updated = [update = Precision::after_update(*module), comm = training_->comm, device = device()] { update(device, [&](at::Tensor const& t) { comm.all_reduce(t, comm::Reduction::Max); }); };
+        training_->models.push_back(state);
+        auto const name = training_->next_name("model");
+        for (auto& component : detail::model_components(name, module, state, training_->sharded(), training_->options)) training_->components.push_back(std::move(component));
+        if constexpr (requires { Precision::state_dict(*module); }) {
+            auto const save = [module] { return Precision::state_dict(*module); };
+            auto const load = [module](StateDict const& s) { Precision::load_state_dict(*module, s); };
+            training_->components.push_back({.name = name + "_precision", .whose = training_->shared(), .save = save, .load = load, .fits = detail::tried(save, load), .unfit = code::ck_precision});
+        }
+        return state;
+    }
 
     template <class Model>
     static model_state& state_of(Model const& model) {
@@ -386,7 +387,7 @@ private:
                 model->by_recipe = true;
             }
         if constexpr (requires { optimizer.state_dict(); }) {
-            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), sharded(), code::ck_optim, optimizer));
+            training_->components.push_back(detail::stateful_component(training_->next_name("optimizer"), training_->sharded(), code::ck_optim, optimizer));
             training_->components.back().names = state::Names::State;
         }
         return optimizer;

@@ -11,7 +11,9 @@
 #include <accelerate/module/unique_parameters.hpp>
 #include <accelerate/sharding/layout.hpp>
 #include <accelerate/sharding/sync_batch_norm.hpp>
+#include <array>
 #include <tuple>
+#include <utility>
 
 namespace accelerate {
 
@@ -106,18 +108,27 @@ consteval size_t ordinal() {
     return before;
 }
 
-/// The arguments of one kind, each passed through `f(argument, its number among them)`, as a tuple in their order.
+/// Where the arguments of one kind stand.
+template <Kind K, class... Arguments>
+consteval auto places_of() {
+    constexpr Kind kinds[] = {kind_of<Arguments>()...};
+    std::array<size_t, count_of<K, Arguments...>> places{};
+    for (size_t i = 0, n = 0; i < sizeof...(Arguments); ++i)
+        if (kinds[i] == K) places[n++] = i;
+    return places;
+}
+
+/// The arguments of one kind, each passed through `f(argument, its number among them)` in their order, as a tuple.
 template <Kind K, class... Arguments, class F>
 auto transform_kind(std::tuple<Arguments...>& arguments, F&& f) {
-    return [&]<size_t... I>(std::index_sequence<I...>) {
-        auto one = [&]<size_t J>(std::integral_constant<size_t, J>) {
-            using Argument = std::tuple_element_t<J, std::tuple<Arguments...>>;
-            if constexpr (kind_of<Argument>() == K)
-                return std::tuple(f(static_cast<Argument&&>(std::get<J>(arguments)), std::integral_constant<size_t, ordinal<J, Arguments...>()>()));
-            else return std::tuple<>();
-        };
-        return std::tuple_cat(one(std::integral_constant<size_t, I>())...);
-    }(std::index_sequence_for<Arguments...>());
+    constexpr auto places = places_of<K, Arguments...>();
+    auto one = [&]<size_t N>(std::integral_constant<size_t, N> number) {
+        using Argument = std::tuple_element_t<places[N], std::tuple<Arguments...>>;
+        return f(static_cast<Argument&&>(std::get<places[N]>(arguments)), number);
+    };
+    return [&]<size_t... N>(std::index_sequence<N...>) {
+        return std::tuple<decltype(one(std::integral_constant<size_t, N>()))...>{one(std::integral_constant<size_t, N>())...};  // in braces, so one after another
+    }(std::make_index_sequence<places.size()>());
 }
 
 /// The module behind whatever a user holds it by: a holder, a pointer, an object (moved in) or a reference (which must outlive

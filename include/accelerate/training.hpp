@@ -3,44 +3,22 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
-#include <accelerate/data/loops.hpp>
-#include <accelerate/module/op_precision.hpp>
+#include <accelerate/model_components.hpp>
 #include <accelerate/optim/clip.hpp>
-#include <accelerate/precision/fp8_options.hpp>
 #include <accelerate/precision/policy.hpp>
 #include <accelerate/precision/weight_cache.hpp>
+#include <accelerate/sharding/none.hpp>
 #include <accelerate/sharding/policy.hpp>
 #include <accelerate/sharding/unused.hpp>
-#include <accelerate/state/component.hpp>
 #include <accelerate/step_guard.hpp>
+#include <accelerate/training_base.hpp>
 #include <algorithm>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 namespace accelerate {
-
-/// Run-time options of an Accelerator; what changes its type is a template argument.
-struct accelerator_options {
-    int64_t gradient_accumulation_steps = 1;        ///< micro-batches a window; the loss is divided by it
-    std::filesystem::path project_dir = {};         ///< where checkpoints, logs and trackers of the run go
-    bool sync_with_dataloader = true;               ///< the last batch of a loader closes the window
-    ShortWindow short_window = ShortWindow::Divide; ///< what a shorter last window is divided by
-    bool step_scheduler_with_optimizer = true;      ///< false: every `schedule.step()` counts one, for those who step by epoch
-    int64_t seed = 0;                               ///< of the initial weights that `make` draws
-    std::optional<int64_t> data_seed = {};          ///< seed of the loaders that `prepare` is given, in place of their own
-    bool keep_gradients = false;                    ///< `p.grad()` stays after a step until `zero_grad`, as in Python; costs a pass over it
-    NonFinite non_finite = NonFinite::skip();       ///< what becomes of a step whose gradients have a NaN or an infinity
-    grad_scaler_options grad_scaler = {};           ///< of precisions that scale gradients
-    accelerate::autocast_ops autocast_ops = {};     ///< operations that a precision's scope is to treat otherwise than LibTorch's lists say
-    fp8_layers fp8 = {};                            ///< which layers run in fp8 under `precision::Fp8`
-    bool checkpoint_on_signal = true;               ///< where there is a `project_dir`: SIGTERM, SIGINT and SIGUSR1 save and end with code 75
-    int64_t total_limit = 0;                        ///< checkpoints that automatic names keep, the newest; 0: all
-    bool save_on_each_node = false;                 ///< for disks that nodes do not share: each writes checkpoints and models of its own
-    double timeout_s = 600;                         ///< how long a rank waits for another before it says whom it misses
-};
 
 /// A model as an accelerator trains it: the sharding policy's model, plus what the loop must remember of it.
 template <class Base, class Precision>
@@ -148,9 +126,12 @@ private:
 /// What an accelerator and everything that it prepared share: the loop's state. Owned by all of them, so their order of
 /// destruction does not matter.
 template <class Device, class Precision, class Sharding>
-class Training {
+class Training : public TrainingBase<typename Device::communicator> {
+    using Base = TrainingBase<typename Device::communicator>;
+
 public:
-    using communicator = typename Device::communicator;
+    using Base::comm, Base::loops, Base::options;
+    using typename Base::communicator;
     using model_type = TrainedModel<typename Sharding::template model<Device>, Precision>;
     using autocast_scope = module::ListedScope<typename Precision::template scope<Device>>;
     using autocast_pause = typename Precision::template pause<Device>;
@@ -158,18 +139,20 @@ public:
     static constexpr bool scales = model_type::guard_type::scales;
 
     Training(accelerator_options given, communicator c)
-        : options(std::move(given)), comm(std::move(c)), loops(std::make_shared<data::Loops>()), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
+        : Base(std::move(given), std::move(c)), rerun(options.non_finite.reruns() ? std::make_shared<Rerun>(loops, Device::type) : nullptr),
           guard(std::make_shared<typename model_type::guard_type>(options.non_finite, options.grad_scaler, comm.rank(), rerun)) {
         if constexpr (autocasts) {
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
-        check_accumulation_steps("Accelerator", options.gradient_accumulation_steps);
-        check(options.total_limit >= 0, code::config, "Accelerator: total_limit is ", options.total_limit, "; it is a number of checkpoints, or 0 for all");
-        check(options.timeout_s > 0, code::config, "Accelerator: timeout_s is ", options.timeout_s, "; it must be above 0");
-        comm.set_deadline(deadline());
+        if constexpr (scales) this->own_components.push_back(detail::scaler_component(guard, shared()));
+        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared())));
+        this->own_components.push_back(detail::random_component(Device::type));
     }
-    /// At most a year, so that it can be counted.
-    std::chrono::milliseconds deadline() const { return std::chrono::milliseconds(static_cast<int64_t>(std::max(1.0, 1e3 * std::min(options.timeout_s, 365 * 24 * 3600.0)))); }
+
+    /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
+    state::Whose shared() const { return std::same_as<Sharding, sharding::None> && comm.size() > 1 ? state::Whose::EachOrFirst : state::Whose::All; }
+    /// The same of parameters and what optimizers keep of them.
+    state::Whose sharded() const { return detail::in_parts<model_type> ? state::Whose::Parts : shared(); }
 
     /// Called by a prepared model before its forward. Outside a window the autocast scope stays open behind the forward, so
     /// that it covers the loss as well, until the next call of this library that is not a forward.
@@ -189,27 +172,9 @@ public:
     void set_accumulation_steps(int64_t steps) {
         constexpr auto call = "accelerator.set_gradient_accumulation_steps";
         check(!in_window() && std::ranges::all_of(models, &model_type::window_closed), code::call_order, call, " inside an accumulation window; call it where one has ended, behind the loop's body");
-        check_accumulation_steps(call, steps);
+        this->check_accumulation_steps(call, steps);
         options.gradient_accumulation_steps = steps;
         for (auto const& model : models) model->window().restart();
-    }
-
-    /// The ranks that write one checkpoint: all, or, with `save_on_each_node`, those of this rank's node. Collective at first.
-    communicator& writers() {
-        if (!options.save_on_each_node) return settled().comm;
-        if (!of_node_) of_node_.emplace(settled().comm.split(comm.node(), comm.rank()));
-        return *of_node_;
-    }
-    /// Whether this rank looks after what they write: the main process, or that of its node.
-    bool writes() { return writers().rank() == 0; }
-
-    /// A name for the next thing of a kind: "model", "model_1", "model_2", as in Python's files.
-    std::string next_name(std::string const& kind) {
-        std::erase_if(components, [](auto const& c) { return c.gone && c.gone(); });
-        auto const taken = [&](std::string const& name) { return std::any_of(components.begin(), components.end(), [&](auto const& c) { return c.name == name; }); };
-        auto name = kind;
-        for (int64_t n = 1; taken(name); ++n) name = concat(kind, "_", n);
-        return name;
     }
 
     /// Ends the autocast scope that a forward outside a window left open. Every entry point but forward begins with it.
@@ -260,27 +225,16 @@ public:
         bool ours_ = false;
     };
 
-    accelerator_options options;
-    communicator comm;
-    std::shared_ptr<data::Loops> loops;
     std::shared_ptr<Rerun> rerun;  ///< where `non_finite` asks for it
     std::shared_ptr<typename model_type::guard_type> guard;
     std::unique_ptr<module::OpPrecision> op_precision;  ///< where `autocast_ops` lists something
     std::vector<std::shared_ptr<model_type>> models;  ///< everything prepared
-    std::vector<state::Component> components;         ///< of everything prepared and registered
     std::vector<model_type*> window;                  ///< the models of the window that is open now
     std::optional<autocast_scope> lingering;          ///< the scope that a forward outside a window left open
-    bool sync_gradients = true;
     bool scoped = false;     ///< something has run, or somebody has meant it to, in the precision's scope
-    int64_t registered = 0;  ///< objects of the user's among the components
 
 private:
-    static void check_accumulation_steps(char const* call, int64_t steps) {
-        check(steps >= 1, code::config, call, ": gradient_accumulation_steps is ", steps, "; it must be at least 1");
-    }
-
     std::vector<model_type*> scratch_;
-    std::optional<communicator> of_node_;
 };
 
 }  // namespace accelerate

@@ -44,9 +44,16 @@ inline std::string repeat(std::string const& part, size_t n, std::string const& 
 }
 
 inline std::string many(size_t n, std::string const& dtype, std::string const& shape, std::string const& offsets, size_t data) {
+    auto const nameless = entry("", dtype, shape, offsets);  // which begins with two quotation marks
     std::string header = "{";
-    for (size_t i = 0; i < n; ++i) header += (i == 0 ? "" : ",") + entry(std::to_string(i), dtype, shape, offsets);
-    return file(header + "}", zeros(data));
+    header.reserve(n * (nameless.size() + 9));
+    for (size_t i = 0; i < n; ++i) {
+        header += i == 0 ? "\"" : ",\"";
+        header += std::to_string(i);
+        header.append(nameless, 1);
+    }
+    header += '}';
+    return file(header, zeros(data));
 }
 
 inline std::vector<Case> corpus() {

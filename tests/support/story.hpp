@@ -120,7 +120,7 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, std::fu
         for (auto const& [name, t] : accelerator.get_state_dict(model)) s.tensors.insert(name, t);
         if (optimizer.steps() > 0)
             for (auto const& [name, t] : optimizer.state_dict().tensors) s.tensors.insert("optimizer." + name, t.clone());
-        for (auto const& [name, t] : acc::detail::gradients_of(model.state())) s.tensors.insert("gradient." + name, t.clone());
+        for (auto const& [name, t] : acc::detail::gradients_in(model.state().flats())) s.tensors.insert("gradient." + name, t.clone());
         if (comm.size() == 1) s.tensors.insert("random", acc::random_state(at::kCPU));
         s.values = acc::concat(schedule.state_dict().values.dump(), loader.state_dict().values.dump(), optimizer.lr(), " ", optimizer.steps(), " ", counter.bodies, " ", model.state().window().position());
         if constexpr (Precision::compute == at::kHalf) s.values += accelerator.scaler().state_dict().values.dump();

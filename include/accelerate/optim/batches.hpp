@@ -16,6 +16,15 @@ struct Batch {
     std::vector<size_t> models;  ///< to which model each entry belongs
 };
 
+/// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
+inline bool is_plain(Batch const& batch, optimizer_storage const& storage) {
+    auto const dtype = batch.columns.parameters[0].scalar_type();
+    if (batch.columns.masters[0].defined() || storage.master == at::kHalf || (is_low(dtype) && storage.stochastic_states())) return false;
+    for (auto const& list : batch.columns.states)
+        if (list[0].scalar_type() != dtype) return false;
+    return true;
+}
+
 /// Cuts what is to be updated into as few calls, of as few list entries, as its hyper-parameters allow. Neighbours of one set
 /// become one entry together with the padding between them (zeros, which every rule keeps zero). With `Operations::Torch` each
 /// parameter is an entry of its own, in the order of registration. `missed` says of each part how many updates have left it out; nothing

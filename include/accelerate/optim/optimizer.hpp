@@ -3,15 +3,12 @@
 #include <ATen/core/grad_mode.h>
 
 #include <accelerate/optim/average_scope.hpp>
-#include <accelerate/optim/batches.hpp>
+#include <accelerate/optim/bound_parameters.hpp>
 #include <accelerate/optim/clip.hpp>
-#include <accelerate/optim/saved_progress.hpp>
 #include <accelerate/optim/wide.hpp>
 #include <cmath>
 #include <concepts>
-#include <map>
 #include <memory>
-#include <optional>
 
 namespace accelerate::optim {
 
@@ -116,23 +113,13 @@ public:
     /// Restores state, lr and step count; all other hyper-parameters stay the recipe's. Error E_DATA when the state is another
     /// kind of optimizer's or does not fit the parameters; nothing has been changed then.
     void load_state_dict(StateDict const& state) {
-        auto& s = *shared_;
-        auto const saved = progress_in(state);
-        at::NoGradGuard const no_grad;
+        auto const saved = shared_->progress_in(state);
         make_state();
-        if (saved.steps == 0 && state.tensors.empty()) s.moments.reset();
-        else s.moments.load(state);
-        s.grouping.set_lr(saved.lr);
-        s.missed.clear();
-        for (auto const& [key, steps] : saved.parameter_steps)
-            if (steps != saved.steps) s.missed[key] = saved.steps - steps;
-        s.unreached.clear();
-        s.group();
-        s.count(saved.steps);
+        shared_->load_state_dict(state, saved);
     }
     /// Throws what `load_state_dict` would, and changes nothing.
     void check_state_dict(StateDict const& state) {
-        auto const saved = progress_in(state);
+        auto const saved = shared_->progress_in(state);
         make_state();
         if (saved.steps != 0 || !state.tensors.empty()) shared_->moments.check_fits(state);
     }
@@ -140,33 +127,9 @@ public:
 private:
     friend class AverageScope<Optimizer>;
 
-    SavedProgress progress_in(StateDict const& state) const {
-        auto const who = concat("optim::", Rule<Recipe>::kind);
-        auto const saved = saved_progress(state, who, Rule<Recipe>::kind);
-        auto const here = shared_->grouping.rules();
-        auto const groups = state.values.contains("parameter_groups") ? state.value<int64_t>("parameter_groups", who) : here;
-        check(groups == here, code::data, who, ".load_state_dict: the state has ", groups, " parameter groups, this recipe ", here);
-        return saved;
-    }
-
     StateDict collect(bool live) const {
-        auto& s = *shared_;
-        StateDict state;
-        state.values = {{"kind", Rule<Recipe>::kind}, {"lr", lr()}, {"steps", s.steps}, {"parameter_groups", s.grouping.rules()}, {"groups", nlohmann::json::array()}};
-        for (auto const& [key, n] : s.missed) state.values["parameter_steps"][key] = s.steps - n;
-        for (auto const& set : s.grouping.sets()) state.values["groups"].push_back({{"lr", set.lr}, {"weight_decay", set.weight_decay}});
-        if (s.bound) {
-            if (s.stale()) s.bind();
-            s.moments.save(state, live);
-        }
-        return state;
-    }
-
-    static Entry entry(Columns const& columns, size_t i) {
-        Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
-        for (auto const& list : columns.states) made.states.push_back(list[i]);
-        for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
-        return made;
+        if (shared_->bound && shared_->stale()) shared_->bind();
+        return shared_->template state_dict<StateDict>(live);
     }
 
     void update() {
@@ -181,9 +144,9 @@ private:
         for (auto const& batch : s.batches) {
             auto const step = s.steps - batch.missed;
             if (s.sweeps) s.sweep(batch, step);
-            else if (s.is_plain(batch)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
+            else if (is_plain(batch, s.recipe.storage)) Rule<Recipe>::update(s.recipe, s.grouping[batch.set], batch.columns, step == 1);
             else
-                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry(batch.columns, i), batch.columns.steps[i], step);
+                for (size_t i = 0; i < batch.columns.parameters.size(); ++i) update_wide(s.recipe, s.grouping[batch.set], entry_of(batch.columns, i), batch.columns.steps[i], step);
         }
         if (s.recipe.ema_decay > 0)
             for (auto const& stretch : s.moments.stretches()) stretch.average.lerp_((stretch.master.defined() ? stretch.master : stretch.parameters).to(stretch.average.scalar_type()), 1 - s.recipe.ema_decay);
@@ -197,49 +160,34 @@ private:
         else return false;
     }();
 
-    struct Shared {
+    struct Shared : BoundParameters {
         Shared(Recipe r, std::vector<std::shared_ptr<Model>> m)
-            : recipe((Rule<Recipe>::validate(r), std::move(r))), models(std::move(m)), grouping(recipe),
-              moments(Rule<Recipe>::states(recipe), Rule<Recipe>::initial(recipe), recipe.storage, has_masters && recipe.operations == Operations::Fused, recipe.ema_decay > 0) {
-            check(!models.empty(), code::config, "optim::", Rule<Recipe>::kind, ": there is no model to optimise");
-            check(std::ranges::any_of(models, [](auto const& model) { return !std::span<sharding::Flat const>(model->flats()).empty(); }), code::config, "optim::", Rule<Recipe>::kind,
-                  ": no parameter of the model requires gradients, so there is nothing to optimise");
-            for (auto const& model : models)
-                for (sharding::Flat const& flat : model->flats())
-                    check(!flat.parameters.is_complex(), code::config, "optim::", Rule<Recipe>::kind, ": parameter ", flat.slots.front().name,
-                          " is complex, and recipes update real numbers; keep its parts as a real parameter (torch::view_as_complex in forward), or take an optimizer of torch::optim");
+            : BoundParameters{(Rule<Recipe>::validate(r), Rule<Recipe>::kind), r.operations, m.size() > 1, Grouping(r),
+                              Moments(Rule<Recipe>::states(r), Rule<Recipe>::initial(r), r.storage, has_masters && r.operations == Operations::Fused, r.ema_decay > 0)},
+              recipe(std::move(r)), models(std::move(m)) {
+            std::vector<std::span<sharding::Flat const>> flats;
+            for (auto const& model : models) flats.emplace_back(model->flats());
+            check_flats(kind, flats);
             if constexpr (requires { recipe.parameters; }) {
                 if (recipe.parameters) shares = sharding::shares_of(models, [&](std::string const& name, at::Tensor const&) { return recipe.parameters(name); });
-                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", Rule<Recipe>::kind,
+                check(shares.empty() || std::ranges::any_of(shares, [](auto const& of) { return std::ranges::find(of.second, true) != of.second.end(); }), code::config, "optim::", kind,
                       ": its `parameters` match no parameter of the model; the first is ", models.front()->parameters().front().first);
             }
-            sweeps = can_sweep();
+            if constexpr (sweepable<Recipe>)
+                sweeps = kernel::can_sweep() && operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(flats, sweepable_flats);
         }
 
         /// Whether an update leaves no gradient behind, because all of them pass through it.
         bool clears(Model const& model) const { return sweeps && shares.empty() && model.clears_in_step(); }
-        bool has(Model const& model, sharding::Slot const& slot) const { return sharding::has(shares, model, static_cast<size_t>(slot.registration)); }
-
-        bool can_sweep() const {
-            if constexpr (!sweepable<Recipe>) return false;
-            else {
-                auto const fits = [](auto const& model) {
-                    return std::ranges::all_of(std::span<sharding::Flat const>(model->flats()), [](sharding::Flat const& f) {
-                        return f.parameters.is_cpu() && (f.parameters.scalar_type() == at::kFloat || f.parameters.scalar_type() == at::kBFloat16);
-                    });
-                };
-                return kernel::can_sweep() && recipe.operations == Operations::Fused && Rule<Recipe>::sweeps(recipe) && std::ranges::all_of(models, fits);
-            }
-        }
 
         void sweep(Batch const& batch, int64_t step) const {
             if constexpr (sweepable<Recipe>) {
                 auto const& c = batch.columns;
-                bool const fp32 = is_plain(batch) && c.parameters[0].scalar_type() == at::kFloat;
+                bool const fp32 = is_plain(batch, recipe.storage) && c.parameters[0].scalar_type() == at::kFloat;
                 for (size_t i = 0; i < c.parameters.size(); ++i) {
                     auto const& model = *models[batch.models[i]];
                     if (!fp32) {
-                        sweep_wide(recipe, grouping[batch.set], entry(c, i), step, model.gradient_scale(), clears(model));
+                        sweep_wide(recipe, grouping[batch.set], entry_of(c, i), step, model.gradient_scale(), clears(model));
                         continue;
                     }
                     auto* const parameters = c.parameters[i].template mutable_data_ptr<float>();
@@ -251,145 +199,41 @@ private:
             }
         }
 
-        /// Whether LibTorch's kernels do the same to it: everything in one dtype, rounded to the nearest.
-        bool is_plain(Batch const& batch) const {
-            auto const dtype = batch.columns.parameters[0].scalar_type();
-            if (batch.columns.masters[0].defined() || recipe.storage.master == at::kHalf || (is_low(dtype) && recipe.storage.stochastic_states())) return false;
-            return std::ranges::all_of(batch.columns.states, [&](auto const& list) { return list[0].scalar_type() == dtype; });
-        }
-
         bool stale() const {
             for (size_t i = 0; i < models.size(); ++i)
                 if (layouts[i] != models[i]->layout()) return true;
             return !bound;
         }
 
-        void count(int64_t n) {
-            steps = n;
-            for (auto& [counter, behind] : counters) {
-                if (counter.is_cpu()) *counter.template mutable_data_ptr<float>() = static_cast<float>(n - behind);
-                else counter.fill_(n - behind);
+        void bind() {
+            std::vector<ModelView> views;
+            for (size_t m = 0; m < models.size(); ++m) {
+                layouts[m] = models[m]->layout();
+                views.push_back({models[m]->flats(), models[m]->pieces(), shares.empty() ? nullptr : &shares.at(models[m].get())});
             }
+            BoundParameters::bind(views);
         }
 
-        /// The next update leaves out what no loss has reached.
         void pass_over_unreached() {
             if constexpr (sharding::tells_unreached<Model>) {
                 std::vector<std::string> keys;
                 for (size_t m = 0; m < models.size(); ++m)
                     for (auto const* slot : models[m]->unreached()) keys.push_back(key_of(m, *slot));
-                if (keys != unreached) [[unlikely]] {
-                    unreached = std::move(keys);
-                    group();
-                }
-                for (auto const& key : unreached) ++missed[key];
+                pass_over(std::move(keys));
             }
         }
-
-        std::string key_of(size_t model, sharding::Slot const& slot) const { return models.size() > 1 ? concat(model, ".", slot.name) : slot.name; }
-
-        void group();
-        void bind();
-        std::vector<sharding::Piece> pieces_of(Model const& model) const;
 
         Recipe recipe;
         std::vector<std::shared_ptr<Model>> models;
         sharding::Shares<Model> shares;  // what of them is updated; empty: all
-        Grouping grouping;
-        Moments moments;
-        std::vector<Batch> batches;
-        std::vector<std::pair<at::Tensor, int64_t>> counters;  // of a device and a number of missed updates; the same tensor in every entry of the lists
-        std::map<std::string, int64_t> missed;                 // updates that have left a parameter out
-        std::vector<std::string> unreached;                    // what the last update has left out
         std::vector<int64_t> layouts = std::vector<int64_t>(models.size());
-        int64_t steps = 0;
         int64_t updates = 0;
         bool sweeps = false;
         bool averaged = false;  // an AverageScope is alive
-        bool bound = false;
         bool skipped = false;
     };
 
     std::shared_ptr<Shared> shared_;
 };
-
-// Looks at every parameter: at the first step, and again only when slots have moved.
-template <recipe Recipe, sharding::flat_model Model>
-void Optimizer<Recipe, Model>::Shared::bind() {
-    std::vector<Stretch> stretches;
-    std::vector<Part> parts;
-    std::set<std::string> keys;
-    int64_t first_of_model = 0;
-    for (size_t m = 0; m < models.size(); ++m) {
-        std::span<sharding::Flat const> const flats = models[m]->flats();
-        auto const pieces = pieces_of(*models[m]);
-        int64_t slots = 0;
-        auto const first_stretch = stretches.size();
-        for (auto const& piece : pieces)
-            stretches.push_back({flats[static_cast<size_t>(piece.flat)].parameters.narrow(0, piece.begin, piece.end - piece.begin), piece.gradients, {}, {}, {}, {}, m});
-        for (size_t f = 0; f < flats.size(); ++f)
-            for (auto const& slot : flats[f].slots) {
-                ++slots;
-                if (!has(*models[m], slot)) continue;
-                auto const set = grouping.set_of(slot);
-                auto const key = key_of(m, slot);
-                keys.insert(key);
-                for (size_t p = 0; p < pieces.size(); ++p) {
-                    if (pieces[p].flat != static_cast<int64_t>(f)) continue;
-                    auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
-                    if (from > to || (from == to && slot.numel > 0)) continue;
-                    parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
-                                     from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
-                }
-            }
-        first_of_model += slots;
-        layouts[m] = models[m]->layout();
-    }
-    if (!bound) grouping.warn_about_unused();
-    moments.arrange(std::move(stretches), std::move(parts), std::move(keys));
-    group();
-    bound = true;
-}
-
-// Of a share of the model those stretches that it fills, so that nothing is kept of the rest.
-template <recipe Recipe, sharding::flat_model Model>
-std::vector<sharding::Piece> Optimizer<Recipe, Model>::Shared::pieces_of(Model const& model) const {
-    std::span<sharding::Piece const> const pieces = model.pieces();
-    if (shares.empty()) return {pieces.begin(), pieces.end()};
-    std::span<sharding::Flat const> const flats = model.flats();
-    std::vector<sharding::Piece> within;
-    for (auto const& piece : pieces) {
-        bool goes_on = false;
-        for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
-            if (from > to || (from == to && slot.numel > 0)) continue;
-            bool const ours = has(model, slot);
-            if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
-            else if (ours) within.back().end = to;
-            if (ours) within.back().gradients = piece.gradients.narrow(0, within.back().begin - piece.begin, to - within.back().begin);
-            goes_on = ours;
-        }
-    }
-    return within;
-}
-
-template <recipe Recipe, sharding::flat_model Model>
-void Optimizer<Recipe, Model>::Shared::group() {
-    std::vector<std::optional<int64_t>> behind;
-    for (auto const& part : moments.parts()) {
-        auto& its = behind.emplace_back(std::nullopt);
-        if (std::find(unreached.begin(), unreached.end(), part.key) != unreached.end()) continue;
-        auto const found = missed.find(part.key);
-        its = found != missed.end() ? found->second : 0;
-    }
-    batches = make_batches(moments, recipe.operations, behind);
-    counters.clear();
-    for (auto& batch : batches) {
-        auto const device = batch.columns.parameters.front().device();
-        auto counter = std::find_if(counters.begin(), counters.end(), [&](auto const& c) { return c.first.device() == device && c.second == batch.missed; });
-        if (counter == counters.end()) counter = counters.insert(counter, {at::full({}, steps - batch.missed, at::TensorOptions().dtype(at::kFloat).device(device)), batch.missed});
-        batch.columns.steps.assign(batch.columns.parameters.size(), counter->first);
-    }
-}
 
 }  // namespace accelerate::optim

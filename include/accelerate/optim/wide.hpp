@@ -18,6 +18,13 @@ struct Entry {
     std::vector<at::Tensor> states, exponents;  ///< an exponent for each block of a state that is kept in blocks
 };
 
+inline Entry entry_of(Columns const& columns, size_t i) {
+    Entry made{columns.parameters[i], columns.gradients[i], columns.masters[i], {}, {}};
+    for (auto const& list : columns.states) made.states.push_back(list[i]);
+    for (auto const& list : columns.exponents) made.exponents.push_back(list[i]);
+    return made;
+}
+
 namespace detail {
 
 /// Whether parameters, kept in fp32, hold what fp16 can.

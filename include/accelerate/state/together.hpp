@@ -19,22 +19,41 @@ inline Error error_told(std::string const& text, std::string const& behind, Code
     return {own.name == name ? own : code::named(name, code::named(name), code::of_files), text.substr(line + 1) + behind};
 }
 
+/// What went wrong on this rank, if anything did.
+struct Failure {
+    std::string text;  ///< as told; empty: nothing
+    Code code = code::internal;
+
+    /// The exception that is being handled.
+    static Failure caught() {
+        try {
+            throw;
+        } catch (Error const& e) {
+            return {told(e), e.code()};
+        } catch (std::exception const& e) {
+            return {told(Error(code::internal, e.what())), code::internal};
+        }
+    }
+};
+
+/// Throws, on every rank, the error of the first that has one, which is `who` that rank. Collective.
+template <class Comm>
+void throw_first(Comm const& comm, Failure const& own, std::string_view who) {
+    auto const all = comm.all_gather_bytes(own.text);
+    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
+    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own.code);
+}
+
 /// Does something on every rank; when it fails on one, all have the error of the first that failed, which is `who` that rank. Collective.
 template <class Comm, class F>
 void together(Comm const& comm, F&& f, std::string_view who = "rank") {
-    std::string failure;
-    Code own = code::internal;
+    Failure failure;
     try {
         f();
-    } catch (Error const& e) {
-        own = e.code();
-        failure = told(e);
-    } catch (std::exception const& e) {
-        failure = told(Error(code::internal, e.what()));
+    } catch (...) {
+        failure = Failure::caught();
     }
-    auto const all = comm.all_gather_bytes(failure);
-    auto const first = std::find_if(all.begin(), all.end(), [](std::string const& one) { return !one.empty(); });
-    if (first != all.end()) throw error_told(*first, comm.size() > 1 ? concat(" (", who, " ", first - all.begin(), ")") : "", own);
+    throw_first(comm, failure, who);
 }
 
 /// Error E_COLLECTIVE_MISMATCH on all ranks where one calls `who` with other `items` than rank 0. Collective.

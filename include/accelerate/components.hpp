@@ -1,0 +1,139 @@
+#pragma once
+
+#include <ATen/core/grad_mode.h>
+
+#include <accelerate/core/random_state.hpp>
+#include <accelerate/core/same_memory.hpp>
+#include <accelerate/state/component.hpp>
+#include <accelerate/state/quote.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace accelerate::detail {
+
+/// What loaded tensors and those that are there do not have in common, and shapes and dtypes that differ, are one error E_CK_KEYS that lists
+/// them.
+inline void check_by_name(std::string const& who, TensorMap const& here, TensorMap const& loaded) {
+    std::string differences;
+    int64_t count = 0;
+    auto const add = [&](auto const&... parts) {
+        if (++count <= 20) differences += concat("\n  ", parts...);
+    };
+    for (auto const& [name, t] : here) {
+        auto const found = loaded.find(name);
+        if (found == loaded.end()) add(state::quote(name), " is missing");
+        else if (found->second.sizes() != t.sizes() || found->second.scalar_type() != t.scalar_type())
+            add(state::quote(name), " has shape ", found->second.sizes(), " and dtype ", found->second.scalar_type(), " there, here ", t.sizes(), " and ", t.scalar_type());
+    }
+    for (auto const& [name, t] : loaded)
+        if (!here.contains(name)) add(state::quote(name), " is unexpected");
+    check(count == 0, code::ck_keys, "load_state: \"", who, "\" does not fit:", differences, count > 20 ? concat("\n  and ", count - 20, " more") : "");
+}
+
+/// Copies loaded tensors, which fit, into those that are there.
+inline void copy_by_name(TensorMap const& here, TensorMap const& loaded) {
+    at::NoGradGuard const no_grad;
+    for (auto const& [name, t] : here)
+        if (auto const& from = loaded.at(name); !same_memory(t, from)) t.copy_(from);
+}
+
+/// Anything that gives and takes a `StateDict`, by a handle that is kept.
+template <class Handle>
+state::Component stateful_component(std::string name, state::Whose whose, Code const& unfit, Handle handle) {
+    auto const kept = std::make_shared<Handle>(std::move(handle));
+    state::Component c{.name = std::move(name), .whose = whose, .save = [kept] {
+                           if constexpr (requires { kept->live_state(); }) return kept->live_state();
+                           else return kept->state_dict();
+                       }, .load = [kept](StateDict const& s) { kept->load_state_dict(s); }, .unfit = unfit};
+    if constexpr (requires(StateDict const& s) { kept->check_state_dict(s); }) c.fits = [kept](StateDict const& s) { kept->check_state_dict(s); };
+    if constexpr (requires { kept->gone(); }) c.gone = [kept] { return kept->gone(); };
+    if constexpr (requires { kept->make_state(), kept->live_state(); })
+        c.into = [kept] {
+            kept->make_state();
+            return kept->live_state().tensors;
+        };
+    if constexpr (requires { kept->make_state(); })
+        c.holds = [kept] {
+            kept->make_state();
+            return kept->state_dict();
+        };
+    return c;
+}
+
+/// An object of the user's, which outlives this.
+template <class Object>
+state::Component registered_component(std::string name, Object& object) {
+    state::Component c{.name = std::move(name), .whose = state::Whose::All, .save = [&object] { return StateDict(object.state_dict()); }, .load = [&object](StateDict const& s) { object.load_state_dict(s); }};
+    if constexpr (requires(StateDict const& s) { object.check_state_dict(s); }) c.fits = [&object](StateDict const& s) { object.check_state_dict(s); };
+    return c;
+}
+
+/// Whether a small state fits, found out by taking it and going back.
+template <class Save, class Load>
+std::function<void(StateDict const&)> tried(Save save, Load load) {
+    return [=](StateDict const& s) {
+        auto before = save();
+        for (auto& item : before.tensors) item.second = item.second.clone();
+        try {
+            load(s);
+        } catch (...) {
+            load(before);
+            throw;
+        }
+        load(before);
+    };
+}
+
+/// The random streams of the CPU and of a device.
+inline state::Component random_component(at::DeviceType device) {
+    auto const set = [](at::DeviceType type, at::Tensor const& saved) {
+        try {
+            set_random_state(type, saved);
+        } catch (c10::Error const& e) {
+            throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
+        }
+    };
+    auto const save = [=] {
+        StateDict s;
+        s.tensors.insert("cpu", random_state(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        return s;
+    };
+    auto const load = [=](StateDict const& s) {
+        check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
+        set(at::kCPU, s.tensors.at("cpu"));
+        if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
+    };
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
+}
+
+/// A step guard's gradient scaler.
+template <class Guard>
+state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Whose whose) {
+    auto const fits = [guard](StateDict const& s) {
+        auto scaler = guard->scaler();
+        scaler.load_state_dict(s);
+    };
+    auto const load = [guard](StateDict const& s) { guard->scaler().load_state_dict(s); };
+    return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
+}
+
+/// How many steps optimizers have made. `independent`: each rank those of its own.
+template <class Guard>
+state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
+    auto const save = [=] {
+        StateDict s{{}, {{"steps", guard->steps()}}};
+        if (independent) s.values["independent"] = true;
+        return s;
+    };
+    auto const steps_in = [](StateDict const& s) {
+        auto const steps = s.value<int64_t>("steps", "progress");
+        check(steps >= 0, code::data, "step ", steps, " cannot be");
+        return steps;
+    };
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }};
+}
+
+}  // namespace accelerate::detail
