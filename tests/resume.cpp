@@ -87,13 +87,13 @@ using namespace acc::sharding;
 
 }  // namespace
 
-TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", "[checkpoint_writer][checkpoint_reader][checkpointing][component][state_control][random_state]") {
+TEST_CASE("a run that goes on from a checkpoint is the run that never stopped", "[checkpoint_writer][checkpoint_reader][checkpoints][component][state_control][random_state]") {
     auto const count = all_cells(std::make_index_sequence<std::tuple_size_v<decltype(policies::precisions)> * std::tuple_size_v<decltype(policies::shardings)>>());
     WARN(count << " cells, at least half of them inside a window of " << window);
     CHECK(count >= 40);
 }
 
-TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpointing][state_control]") {
+TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpoints][state_control]") {
     resumes_again<Fp32, Ddp<>>(2, 4, 9);
     resumes_again<Fp16<>, None, Streamed>(1, 7, 12);
     resumes_again<Bf16<>, Fsdp<>, Dispatched>(2, 3, 8);
@@ -106,7 +106,7 @@ TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpoint
     resumes<Bf16<>, Fsdp<>, Dispatched>(2, {0});
 }
 
-TEST_CASE("a run that goes on: what is special", "[checkpointing][state_control]") {
+TEST_CASE("a run that goes on: what is special", "[checkpoints][state_control]") {
     resumes<Fp16<>, None>(1, {1, 3, 9});  // the scaler begins too high: the first steps are skipped
     resumes<Fp8<acc::recipe::Delayed<4>>, None>(1, {6, 7});
     resumes<Fp8<acc::recipe::LowBitOptimizer<2>>, None>(1, {6, 7});
