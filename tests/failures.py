@@ -6,10 +6,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 binary, mpirun = sys.argv[1], sys.argv[2:]
-environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+temporary = tempfile.TemporaryDirectory(prefix="accelerate_failures_")  # where ranks write their last operations
+environment = dict(os.environ, TMPDIR=temporary.name, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 
 # mode: seconds from start to the end of the last process (2 s of them are the start), exit codes, what the terminal must show
 cases = {

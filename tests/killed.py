@@ -29,7 +29,8 @@ class Run:
     def __init__(self, folder):
         self.lines, self.times, self.speaks = [], [], threading.Event()
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([*command, folder, *arguments], stdout=subprocess.PIPE, stderr=self.errors, text=True, start_new_session=True)
+        environment = dict(os.environ, TMPDIR=os.path.dirname(folder))  # ranks that miss a killed one write their last operations there
+        self.process = subprocess.Popen([*command, folder, *arguments], stdout=subprocess.PIPE, stderr=self.errors, text=True, start_new_session=True, env=environment)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
