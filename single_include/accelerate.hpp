@@ -791,6 +791,9 @@ constexpr char const* name(Stage stage) {
     return "?";
 }
 
+/// Whether they are complete and no step has used them.
+constexpr bool waits_for_step(Stage stage) { return stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped; }
+
 /// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
 /// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
 class Window {
@@ -1259,6 +1262,8 @@ struct Slot {
     int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
 
     int64_t end() const { return begin + numel; }
+    /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
+    std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
 };
 
 /// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
@@ -1380,12 +1385,6 @@ struct WindowState {
     int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
 
-    /// Whether a model at this place has gradients that its next step would miss.
-    static bool needs_gradients(bool closed, sharding::Stage stage) {
-        using sharding::Stage;
-        return !closed || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
-    }
-
     template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
     State state_dict(TensorMap tensors) const {
         State s;
@@ -1440,7 +1439,7 @@ inline TensorMap gradients_in(std::span<sharding::Flat const> flats) {
     TensorMap all;
     for (auto const& flat : flats)
         for (auto const& slot : flat.slots) {
-            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
+            auto const [from, to] = slot.within(0, flat.gradients.numel());
             if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
         }
     return all;
@@ -1478,7 +1477,7 @@ struct SavedModel {
     StateDict window() const {
         auto& m = *model;
         WindowState w{m.window().position(), m.window().micro_batches(), m.window_closed(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}};
-        w.gradients = WindowState::needs_gradients(w.closed, w.stage);
+        w.gradients = !w.closed || sharding::waits_for_step(w.stage);
         if constexpr (sharding::tells_unreached<Model>)
             if (w.gradients)
                 for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);
@@ -1801,7 +1800,7 @@ std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
         std::span<sharding::Flat const> const flats = model->flats();
         for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
             for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+                auto const [from, to] = slot.within(piece.begin, piece.end);
                 if (from < to) found.emplace_back(slot.registration, from, piece.gradients.narrow(0, from - piece.begin, to - from));
             }
         std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return std::pair(std::get<0>(a), std::get<1>(a)) < std::pair(std::get<0>(b), std::get<1>(b)); });
@@ -2873,7 +2872,7 @@ int64_t first_non_finite(Model const& model) {
     std::span<sharding::Flat const> const flats = model.flats();
     for (auto const& piece : std::span<sharding::Piece const>(model.owned()))
         for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+            auto const [from, to] = slot.within(piece.begin, piece.end);
             if (from < to && slot.registration < first && !all_finite(piece.gradients.narrow(0, from - piece.begin, to - from))) first = slot.registration;
         }
     return first;
@@ -3109,10 +3108,7 @@ private:
         }
     }
 
-    static bool waits_for_step(Model const& model) {
-        using sharding::Stage;
-        return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
-    }
+    static bool waits_for_step(Model const& model) { return model.window_closed() && sharding::waits_for_step(model.stage()); }
 
     void decide(Model& stepping) {
         std::string culprit;
@@ -12173,7 +12169,7 @@ struct ModelView {
         for (auto const& piece : pieces) {
             bool goes_on = false;
             for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+                auto const [from, to] = slot.within(piece.begin, piece.end);
                 if (from > to || (from == to && slot.numel > 0)) continue;
                 bool const ours = has(slot);
                 if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
@@ -12214,7 +12210,7 @@ struct BoundParameters {
                     keys.insert(key);
                     for (size_t p = 0; p < pieces.size(); ++p) {
                         if (pieces[p].flat != static_cast<int64_t>(f)) continue;
-                        auto const from = std::max(slot.begin, pieces[p].begin), to = std::min(slot.end(), pieces[p].end);
+                        auto const [from, to] = slot.within(pieces[p].begin, pieces[p].end);
                         if (from > to || (from == to && slot.numel > 0)) continue;
                         parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
                                          from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
@@ -17647,8 +17643,8 @@ public:
         check(!named.empty(), code::config, "save_state: the folder's name is empty");
         auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
         auto const begin = std::chrono::steady_clock::now();
-        check_agreed(training, "save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
         auto components = training.all_components();
+        check_agreed(training, "save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"}, components);
         save_hooks.call(components, dir);
         auto& writers = training.writers();
         bool const whole = std::ranges::find(components, state::Whose::Parts, &state::Component::whose) == components.end();
@@ -17688,13 +17684,15 @@ public:
 
     void load(Training& training, std::filesystem::path const& dir, load_state_options const& options) {
         wait(training);
-        check_agreed(training, "load_state", options);
-        load(training, *open(training, dir, options.verify), options);
+        auto components = training.all_components();
+        check_agreed(training, "load_state", options, components);
+        load(training, *open(training, dir, options.verify), std::move(components), options);
     }
 
     bool resume(Training& training, load_state_options const& options) {
         wait(training);
-        check_agreed(training, "resume", options);
+        auto components = training.all_components();
+        check_agreed(training, "resume", options, components);
         auto const folder = folder_of(training);
         std::string numbers;
         state::together(training.comm, [&] {
@@ -17720,7 +17718,7 @@ public:
                 log::warning("resume: ", dir, " is passed over: ", e.what());
                 continue;
             }
-            load(training, *reader, options);
+            load(training, *reader, std::move(components), options);
             log::info("resume: ", dir);
             return true;
         }
@@ -17730,14 +17728,14 @@ public:
 
 private:
     /// Ranks that saved or loaded other things would lose some, or wait for each other.
-    static void check_agreed(Training& training, std::string_view who, std::vector<std::string> how) {
-        for (auto const& component : training.all_components()) how.push_back(state::quote(component.name));
+    static void check_agreed(Training& training, std::string_view who, std::vector<std::string> how, std::vector<state::Component> const& components) {
+        for (auto const& component : components) how.push_back(state::quote(component.name));
         state::check_agreed(training.comm, who, how);
     }
-    static void check_agreed(Training& training, std::string_view who, load_state_options const& options) {
+    static void check_agreed(Training& training, std::string_view who, load_state_options const& options, std::vector<state::Component> const& components) {
         std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
         for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
-        check_agreed(training, who, std::move(how));
+        check_agreed(training, who, std::move(how), components);
     }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
@@ -17753,8 +17751,7 @@ private:
         return reader;
     }
 
-    void load(Training& training, state::CheckpointReader& reader, load_state_options const& options) {
-        auto components = training.all_components();
+    void load(Training& training, state::CheckpointReader& reader, std::vector<state::Component> components, load_state_options const& options) {
         load_hooks.call(components, reader.dir());
         on_each_node(training, [&] { load_components(training.writers(), reader, components, options); });
         auto const& about = reader.manifest().about;
@@ -22990,7 +22987,7 @@ public:
         begin_ = chunk_ * rank;
         for (auto& slot : slots_) {
             auto const view = view_like(full_, slot.begin, slot.parameter);
-            auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
+            auto const [from, to] = slot.within(begin_, begin_ + chunk_);
             if (from < to) {
                 fill(slot.parameter, view, from - slot.begin, to - slot.begin);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));
@@ -23478,7 +23475,7 @@ public:
     void for_each_part(F&& f) const {
         for (auto const* unit : engine_->units)
             for (auto const& slot : unit->slots()) {
-                auto const from = std::max(slot.begin, unit->begin()), to = std::min(slot.end(), unit->begin() + unit->shard().numel());
+                auto const [from, to] = slot.within(unit->begin(), unit->begin() + unit->shard().numel());
                 if (from < to || slot.numel == 0) f(slot, unit->shard().narrow(0, std::max<int64_t>(from - unit->begin(), 0), std::max<int64_t>(to - from, 0)), from - slot.begin);
             }
     }

@@ -141,8 +141,8 @@ public:
         check(!named.empty(), code::config, "save_state: the folder's name is empty");
         auto const dir = named.has_filename() ? named : named.parent_path();  // "out/" is "out"
         auto const begin = std::chrono::steady_clock::now();
-        check_agreed(training, "save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"});
         auto components = training.all_components();
+        check_agreed(training, "save_state", {how.asynchronous ? "an asynchronous save" : "a save that waits", how.hash == Hash::Xxh3 ? "XXH3" : "SHA-256"}, components);
         save_hooks.call(components, dir);
         auto& writers = training.writers();
         bool const whole = std::ranges::find(components, state::Whose::Parts, &state::Component::whose) == components.end();
@@ -182,13 +182,15 @@ public:
 
     void load(Training& training, std::filesystem::path const& dir, load_state_options const& options) {
         wait(training);
-        check_agreed(training, "load_state", options);
-        load(training, *open(training, dir, options.verify), options);
+        auto components = training.all_components();
+        check_agreed(training, "load_state", options, components);
+        load(training, *open(training, dir, options.verify), std::move(components), options);
     }
 
     bool resume(Training& training, load_state_options const& options) {
         wait(training);
-        check_agreed(training, "resume", options);
+        auto components = training.all_components();
+        check_agreed(training, "resume", options, components);
         auto const folder = folder_of(training);
         std::string numbers;
         state::together(training.comm, [&] {
@@ -214,7 +216,7 @@ public:
                 log::warning("resume: ", dir, " is passed over: ", e.what());
                 continue;
             }
-            load(training, *reader, options);
+            load(training, *reader, std::move(components), options);
             log::info("resume: ", dir);
             return true;
         }
@@ -224,14 +226,14 @@ public:
 
 private:
     /// Ranks that saved or loaded other things would lose some, or wait for each other.
-    static void check_agreed(Training& training, std::string_view who, std::vector<std::string> how) {
-        for (auto const& component : training.all_components()) how.push_back(state::quote(component.name));
+    static void check_agreed(Training& training, std::string_view who, std::vector<std::string> how, std::vector<state::Component> const& components) {
+        for (auto const& component : components) how.push_back(state::quote(component.name));
         state::check_agreed(training.comm, who, how);
     }
-    static void check_agreed(Training& training, std::string_view who, load_state_options const& options) {
+    static void check_agreed(Training& training, std::string_view who, load_state_options const& options, std::vector<state::Component> const& components) {
         std::vector<std::string> how{options.verify ? "hashes that are verified" : "hashes that are not verified"};
         for (auto const& name : options.skip) how.push_back(concat(state::quote(name), " to skip"));
-        check_agreed(training, who, std::move(how));
+        check_agreed(training, who, std::move(how), components);
     }
 
     /// Does something that ends alike on all ranks of a node: an error on one node is the error of all.
@@ -247,8 +249,7 @@ private:
         return reader;
     }
 
-    void load(Training& training, state::CheckpointReader& reader, load_state_options const& options) {
-        auto components = training.all_components();
+    void load(Training& training, state::CheckpointReader& reader, std::vector<state::Component> components, load_state_options const& options) {
         load_hooks.call(components, reader.dir());
         on_each_node(training, [&] { load_components(training.writers(), reader, components, options); });
         auto const& about = reader.manifest().about;

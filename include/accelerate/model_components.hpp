@@ -5,7 +5,6 @@
 #include <accelerate/module/unique_parameters.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <accelerate/window_state.hpp>
-#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,7 +21,7 @@ inline TensorMap gradients_in(std::span<sharding::Flat const> flats) {
     TensorMap all;
     for (auto const& flat : flats)
         for (auto const& slot : flat.slots) {
-            auto const from = std::max<int64_t>(slot.begin, 0), to = std::min(slot.end(), flat.gradients.numel());
+            auto const [from, to] = slot.within(0, flat.gradients.numel());
             if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
         }
     return all;
@@ -60,7 +59,7 @@ struct SavedModel {
     StateDict window() const {
         auto& m = *model;
         WindowState w{m.window().position(), m.window().micro_batches(), m.window_closed(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}};
-        w.gradients = WindowState::needs_gradients(w.closed, w.stage);
+        w.gradients = !w.closed || sharding::waits_for_step(w.stage);
         if constexpr (sharding::tells_unreached<Model>)
             if (w.gradients)
                 for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);

@@ -80,10 +80,7 @@ private:
         }
     }
 
-    static bool waits_for_step(Model const& model) {
-        using sharding::Stage;
-        return model.window_closed() && (model.stage() == Stage::Reduced || model.stage() == Stage::Unscaled || model.stage() == Stage::Clipped);
-    }
+    static bool waits_for_step(Model const& model) { return model.window_closed() && sharding::waits_for_step(model.stage()); }
 
     void decide(Model& stepping) {
         std::string culprit;

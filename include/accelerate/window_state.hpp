@@ -24,12 +24,6 @@ struct WindowState {
     int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
 
-    /// Whether a model at this place has gradients that its next step would miss.
-    static bool needs_gradients(bool closed, sharding::Stage stage) {
-        using sharding::Stage;
-        return !closed || stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped;
-    }
-
     template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
     State state_dict(TensorMap tensors) const {
         State s;

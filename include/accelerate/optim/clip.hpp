@@ -38,7 +38,7 @@ std::vector<at::Tensor> gradients_by_parameter(std::span<Model* const> models) {
         std::span<sharding::Flat const> const flats = model->flats();
         for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
             for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-                auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+                auto const [from, to] = slot.within(piece.begin, piece.end);
                 if (from < to) found.emplace_back(slot.registration, from, piece.gradients.narrow(0, from - piece.begin, to - from));
             }
         std::sort(found.begin(), found.end(), [](auto const& a, auto const& b) { return std::pair(std::get<0>(a), std::get<1>(a)) < std::pair(std::get<0>(b), std::get<1>(b)); });

@@ -41,7 +41,7 @@ int64_t first_non_finite(Model const& model) {
     std::span<sharding::Flat const> const flats = model.flats();
     for (auto const& piece : std::span<sharding::Piece const>(model.owned()))
         for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
-            auto const from = std::max(slot.begin, piece.begin), to = std::min(slot.end(), piece.end);
+            auto const [from, to] = slot.within(piece.begin, piece.end);
             if (from < to && slot.registration < first && !all_finite(piece.gradients.narrow(0, from - piece.begin, to - from))) first = slot.registration;
         }
     return first;

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace accelerate::sharding {
@@ -25,6 +26,8 @@ struct Slot {
     int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
 
     int64_t end() const { return begin + numel; }
+    /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
+    std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
 };
 
 /// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views

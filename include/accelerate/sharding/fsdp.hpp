@@ -138,7 +138,7 @@ public:
     void for_each_part(F&& f) const {
         for (auto const* unit : engine_->units)
             for (auto const& slot : unit->slots()) {
-                auto const from = std::max(slot.begin, unit->begin()), to = std::min(slot.end(), unit->begin() + unit->shard().numel());
+                auto const [from, to] = slot.within(unit->begin(), unit->begin() + unit->shard().numel());
                 if (from < to || slot.numel == 0) f(slot, unit->shard().narrow(0, std::max<int64_t>(from - unit->begin(), 0), std::max<int64_t>(to - from, 0)), from - slot.begin);
             }
     }

@@ -76,7 +76,7 @@ public:
         begin_ = chunk_ * rank;
         for (auto& slot : slots_) {
             auto const view = view_like(full_, slot.begin, slot.parameter);
-            auto const from = std::max(slot.begin, begin_), to = std::min(slot.end(), begin_ + chunk_);
+            auto const [from, to] = slot.within(begin_, begin_ + chunk_);
             if (from < to) {
                 fill(slot.parameter, view, from - slot.begin, to - slot.begin);
                 shard_.narrow(0, from - begin_, to - from).copy_(full_.narrow(0, from, to - from));

@@ -25,6 +25,9 @@ constexpr char const* name(Stage stage) {
     return "?";
 }
 
+/// Whether they are complete and no step has used them.
+constexpr bool waits_for_step(Stage stage) { return stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped; }
+
 /// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
 /// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
 class Window {
