@@ -3,6 +3,7 @@
 
   failures.py MISBEHAVE_BINARY MPIRUN...     (the command line that starts two ranks)
 """
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -32,21 +33,22 @@ def shared_memory():
     return {name for name in os.listdir("/dev/shm") if not name.startswith(("vader_segment.", "sm_segment."))}
 
 
-def processes():
-    """Processes of this very binary, by what the kernel says they execute."""
+def processes(mode):
+    """Processes of this case, by what the kernel says they execute."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(binary):
-                found.append(int(pid))
+            with open(f"/proc/{pid}/cmdline", "rb") as words:
+                if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(binary) and words.read().split(b"\0")[1:2] == [mode.encode()]:
+                    found.append(int(pid))
         except OSError:
             pass
     return found
 
 
-failed = 0
-for mode, (limit, code, texts) in cases.items():
-    before = shared_memory()
+def outcome(mode):
+    """A line about this case, what was printed, and whether something is wrong."""
+    limit, code, texts = cases[mode]
     begin = time.monotonic()
     done = subprocess.run([*mpirun, binary, mode], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     seconds = time.monotonic() - begin
@@ -58,12 +60,20 @@ for mode, (limit, code, texts) in cases.items():
         problems.append(f"exit code {done.returncode}, expected {code}")
     if seconds > limit:
         problems.append(f"took {seconds:.1f} s, limit {limit}")
-    if processes():
-        problems.append(f"orphans {processes()}")
-    if shared_memory() - before:
-        problems.append(f"left in /dev/shm: {shared_memory() - before}")
-    print(f"{mode:<11} {seconds:5.1f} s  rc {done.returncode:<3}  {'ok' if not problems else '; '.join(problems)}", flush=True)
-    if problems:
-        failed += 1
-        print(output)
+    if orphans := processes(mode):
+        problems.append(f"orphans {orphans}")
+    return f"{mode:<11} {seconds:5.1f} s  rc {done.returncode:<3}  {'ok' if not problems else '; '.join(problems)}", output, bool(problems)
+
+
+failed = 0
+before = shared_memory()
+with concurrent.futures.ThreadPoolExecutor(3) as lanes:  # most of a case is waiting
+    for line, output, wrong in lanes.map(outcome, cases):
+        print(line, flush=True)
+        if wrong:
+            failed += 1
+            print(output)
+if left := shared_memory() - before:
+    failed += 1
+    print(f"left in /dev/shm: {left}")
 sys.exit(1 if failed else 0)

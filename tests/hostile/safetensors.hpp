@@ -165,7 +165,6 @@ inline std::vector<Case> corpus() {
     add(51, "overlap in a longer file", file("{" + good + "," + entry("v", "U8", "[4]", "[3,7]") + "}", zeros(9)), "E_ST_OVERLAP");
     add(51, "empty tensor inside another", file("{" + good + "," + entry("v", "U8", "[0]", "[2,2]") + "}", zeros(4)), "E_ST_OVERLAP");
     add(52, "10 tensors on one range", many(10, "U8", "[4]", "[0,4]", 4), "E_ST_OVERLAP");
-    add(53, "1600000 tensors on one range", many(1'600'000, "U8", "[4]", "[0,4]", 4), "E_ST_OVERLAP");
     add(53, "10^7 tensors on one range: more than a header holds", length(600'000'000), "E_ST_HEADER_TOO_LARGE", 600'000'012);
     add(54, "a zip archive behind", file("{" + good + "}", zeros(4) + "PK\x03\x04 polyglot"), "E_ST_TRAILING");
     add(54, "one byte behind", file("{" + good + "}", zeros(5)), "E_ST_TRAILING");
@@ -181,7 +180,6 @@ inline std::vector<Case> corpus() {
         file("{" + good + "," + entry("b", "F64", "[3,0]", "[4,4]") + "," + entry("a", "U8", "[0]", "[0,0]") + "," + entry("c", "F64", "[0]", "[4,4]") + "}", zeros(4)), "");
     add(57, "written backwards", file("{" + entry("v", "U8", "[4]", "[4,8]") + "," + good + "}", zeros(8)), "");
     add(57, "fields in any order, spaces everywhere", file("{ \"w\" : { \"data_offsets\" : [ 0 , 4 ] , \"shape\" : [ 4 ] ,\n\"dtype\" : \"U8\" } }", zeros(4)), "");
-    add(58, "1500000 empty tensors", many(1'500'000, "U8", "[0]", "[0,0]", 0), "E_ST_TOO_MANY_TENSORS");
     add(59, "empty name", file("{" + entry("", "U8", "[4]", "[0,4]") + "}", zeros(4)), "");
     add(59, "64 KB name", file("{" + entry(std::string(65536, 'w'), "U8", "[4]", "[0,4]") + "}", zeros(4)), "E_ST_BAD_NAME");
     add(59, "4096 byte name", file("{" + entry(std::string(4096, 'w'), "U8", "[4]", "[0,4]") + "}", zeros(4)), "");
@@ -196,6 +194,12 @@ inline std::vector<Case> corpus() {
     for (char const protocol : {'\2', '\3', '\4', '\5'}) add(0, "pickle", std::string("\x80") + protocol + "}q\1.   " + zeros(20), "E_PICKLE_REFUSED");
     add(0, "a header of exactly the limit, in a short file", length(100'000'000) + "{}", "E_ST_BAD_LENGTH");
     return c;
+}
+
+// Those of more than a million tensors, which take seconds to read.
+inline std::vector<Case> large_corpus() {
+    return {{53, "1600000 tensors on one range", many(1'600'000, "U8", "[4]", "[0,4]", 4), "E_ST_OVERLAP"},
+            {58, "1500000 empty tensors", many(1'500'000, "U8", "[0]", "[0,0]", 0), "E_ST_TOO_MANY_TENSORS"}};
 }
 
 }  // namespace hostile
