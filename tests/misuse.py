@@ -3,9 +3,9 @@
 
   misuse.py BUILD [NAME...]   BUILD has compile_commands.json; NAME picks cases, each compiled by itself
 
-A case passes when its compilation fails, the text beside its WRONG_name is printed, and the output has at most 20 lines. Each file must
-compile as it stands. Cases of one file that do not exclude each other and have different texts are compiled together, which is most
-of the time saved: then all their texts must be printed, in at most 20 lines a case; where they are not, halves of them are tried.
+A case passes when its compilation fails, the text beside its WRONG_name is printed, and the output has at most 20 lines. The files must
+compile as they stand. All files with the same flags are one translation unit, and cases that do not exclude each other and have different
+texts are compiled together: then all their texts must be printed, in at most 20 lines a case; where they are not, halves of them are tried.
 What passed is not compiled again until a header, a case, the command or the compiler has changed.
 """
 import concurrent.futures
@@ -49,11 +49,23 @@ def compiler(build):
     return [*words, "-fsyntax-only"], [*plain, "-fsyntax-only"], directory
 
 
-def compile_file(command, file, *flags):
-    over_header, plain, directory = command
+def flags_of(file):
+    """What the file says it is compiled with (`// flags: ...`), which is not what the precompiled header was; else None."""
     own = re.search(r"^// flags: (.*)", file.read_text(encoding="utf-8"), re.M)
-    words = [*plain, *own[1].split()] if own else over_header
-    done = subprocess.run([*words, *flags, str(file)], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, LC_ALL="C"))
+    return own[1] if own else None
+
+
+def unit_of(files):
+    """These files as one translation unit: all their headers, then each in a namespace of its own."""
+    headers = dict.fromkeys(line for file in files for line in re.findall(r"^#include .*", file.read_text(encoding="utf-8"), re.M))
+    return "\n".join([*headers, *(f'namespace {file.stem} {{\n#include "{file}"\n}}' for file in files), ""])
+
+
+def compile_unit(command, files, *macros):
+    over_header, plain, directory = command
+    own = flags_of(files[0])
+    words = over_header if own is None else [*plain, *own.split()]
+    done = subprocess.run([*words, *macros, "-x", "c++", "-"], cwd=directory, input=unit_of(files), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, LC_ALL="C"))
     return done.returncode, done.stdout
 
 
@@ -68,7 +80,7 @@ def lacks(command, file):
 
 
 def rounds(text):
-    """The cases of a file, as {name: text}, in rounds that can be compiled together."""
+    """The cases in a text, as {name: text to be printed}, in rounds that can be compiled together."""
     groups = []  # the cases of a group, an #if with its #elifs, exclude each other
     for line in text.splitlines():
         case = re.match(r"#(if|elif).*WRONG_(\w+)\)?  // (.+)", line)
@@ -90,9 +102,9 @@ def rounds(text):
     return found
 
 
-def judge(command, file, cases):
+def judge(command, files, cases):
     """A row of the report for each of these cases, compiled together; in halves where that does not show that all are right."""
-    status, text = compile_file(command, file, *(f"-DWRONG_{name}" for name in cases))
+    status, text = compile_unit(command, files, *(f"-DWRONG_{name}" for name in cases))
     lines = len(text.splitlines())
     flat = " ".join(text.split())
     missing = [expected for expected in cases.values() if expected not in flat]
@@ -105,7 +117,7 @@ def judge(command, file, cases):
         problems.append(f"{lines} lines")
     if problems and len(cases) > 1:
         pairs, half = list(cases.items()), len(cases) // 2
-        return [row for part in (pairs[:half], pairs[half:]) for row in judge(command, file, dict(part))]
+        return [row for part in (pairs[:half], pairs[half:]) for row in judge(command, files, dict(part))]
     beside = f", {len(cases)} together" if len(cases) > 1 else ""
     return [(f"{name:<34} {lines / len(cases):4.0f} lines{beside}  {'; '.join(problems) or 'ok'}", bool(problems), text) for name in cases]
 
@@ -121,21 +133,23 @@ def main():
         return 0
     command = compiler(build)
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        right, wrong = {}, []
+        units, right, wrong = {}, {}, []
         for file in sorted((HERE / "misuse").glob("*.cpp")):
             if missing := lacks(command, file):
                 print(f"{file.name} is left out: {missing} is not there")
-                continue
-            together = rounds(file.read_text(encoding="utf-8"))
+            else:
+                units.setdefault(file.name if wanted else flags_of(file), []).append(file)
+        for files in units.values():
+            together = rounds("\n".join(file.read_text(encoding="utf-8") for file in files))
             if wanted:
                 together = [{name: expected} for r in together for name, expected in r.items() if name in wanted]
             else:
-                right[file] = pool.submit(compile_file, command, file)
-            wrong += [pool.submit(judge, command, file, r) for r in together]
-        for file, future in right.items():
+                right[", ".join(file.name for file in files)] = pool.submit(compile_unit, command, files)
+            wrong += [pool.submit(judge, command, files, r) for r in together]
+        for names, future in right.items():
             status, text = future.result()
             failed += status != 0 or bool(text)
-            print(f"{file.name} as it stands: {'compiles' if status == 0 and not text else text}", flush=True)
+            print(f"as it stands: {names}: {'compiles' if status == 0 and not text else text}", flush=True)
         for future in wrong:
             for line, problem, text in future.result():
                 cases += 1
@@ -143,7 +157,7 @@ def main():
                 print(line, flush=True)
                 if problem or wanted:
                     print(text)
-    print(f"{len(right)} files, {cases} wrong uses, {failed} not as they should be")
+    print(f"{len(units)} translation units, {cases} wrong uses, {failed} not as they should be")
     if not wanted:
         passed.unlink(missing_ok=True)
         if not failed:
