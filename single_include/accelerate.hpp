@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <initializer_list>
+#include <locale>
 #include <memory>
 #include <ostream>
 #include <span>
@@ -58,6 +59,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/autograd/function.h>
+#include <unistd.h>
 #include <cstdlib>
 #include <cstdio>
 #include <ATen/ops/isfinite.h>
@@ -91,7 +93,6 @@
 #include <c10/util/Half.h>
 #include <sched.h>
 #include <signal.h>
-#include <unistd.h>
 #include <fstream>
 #include <fcntl.h>
 #include <cerrno>
@@ -214,6 +215,7 @@ public:
 
     static std::string join(std::initializer_list<MessagePart> parts) {
         std::ostringstream out;
+        out.imbue(std::locale::classic());  // also names and files are made of this, and a program's locale may write 1024 as 1.024
         for (auto const& part : parts) part.write_(out, part.value_);
         return out.str();
     }
@@ -231,7 +233,7 @@ private:
 
 }  // namespace detail
 
-/// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
+/// Builds a text from anything streamable, the same under every locale: `concat("rank ", r, " found ", n)`.
 template <class... Parts>
 std::string concat(Parts const&... parts) {
     return detail::MessagePart::join({detail::MessagePart(parts)...});
@@ -791,8 +793,9 @@ constexpr char const* name(Stage stage) {
     return "?";
 }
 
-/// Whether they are complete and no step has used them.
-constexpr bool waits_for_step(Stage stage) { return stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped; }
+/// Where they are complete and no step has used them.
+inline constexpr std::initializer_list<Stage> waiting_for_step{Stage::Reduced, Stage::Unscaled, Stage::Clipped};
+constexpr bool waits_for_step(Stage stage) { return std::find(waiting_for_step.begin(), waiting_for_step.end(), stage) != waiting_for_step.end(); }
 
 /// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
 /// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.
@@ -1080,9 +1083,8 @@ inline bool unprintable(std::string_view sequence) {
     return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
 }
 
-/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
-inline std::string quote(std::string_view name) {
-    constexpr size_t longest = 100;
+/// A name from a file as it may appear on a terminal: in quotes, at most about `longest` bytes, what is unprintable as \xNN.
+inline std::string quote(std::string_view name, size_t longest = 100) {
     constexpr char const* digits = "0123456789abcdef";
     std::string out = "\"";
     auto rest = name.substr(0, longest);
@@ -1102,6 +1104,9 @@ inline std::string quote(std::string_view name) {
     }
     return out + (name.size() > longest ? "...\"" : "\"");
 }
+
+/// The same of a path, whole: what tells it from others is its end.
+inline std::string quote_path(std::filesystem::path const& path) { return quote(path.native(), std::string::npos); }
 
 }  // namespace accelerate::state
 
@@ -1262,6 +1267,8 @@ struct Slot {
     int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
 
     int64_t end() const { return begin + numel; }
+    /// Whether some of it lies between two places of the buffer; what is empty lies at its place, were it either of them.
+    bool lies_within(int64_t first, int64_t last) const { return std::max(begin, first) < std::min(end(), last) || (numel == 0 && first <= begin && begin <= last); }
     /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
     std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
 };
@@ -2234,7 +2241,7 @@ public:
         touched_by_none();
     }
     bool before_step() {
-        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        advance("optimizer.step", Stage::Stepped, waiting_for_step);
         bring_parameters_home();
         return true;
     }
@@ -2757,6 +2764,14 @@ public:
         if (last) last();
     }
 
+    /// Where the process ends in the middle of everything, as by std::exit, `farewell` is called before the parallel world is left, unless
+    /// `whose` is gone: peers wait for such a rank, and it for them.
+    void at_exit(std::weak_ptr<void> whose, std::function<void()> farewell) {
+        std::lock_guard lock(mutex_);
+        std::erase_if(farewells_, [](auto const& one) { return one.first.expired(); });
+        farewells_.emplace_back(std::move(whose), std::move(farewell));
+    }
+
     /// Rank of the calling thread: that of the process, unless ranks are threads.
     int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
     int64_t size() const { return size_; }
@@ -2782,17 +2797,24 @@ public:
 
 private:
     Session() = default;
-    ~Session() { finalise(); }
+    ~Session() {
+        if (::getpid() != process_) return;  // a forked child that ends; the parallel world is its parent's
+        for (auto const& [whose, farewell] : farewells_)
+            if (auto const alive = whose.lock()) farewell();
+        finalise();
+    }
 
     static int64_t& thread_rank() {
         static thread_local int64_t rank = -1;
         return rank;
     }
 
+    pid_t const process_ = ::getpid();
     std::mutex mutex_;
     int64_t rank_ = 0, size_ = 1, local_size_ = 1;
     std::function<void(int)> abort_;
     std::function<void()> finalise_;
+    std::vector<std::pair<std::weak_ptr<void>, std::function<void()>>> farewells_;
     std::set<std::string> said_;
 };
 
@@ -7227,7 +7249,7 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
     if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : at::zeros({});
     auto const stepping = sharding::stepping(given);
     std::span<Model* const> const models(stepping);
-    for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, sharding::waiting_for_step);
     if (models.size() > 1)  // whose scales may differ
         for (auto* model : models) optim::scale_gradients(*model, model->take_scale());
     auto norm = [&] {
@@ -7260,7 +7282,7 @@ void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
     check(value >= 0, code::config, "accelerator.clip_grad_value: the value is ", value, "; it must be at least 0");
     if (!model.window_closed()) return;
-    model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, sharding::waiting_for_step);
     if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
     optim::scale_gradients(model, model.take_scale());
     Model* const models[] = {&model};
@@ -7436,6 +7458,10 @@ public:
 #endif
 #ifndef ACCELERATE_WITH_NCCL
 #define ACCELERATE_WITH_NCCL 0
+#endif
+
+#ifdef __FINITE_MATH_ONLY__
+static_assert(__FINITE_MATH_ONLY__ == 0, "accelerate: gradients, losses and files are looked through for NaN and infinity, which -ffast-math and -Ofast take for impossible; compile with -fno-finite-math-only behind them");
 #endif
 
 // ---- accelerate/comm/mpi_session.hpp
@@ -8177,7 +8203,7 @@ class Recorder {
 public:
     static constexpr uint64_t capacity = 256;
 
-    Recorder(int64_t rank, int64_t size) : rank_(rank), size_(size), directory_(std::filesystem::temp_directory_path()), tick_(ticks()), time_(std::chrono::steady_clock::now()) {}
+    Recorder(int64_t rank, int64_t size) : rank_(rank), size_(size), directory_(temporary()), tick_(ticks()), time_(std::chrono::steady_clock::now()) {}
 
     /// One operation from here to the end of the scope; left by an exception it stays open in the record.
     class Entry {
@@ -8244,6 +8270,13 @@ public:
     int64_t rank() const { return rank_; }
 
 private:
+    /// Where the system's folder for temporary files is not there, the recorder is no reason to fail.
+    static std::filesystem::path temporary() {
+        std::error_code missing;
+        auto folder = std::filesystem::temp_directory_path(missing);
+        return missing ? "/tmp" : folder;
+    }
+
     static uint64_t ticks() {
 #if defined(__x86_64__) || defined(__i386__)
         return __builtin_ia32_rdtsc();
@@ -8257,6 +8290,7 @@ private:
         auto const scale = us / static_cast<double>(std::max<uint64_t>(1, ticks() - tick_));
         auto const time = [&](uint64_t tick) { return static_cast<int64_t>(static_cast<double>(tick - tick_) * scale); };
         std::ostringstream out;
+        out.imbue(std::locale::classic());
         out << "{\"rank\": " << rank_ << ", \"size\": " << size_ << ", \"pid\": " << getpid() << ", \"reason\": \"" << why << "\", \"now_us\": " << static_cast<int64_t>(us)
             << ", \"operations\": [";
         auto const last = next_.load(std::memory_order_relaxed), first = last > capacity ? last - capacity : 0;
@@ -10517,7 +10551,15 @@ private:
         parts.members.resize(parts.who.ranks.size());
         std::iota(parts.members.begin(), parts.members.end(), 0);
         if (parts.who.ranks.size() < static_cast<size_t>(size)) parts.bridge = std::make_unique<MpiBridge>(std::move(comm), parts.who.nodes, rank, options.max_count);
-        return std::make_shared<Group>(std::move(parts));
+        std::weak_ptr<Family> const family = parts.family;
+        auto group = std::make_shared<Group>(std::move(parts));
+        // Other communicators of the family may outlive this one, which alone can tell other nodes.
+        Session::instance().at_exit(family, [family, world = std::weak_ptr(group)] {
+            constexpr auto why = "its process has called exit";
+            if (auto const all = world.lock()) all->leave(why);
+            else if (auto const here = family.lock()) here->leave(why);
+        });
+        return group;
     }
 
     static std::vector<std::string> exchange_over(MPI_Comm comm, int size, std::string_view mine) {
@@ -12169,8 +12211,8 @@ struct ModelView {
         for (auto const& piece : pieces) {
             bool goes_on = false;
             for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+                if (!slot.lies_within(piece.begin, piece.end)) continue;
                 auto const [from, to] = slot.within(piece.begin, piece.end);
-                if (from > to || (from == to && slot.numel > 0)) continue;
                 bool const ours = has(slot);
                 if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
                 else if (ours) within.back().end = to;
@@ -12209,9 +12251,8 @@ struct BoundParameters {
                     auto const key = key_of(m, slot);
                     keys.insert(key);
                     for (size_t p = 0; p < pieces.size(); ++p) {
-                        if (pieces[p].flat != static_cast<int64_t>(f)) continue;
+                        if (pieces[p].flat != static_cast<int64_t>(f) || !slot.lies_within(pieces[p].begin, pieces[p].end)) continue;
                         auto const [from, to] = slot.within(pieces[p].begin, pieces[p].end);
-                        if (from > to || (from == to && slot.numel > 0)) continue;
                         parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
                                          from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
                     }
@@ -14396,10 +14437,17 @@ std::vector<Assignment> agreed_load(TensorMap const& model, Source const& source
 
 namespace accelerate::state {
 
-/// Owns a file descriptor.
+/// Owns a file descriptor, which is none of the standard streams': where a program has closed those, the next file that is opened takes their
+/// place, and what is printed would go into it.
 class Descriptor {
 public:
-    explicit Descriptor(int fd = -1) : fd_(fd) {}
+    explicit Descriptor(int fd = -1) : fd_(fd) {
+        if (fd < 0 || fd > STDERR_FILENO) return;
+        fd_ = ::fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        auto const failure = errno;
+        ::close(fd);
+        errno = failure;
+    }
     Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
     Descriptor& operator=(Descriptor&& other) noexcept {
         std::swap(fd_, other.fd_);
@@ -14962,7 +15010,7 @@ inline bool valid_tensor_name(std::string_view name) {
 class HeaderParser : JsonReader {
 public:
     HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
-        : JsonReader({text, "safetensors file " + quote(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
+        : JsonReader({text, "safetensors file " + quote_path(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
           data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
 
     SafetensorsHeader run() {
@@ -15224,7 +15272,7 @@ public:
     }
 
 private:
-    std::string name() const { return quote(file_.path().string()); }
+    std::string name() const { return quote_path(file_.path()); }
 
     static at::TensorOptions options(TensorInfo const& info) { return at::TensorOptions().dtype(info.type()).device(at::kCPU); }
     static int64_t numel(TensorInfo const& info) { return (info.end - info.begin) / static_cast<int64_t>(c10::elementSize(info.type())); }
@@ -15310,7 +15358,7 @@ inline bool named_as_pickle(std::string_view name) {
 /// Reads the text of an index, trusting none of it. No I/O, so that it can be fuzzed.
 class IndexParser : JsonReader {
 public:
-    IndexParser(std::string_view text, std::string const& file) : JsonReader({text, "index " + quote(file), {code::ix_bad_json, code::ix_bad_json, code::ix_bad_json, code::ix_bad_json}}) {}
+    IndexParser(std::string_view text, std::string const& file) : JsonReader({text, "index " + quote_path(file), {code::ix_bad_json, code::ix_bad_json, code::ix_bad_json, code::ix_bad_json}}) {}
 
     SafetensorsIndex run() {
         scan();
@@ -15404,11 +15452,11 @@ public:
     }
 
     /// The file or index that was opened, quoted.
-    std::string name() const { return quote(path_.string()); }
+    std::string name() const { return quote_path(path_); }
     std::vector<std::unique_ptr<SafetensorsReader>> const& files() const { return files_; }
 
 private:
-    std::string in_folder(Folder const& folder) const { return concat("the folder ", quote(folder.path().string())); }
+    std::string in_folder(Folder const& folder) const { return concat("the folder ", quote_path(folder.path())); }
 
     void refuse_pickle(std::string const& file) const {
         check(!named_as_pickle(file), code::pickle_refused, name(), " is a pickle by its name; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
@@ -15453,9 +15501,9 @@ private:
         std::error_code failed;
         auto const path = folder.path() / shard;
         auto const status = std::filesystem::symlink_status(path, failed);
-        check(std::filesystem::exists(status), code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is not there");
+        check(std::filesystem::exists(status), code::ix_missing_shard, "the file ", quote_path(path), " that the index names is not there");
         auto in = folder.open(shard);
-        check(in.size() > 0, code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is empty");
+        check(in.size() > 0, code::ix_missing_shard, "the file ", quote_path(path), " that the index names is empty");
         return std::make_unique<SafetensorsReader>(std::move(in));
     }
 
@@ -15464,7 +15512,7 @@ private:
         auto const index = name();
         int64_t total = 0;
         auto const fail = [&](Code const& code, std::string const& tensor, size_t file, char const* what, std::string const& more = {}) {
-            throw Error(code, concat("index ", index, " and ", quote(files_[file]->path().string()), ": tensor ", quote(tensor), what, more));
+            throw Error(code, concat("index ", index, " and ", quote_path(files_[file]->path()), ": tensor ", quote(tensor), what, more));
         };
         for (size_t f = 0; f < files_.size(); ++f)
             for (auto const& info : files_[f]->tensors()) {
@@ -17142,11 +17190,11 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
 }
 
 /// Tells rank 0 that this rank has failed, and why; where there is no room even for that, only that.
-inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Error const& why) noexcept {
+inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Failure const& why) noexcept {
     auto const path = told_file(hidden, rank, ".failed");
     try {
         try {
-            write_text(path, told(why));
+            write_text(path, why.text);
         } catch (Error const&) {
             write_text(path, "");
         }
@@ -17179,10 +17227,9 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
             write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash, [&] { pace.rest(); }));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
-        } catch (std::exception const& e) {
-            auto const* const error = dynamic_cast<Error const*>(&e);
+        } catch (std::exception const&) {
             if (rank == 0) detail::discard_checkpoint(hidden);
-            else detail::tell_failure(hidden, rank, error != nullptr ? *error : Error(code::internal, e.what()));
+            else detail::tell_failure(hidden, rank, Failure::caught());
             throw;
         }
     });
@@ -17707,6 +17754,7 @@ public:
         });
         training.comm.broadcast_bytes(numbers, 0);
         std::istringstream newest_first(numbers);
+        newest_first.imbue(std::locale::classic());
         int64_t passed_over = 0;
         for (int64_t number; newest_first >> number; ++passed_over) {
             auto const dir = folder / concat("checkpoint_", number);
@@ -18079,7 +18127,7 @@ public:
             using sharding::Stage;
             if (!m.window_closed()) return;
             auto const clipped = m.stage() == Stage::Clipped;
-            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, sharding::waiting_for_step);
             optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();

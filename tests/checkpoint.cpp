@@ -1088,7 +1088,7 @@ TEST_CASE("why a rank's writer has failed reaches rank 0", "[async_checkpoint][t
     auto const asked = [&] { return error_of([&] { detail::told_by_all(folder.path, 2, milliseconds(200)); }); };
     CHECK(has(asked(), {"E_DEADLINE", "rank 1"}));
     acc::state::write_text(detail::told_file(folder.path, 0, ".told"), "zero");
-    detail::tell_failure(folder.path, 1, acc::Error(acc::code::no_space, "the disk\nis full"));
+    detail::tell_failure(folder.path, 1, {"E_NO_SPACE\nthe disk\nis full", acc::code::no_space});
     CHECK(has(asked(), {"E_NO_SPACE: the disk\nis full (rank 1)"}));
     acc::state::write_text(detail::told_file(folder.path, 0, ".told"), "zero");
     acc::state::write_text(detail::told_file(folder.path, 1, ".failed"), "");

@@ -1,5 +1,6 @@
 // The communicators without MPI, and every part that they are made of.
 #include "support/conformance.hpp"
+#include "support/locale.hpp"
 
 #include <sys/wait.h>
 
@@ -836,6 +837,7 @@ TEST_CASE("ranks that are threads: who they are, and what they throw", "[threads
 TEST_CASE("the recorder is dumped while it is written, and never throws", "[recorder]") {
     comm::Recorder recorder(3, 4);
     recorder.set_directory(conformance::dumps());
+    ForeignLocale const foreign;
     std::atomic<bool> stop = false;
     std::thread writer([&] {
         for (uint64_t i = 0; !stop; ++i) {
@@ -854,6 +856,11 @@ TEST_CASE("the recorder is dumped while it is written, and never throws", "[reco
     writer.join();
     recorder.set_directory("/no/such/folder");
     CHECK(recorder.dump("test").empty());
+    // Nor for want of a folder for temporary files.
+    std::string const before = std::getenv("TMPDIR");
+    setenv("TMPDIR", "/no/such/folder", 1);
+    CHECK(comm::Recorder(0, 1).path().parent_path() == "/tmp");
+    setenv("TMPDIR", before.c_str(), 1);
 }
 
 TEST_CASE("SIGUSR2 is left to an application that wants it", "[recorder_signal]") {

@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include "support/catch.hpp"  // after LibTorch, which has a CHECK of its own
+#include "support/locale.hpp"
 #include "support/stderr.hpp"
 
 #include <accelerate/core/aggregate.hpp>
@@ -39,6 +40,10 @@ TEST_CASE("an error carries a stable code, and a message that begins with it", "
     CHECK(e.code() == acc::code::data);
     CHECK_FALSE(e.code() == acc::code::io);
     CHECK(acc::concat("a", 1, 'b', 2.5) == "a1b2.5");
+    {
+        ForeignLocale const foreign;
+        CHECK(acc::concat(12345, ' ', 2.5) == "12345 2.5");
+    }
     CHECK_NOTHROW(acc::check(true, acc::code::io, "never formatted"));
     CHECK_THROWS_WITH(acc::check(1 > 2, acc::code::config, "found ", 1), "E_CONFIG: found 1");
     // The documented exit codes.

@@ -1,6 +1,7 @@
 // Files of tensors: safetensors as Python writes and reads it, and everything that must be refused.
 #include "support/catch.hpp"
 #include "support/folder.hpp"
+#include "support/locale.hpp"
 
 #include <torch/torch.h>
 
@@ -205,12 +206,53 @@ TEST_CASE("what the format cannot hold is refused before anything is written", "
     CHECK(message.find("\"first\" and \"second\"") != std::string::npos);
 }
 
+TEST_CASE("files are the same whatever the locale writes numbers like", "[save_file][split_state_dict]") {
+    Folder folder;
+    acc::TensorMap const tensors{{"w", torch::arange(12'345).to(at::kFloat)}, {"v", torch::ones({2'000, 3})}};
+    auto const save_all = [&](fs::path const& to) {
+        fs::create_directories(to);
+        acc::save_file(tensors, to / "x.safetensors", {{"k", "v"}});
+        state::save_shards({tensors, {}}, to / "sharded", {.max_shard_size = 20'000});
+    };
+    save_all(folder / "classic");
+    {
+        ForeignLocale const foreign;
+        save_all(folder / "foreign");
+        CHECK(same_bits(acc::load_file(folder / "foreign/x.safetensors").at("w"), tensors.at("w")));
+        CHECK(same_bits(acc::load_file(folder / "foreign/sharded").at("v"), tensors.at("v")));
+    }
+    int files = 0;
+    for (auto const& entry : fs::recursive_directory_iterator(folder / "classic")) {
+        if (!entry.is_regular_file()) continue;
+        CHECK(slurp(entry.path()) == slurp(folder / "foreign" / fs::relative(entry.path(), folder / "classic")));
+        ++files;
+    }
+    CHECK(files == 4);
+}
+
+TEST_CASE("what a program prints on streams that it has closed goes into no file", "[output_file][input_file]") {
+    Folder folder;
+    int const saved = ::dup(STDERR_FILENO);
+    ::close(STDERR_FILENO);
+    {
+        state::OutputFile file(folder / "x", 0);
+        file.write("whole");
+        CHECK(::write(STDERR_FILENO, "printed", 7) < 0);
+        file.commit();
+        CHECK(state::InputFile(folder / "x").descriptor() > STDERR_FILENO);
+    }
+    ::dup2(saved, STDERR_FILENO);
+    ::close(saved);
+    CHECK(slurp(folder / "x") == "whole");
+}
+
 TEST_CASE("a file appears whole or not at all", "[output_file][save_file]") {
     Folder folder;
     acc::save_file({{"w", torch::ones({2})}}, folder / "x");
     auto const before = slurp(folder / "x");
 
     SECTION("a limit on file sizes, met before and while writing") {
+        auto const large = torch::ones({1'000'000});  // here: a child has none of the threads that LibTorch may compute with
         auto const pid = ::fork();
         if (pid == 0) {
             // A child, so that the limit is its own. Its verdict is the exit code.
@@ -219,7 +261,7 @@ TEST_CASE("a file appears whole or not at all", "[output_file][save_file]") {
             ::setrlimit(RLIMIT_FSIZE, &limit);
             bool good = true;
             try {
-                acc::save_file({{"w", torch::ones({1'000'000})}}, folder / "x");
+                acc::save_file({{"w", large}}, folder / "x");
                 good = false;
             } catch (acc::Error const& e) {
                 good = e.code() == acc::code::no_space && e.exit_code() == 74 && std::string(e.what()).find((folder / "x").string()) != std::string::npos;
@@ -527,6 +569,24 @@ TEST_CASE("names from files are quoted for a terminal", "[quote]") {
     CHECK(state::quote("\u0085\u202E\u2028\uFEFF") == "\"\\xc2\\x85\\xe2\\x80\\xae\\xe2\\x80\\xa8\\xef\\xbb\\xbf\"");
     CHECK(state::quote("\xFF\xC3") == "\"\\xff\\xc3\"");
     CHECK(state::quote(std::string(1000, 'x')).size() == 105);
+    // A path is there whole, wherever it is from.
+    Folder const folder;
+    auto const deep = folder / (std::string(90, 'd') + "/" + std::string(90, 'e'));
+    std::filesystem::create_directories(deep);
+    auto const whole = [&](std::string const& opened, std::string const& named) {
+        std::string message;
+        code_of([&] { acc::load_file(deep / opened); }, &message);
+        return message.find("\"" + (deep / named).string() + "\"") != std::string::npos;
+    };
+    spill(deep / "short.safetensors", "x");
+    CHECK(whole("short.safetensors", "short.safetensors"));
+    spill(deep / "bad.safetensors", std::string("\x02\0\0\0\0\0\0\0{x", 10));
+    CHECK(whole("bad.safetensors", "bad.safetensors"));
+    auto const* const index = "x.safetensors.index.json";
+    spill(deep / index, "{");
+    CHECK(whole(index, index));
+    spill(deep / index, R"({"weight_map": {"w": "none.safetensors"}})");
+    CHECK(whole(index, "none.safetensors"));
 }
 
 TEST_CASE("JSON is cut into tokens exactly", "[json_lexer]") {

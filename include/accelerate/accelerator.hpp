@@ -143,7 +143,7 @@ public:
             using sharding::Stage;
             if (!m.window_closed()) return;
             auto const clipped = m.stage() == Stage::Clipped;
-            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+            m.advance("accelerator.unscale_gradients", clipped ? Stage::Clipped : Stage::Unscaled, sharding::waiting_for_step);
             optim::scale_gradients(m, m.take_scale());
         };
         training_->settled();

@@ -18,6 +18,7 @@
 #include <chrono>
 #include <filesystem>
 #include <functional>
+#include <locale>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -205,6 +206,7 @@ public:
         });
         training.comm.broadcast_bytes(numbers, 0);
         std::istringstream newest_first(numbers);
+        newest_first.imbue(std::locale::classic());
         int64_t passed_over = 0;
         for (int64_t number; newest_first >> number; ++passed_over) {
             auto const dir = folder / concat("checkpoint_", number);

@@ -22,7 +22,7 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
     if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : at::zeros({});
     auto const stepping = sharding::stepping(given);
     std::span<Model* const> const models(stepping);
-    for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, sharding::waiting_for_step);
     if (models.size() > 1)  // whose scales may differ
         for (auto* model : models) optim::scale_gradients(*model, model->take_scale());
     auto norm = [&] {
@@ -55,7 +55,7 @@ void clip_grad_value(Training& training, Model& model, double value) {
     training.settled();
     check(value >= 0, code::config, "accelerator.clip_grad_value: the value is ", value, "; it must be at least 0");
     if (!model.window_closed()) return;
-    model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, {sharding::Stage::Reduced, sharding::Stage::Unscaled, sharding::Stage::Clipped});
+    model.advance("accelerator.clip_grad_value", sharding::Stage::Clipped, sharding::waiting_for_step);
     if (!training.guard->policy().ignores()) model.finite = training.guard->finite(model);  // a clamped infinity is none
     optim::scale_gradients(model, model.take_scale());
     Model* const models[] = {&model};

@@ -2,6 +2,8 @@
 #include <accelerate.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
@@ -13,11 +15,11 @@ struct Net : torch::nn::Module {
     torch::Tensor forward(torch::Tensor const& x) { return a(x); }
 };
 
-/// Trains until `at`, where `what` happens on `who`.
+/// Trains; at step `at`, `what` happens on `who`.
 template <class What>
-void train(Run& accelerator, int64_t who, int64_t at, What&& what) {
+void train(Run& accelerator, int64_t who, int64_t at, What&& what, int64_t steps = 1'000'000) {
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Net>(), acc::optim::Sgd{.lr = 0.1});
-    for (int64_t step = 0; step < 1000000; ++step) {
+    for (int64_t step = 0; step < steps; ++step) {
         if (step == at && accelerator.process_index() == who) what();
         auto window = accelerator.accumulate(model);
         accelerator.backward(model(torch::ones({2, 4})).pow(2).mean());
@@ -35,6 +37,9 @@ int main(int, char** argv) {
         if (mode == "kill") train(accelerator, 1, 20, [] { std::raise(SIGKILL); });
         if (mode == "stuck") train(accelerator, 1, 20, [] { std::this_thread::sleep_for(std::chrono::hours(1)); });
         if (mode == "leave") train(accelerator, 1, 20, [] { std::_Exit(0); });
+        if (mode == "exit") train(accelerator, 1, 20, [] { std::exit(3); });
+        if (mode == "exit_all") train(accelerator, rank, 20, [] { std::exit(0); });
+        if (mode == "child") train(accelerator, 1, 20, [] { if (auto const pid = ::fork(); pid == 0) std::exit(0); else ::waitpid(pid, nullptr, 0); }, 40);
         if (mode == "shapes") accelerator.comm().all_reduce(torch::ones({rank == 0 ? 3 : 4}));
         if (mode == "dtypes") accelerator.comm().all_reduce(torch::ones({3}, rank == 0 ? torch::kFloat : torch::kInt));
         if (mode == "collective") rank == 0 ? accelerator.wait_for_everyone() : accelerator.comm().broadcast(torch::ones({3}), 0);

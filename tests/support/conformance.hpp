@@ -77,18 +77,14 @@ std::string lacks(F&& f, std::vector<std::string> const& words) {
     return "nothing was thrown";
 }
 
-/// Where flight recorders write during the suite; gone with the process.
+/// Where flight recorders are told to write.
 inline std::filesystem::path const& dumps() {
-    struct Folder {
-        std::filesystem::path path = std::filesystem::temp_directory_path() / concat("accelerate-conformance-", getpid());
-        Folder() { std::filesystem::create_directories(path); }
-        ~Folder() {
-            std::error_code ignored;
-            std::filesystem::remove_all(path, ignored);
-        }
-    };
-    static Folder const folder;
-    return folder.path;
+    static auto const path = [] {
+        auto const folder = std::filesystem::temp_directory_path() / "dumps";
+        std::filesystem::create_directories(folder);
+        return folder;
+    }();
+    return path;
 }
 
 /// Runs a case on every rank, and tells Catch2.

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <locale>
 #include <mutex>
 
 namespace accelerate::comm {
@@ -18,7 +19,7 @@ class Recorder {
 public:
     static constexpr uint64_t capacity = 256;
 
-    Recorder(int64_t rank, int64_t size) : rank_(rank), size_(size), directory_(std::filesystem::temp_directory_path()), tick_(ticks()), time_(std::chrono::steady_clock::now()) {}
+    Recorder(int64_t rank, int64_t size) : rank_(rank), size_(size), directory_(temporary()), tick_(ticks()), time_(std::chrono::steady_clock::now()) {}
 
     /// One operation from here to the end of the scope; left by an exception it stays open in the record.
     class Entry {
@@ -85,6 +86,13 @@ public:
     int64_t rank() const { return rank_; }
 
 private:
+    /// Where the system's folder for temporary files is not there, the recorder is no reason to fail.
+    static std::filesystem::path temporary() {
+        std::error_code missing;
+        auto folder = std::filesystem::temp_directory_path(missing);
+        return missing ? "/tmp" : folder;
+    }
+
     static uint64_t ticks() {
 #if defined(__x86_64__) || defined(__i386__)
         return __builtin_ia32_rdtsc();
@@ -98,6 +106,7 @@ private:
         auto const scale = us / static_cast<double>(std::max<uint64_t>(1, ticks() - tick_));
         auto const time = [&](uint64_t tick) { return static_cast<int64_t>(static_cast<double>(tick - tick_) * scale); };
         std::ostringstream out;
+        out.imbue(std::locale::classic());
         out << "{\"rank\": " << rank_ << ", \"size\": " << size_ << ", \"pid\": " << getpid() << ", \"reason\": \"" << why << "\", \"now_us\": " << static_cast<int64_t>(us)
             << ", \"operations\": [";
         auto const last = next_.load(std::memory_order_relaxed), first = last > capacity ? last - capacity : 0;

@@ -12,3 +12,7 @@
 #ifndef ACCELERATE_WITH_NCCL
 #define ACCELERATE_WITH_NCCL 0
 #endif
+
+#ifdef __FINITE_MATH_ONLY__
+static_assert(__FINITE_MATH_ONLY__ == 0, "accelerate: gradients, losses and files are looked through for NaN and infinity, which -ffast-math and -Ofast take for impossible; compile with -fno-finite-math-only behind them");
+#endif

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <initializer_list>
+#include <locale>
 #include <memory>
 #include <ostream>
 #include <span>
@@ -73,6 +74,7 @@ public:
 
     static std::string join(std::initializer_list<MessagePart> parts) {
         std::ostringstream out;
+        out.imbue(std::locale::classic());  // also names and files are made of this, and a program's locale may write 1024 as 1.024
         for (auto const& part : parts) part.write_(out, part.value_);
         return out.str();
     }
@@ -90,7 +92,7 @@ private:
 
 }  // namespace detail
 
-/// Builds a message from anything streamable: `concat("rank ", r, " found ", n)`.
+/// Builds a text from anything streamable, the same under every locale: `concat("rank ", r, " found ", n)`.
 template <class... Parts>
 std::string concat(Parts const&... parts) {
     return detail::MessagePart::join({detail::MessagePart(parts)...});

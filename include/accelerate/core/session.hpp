@@ -1,12 +1,16 @@
 #pragma once
 
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace accelerate {
 
@@ -46,6 +50,14 @@ public:
         if (last) last();
     }
 
+    /// Where the process ends in the middle of everything, as by std::exit, `farewell` is called before the parallel world is left, unless
+    /// `whose` is gone: peers wait for such a rank, and it for them.
+    void at_exit(std::weak_ptr<void> whose, std::function<void()> farewell) {
+        std::lock_guard lock(mutex_);
+        std::erase_if(farewells_, [](auto const& one) { return one.first.expired(); });
+        farewells_.emplace_back(std::move(whose), std::move(farewell));
+    }
+
     /// Rank of the calling thread: that of the process, unless ranks are threads.
     int64_t rank() const { return thread_rank() >= 0 ? thread_rank() : rank_; }
     int64_t size() const { return size_; }
@@ -71,17 +83,24 @@ public:
 
 private:
     Session() = default;
-    ~Session() { finalise(); }
+    ~Session() {
+        if (::getpid() != process_) return;  // a forked child that ends; the parallel world is its parent's
+        for (auto const& [whose, farewell] : farewells_)
+            if (auto const alive = whose.lock()) farewell();
+        finalise();
+    }
 
     static int64_t& thread_rank() {
         static thread_local int64_t rank = -1;
         return rank;
     }
 
+    pid_t const process_ = ::getpid();
     std::mutex mutex_;
     int64_t rank_ = 0, size_ = 1, local_size_ = 1;
     std::function<void(int)> abort_;
     std::function<void()> finalise_;
+    std::vector<std::pair<std::weak_ptr<void>, std::function<void()>>> farewells_;
     std::set<std::string> said_;
 };
 

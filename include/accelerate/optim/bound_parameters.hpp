@@ -54,8 +54,8 @@ struct ModelView {
         for (auto const& piece : pieces) {
             bool goes_on = false;
             for (auto const& slot : flats[static_cast<size_t>(piece.flat)].slots) {
+                if (!slot.lies_within(piece.begin, piece.end)) continue;
                 auto const [from, to] = slot.within(piece.begin, piece.end);
-                if (from > to || (from == to && slot.numel > 0)) continue;
                 bool const ours = has(slot);
                 if (ours && !goes_on) within.push_back({piece.flat, from, to, {}});
                 else if (ours) within.back().end = to;
@@ -94,9 +94,8 @@ struct BoundParameters {
                     auto const key = key_of(m, slot);
                     keys.insert(key);
                     for (size_t p = 0; p < pieces.size(); ++p) {
-                        if (pieces[p].flat != static_cast<int64_t>(f)) continue;
+                        if (pieces[p].flat != static_cast<int64_t>(f) || !slot.lies_within(pieces[p].begin, pieces[p].end)) continue;
                         auto const [from, to] = slot.within(pieces[p].begin, pieces[p].end);
-                        if (from > to || (from == to && slot.numel > 0)) continue;
                         parts.push_back({key, slot.parameter.sizes().vec(), slot.parameter.strides().vec(), slot.numel,
                                          from - slot.begin, to - slot.begin, first_stretch + p, from - pieces[p].begin, first_of_model + slot.registration, set});
                     }

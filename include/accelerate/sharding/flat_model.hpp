@@ -80,7 +80,7 @@ public:
         touched_by_none();
     }
     bool before_step() {
-        advance("optimizer.step", Stage::Stepped, {Stage::Reduced, Stage::Unscaled, Stage::Clipped});
+        advance("optimizer.step", Stage::Stepped, waiting_for_step);
         bring_parameters_home();
         return true;
     }

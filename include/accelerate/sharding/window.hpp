@@ -1,7 +1,9 @@
 #pragma once
 
 #include <accelerate/core/error.hpp>
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <utility>
 
 namespace accelerate {
@@ -25,8 +27,9 @@ constexpr char const* name(Stage stage) {
     return "?";
 }
 
-/// Whether they are complete and no step has used them.
-constexpr bool waits_for_step(Stage stage) { return stage == Stage::Reduced || stage == Stage::Unscaled || stage == Stage::Clipped; }
+/// Where they are complete and no step has used them.
+inline constexpr std::initializer_list<Stage> waiting_for_step{Stage::Reduced, Stage::Unscaled, Stage::Clipped};
+constexpr bool waits_for_step(Stage stage) { return std::find(waiting_for_step.begin(), waiting_for_step.end(), stage) != waiting_for_step.end(); }
 
 /// Position of one model in its accumulation window. The rule is Python Accelerate's `accumulate`: the last batch of the loader
 /// always closes a window and the next one starts a full window; otherwise every k-th micro-batch closes it.

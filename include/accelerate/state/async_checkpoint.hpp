@@ -42,11 +42,11 @@ inline std::vector<std::string> told_by_all(std::filesystem::path const& hidden,
 }
 
 /// Tells rank 0 that this rank has failed, and why; where there is no room even for that, only that.
-inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Error const& why) noexcept {
+inline void tell_failure(std::filesystem::path const& hidden, int64_t rank, Failure const& why) noexcept {
     auto const path = told_file(hidden, rank, ".failed");
     try {
         try {
-            write_text(path, told(why));
+            write_text(path, why.text);
         } catch (Error const&) {
             write_text(path, "");
         }
@@ -79,10 +79,9 @@ std::unique_ptr<PendingSave> begin_async_checkpoint(Comm const& comm, std::files
             write_text(detail::told_file(hidden, rank, ".told"), detail::write_part(hidden, c, rank, hash, [&] { pace.rest(); }));
             if (rank != 0) return;
             published(detail::publish_checkpoint(hidden, dir, detail::told_by_all(hidden, world, deadline), about));
-        } catch (std::exception const& e) {
-            auto const* const error = dynamic_cast<Error const*>(&e);
+        } catch (std::exception const&) {
             if (rank == 0) detail::discard_checkpoint(hidden);
-            else detail::tell_failure(hidden, rank, error != nullptr ? *error : Error(code::internal, e.what()));
+            else detail::tell_failure(hidden, rank, Failure::caught());
             throw;
         }
     });

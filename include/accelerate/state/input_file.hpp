@@ -18,10 +18,17 @@
 
 namespace accelerate::state {
 
-/// Owns a file descriptor.
+/// Owns a file descriptor, which is none of the standard streams': where a program has closed those, the next file that is opened takes their
+/// place, and what is printed would go into it.
 class Descriptor {
 public:
-    explicit Descriptor(int fd = -1) : fd_(fd) {}
+    explicit Descriptor(int fd = -1) : fd_(fd) {
+        if (fd < 0 || fd > STDERR_FILENO) return;
+        fd_ = ::fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        auto const failure = errno;
+        ::close(fd);
+        errno = failure;
+    }
     Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
     Descriptor& operator=(Descriptor&& other) noexcept {
         std::swap(fd_, other.fd_);

@@ -2,6 +2,7 @@
 
 #include <accelerate/state/utf8.hpp>
 #include <cstddef>
+#include <filesystem>
 #include <string>
 #include <string_view>
 
@@ -17,9 +18,8 @@ inline bool unprintable(std::string_view sequence) {
     return punctuation || (byte(0) == 0xEF && byte(1) == 0xBB && byte(2) == 0xBF);  // U+2000-200F, 2028-203F, 2060-206F, FEFF
 }
 
-/// A name from a file as it may appear on a terminal: in quotes, at most about 100 bytes, what is unprintable as \xNN.
-inline std::string quote(std::string_view name) {
-    constexpr size_t longest = 100;
+/// A name from a file as it may appear on a terminal: in quotes, at most about `longest` bytes, what is unprintable as \xNN.
+inline std::string quote(std::string_view name, size_t longest = 100) {
     constexpr char const* digits = "0123456789abcdef";
     std::string out = "\"";
     auto rest = name.substr(0, longest);
@@ -39,5 +39,8 @@ inline std::string quote(std::string_view name) {
     }
     return out + (name.size() > longest ? "...\"" : "\"");
 }
+
+/// The same of a path, whole: what tells it from others is its end.
+inline std::string quote_path(std::filesystem::path const& path) { return quote(path.native(), std::string::npos); }
 
 }  // namespace accelerate::state

@@ -116,7 +116,7 @@ public:
     }
 
 private:
-    std::string name() const { return quote(file_.path().string()); }
+    std::string name() const { return quote_path(file_.path()); }
 
     static at::TensorOptions options(TensorInfo const& info) { return at::TensorOptions().dtype(info.type()).device(at::kCPU); }
     static int64_t numel(TensorInfo const& info) { return (info.end - info.begin) / static_cast<int64_t>(c10::elementSize(info.type())); }

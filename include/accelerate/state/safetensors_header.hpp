@@ -52,7 +52,7 @@ inline bool valid_tensor_name(std::string_view name) {
 class HeaderParser : JsonReader {
 public:
     HeaderParser(std::string_view text, int64_t data_size, std::string const& file)
-        : JsonReader({text, "safetensors file " + quote(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
+        : JsonReader({text, "safetensors file " + quote_path(file), {code::st_not_utf8, code::st_bad_start, code::st_bad_json, code::st_too_deep}, 8}),
           data_size_(static_cast<uint64_t>(data_size)), needed_(data_size_) {}
 
     SafetensorsHeader run() {

@@ -54,7 +54,7 @@ inline bool named_as_pickle(std::string_view name) {
 /// Reads the text of an index, trusting none of it. No I/O, so that it can be fuzzed.
 class IndexParser : JsonReader {
 public:
-    IndexParser(std::string_view text, std::string const& file) : JsonReader({text, "index " + quote(file), {code::ix_bad_json, code::ix_bad_json, code::ix_bad_json, code::ix_bad_json}}) {}
+    IndexParser(std::string_view text, std::string const& file) : JsonReader({text, "index " + quote_path(file), {code::ix_bad_json, code::ix_bad_json, code::ix_bad_json, code::ix_bad_json}}) {}
 
     SafetensorsIndex run() {
         scan();

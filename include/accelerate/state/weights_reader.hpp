@@ -28,11 +28,11 @@ public:
     }
 
     /// The file or index that was opened, quoted.
-    std::string name() const { return quote(path_.string()); }
+    std::string name() const { return quote_path(path_); }
     std::vector<std::unique_ptr<SafetensorsReader>> const& files() const { return files_; }
 
 private:
-    std::string in_folder(Folder const& folder) const { return concat("the folder ", quote(folder.path().string())); }
+    std::string in_folder(Folder const& folder) const { return concat("the folder ", quote_path(folder.path())); }
 
     void refuse_pickle(std::string const& file) const {
         check(!named_as_pickle(file), code::pickle_refused, name(), " is a pickle by its name; those can execute code and are never read. Convert it with Python's safetensors.torch.save_file");
@@ -77,9 +77,9 @@ private:
         std::error_code failed;
         auto const path = folder.path() / shard;
         auto const status = std::filesystem::symlink_status(path, failed);
-        check(std::filesystem::exists(status), code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is not there");
+        check(std::filesystem::exists(status), code::ix_missing_shard, "the file ", quote_path(path), " that the index names is not there");
         auto in = folder.open(shard);
-        check(in.size() > 0, code::ix_missing_shard, "the file ", quote(path.string()), " that the index names is empty");
+        check(in.size() > 0, code::ix_missing_shard, "the file ", quote_path(path), " that the index names is empty");
         return std::make_unique<SafetensorsReader>(std::move(in));
     }
 
@@ -88,7 +88,7 @@ private:
         auto const index = name();
         int64_t total = 0;
         auto const fail = [&](Code const& code, std::string const& tensor, size_t file, char const* what, std::string const& more = {}) {
-            throw Error(code, concat("index ", index, " and ", quote(files_[file]->path().string()), ": tensor ", quote(tensor), what, more));
+            throw Error(code, concat("index ", index, " and ", quote_path(files_[file]->path()), ": tensor ", quote(tensor), what, more));
         };
         for (size_t f = 0; f < files_.size(); ++f)
             for (auto const& info : files_[f]->tensors()) {
