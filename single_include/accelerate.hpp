@@ -1267,10 +1267,13 @@ struct Slot {
     int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
 
     int64_t end() const { return begin + numel; }
-    /// Whether some of it lies between two places of the buffer; what is empty lies at its place, were it either of them.
-    bool lies_within(int64_t first, int64_t last) const { return std::max(begin, first) < std::min(end(), last) || (numel == 0 && first <= begin && begin <= last); }
     /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
     std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
+    /// Whether there is such a part; what is empty lies at its place, were it either of the two.
+    bool lies_within(int64_t first, int64_t last) const {
+        auto const [from, to] = within(first, last);
+        return from < to || (from == to && numel == 0);
+    }
 };
 
 /// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
@@ -2765,7 +2768,7 @@ public:
     }
 
     /// Where the process ends in the middle of everything, as by std::exit, `farewell` is called before the parallel world is left, unless
-    /// `whose` is gone: peers wait for such a rank, and it for them.
+    /// `whose` is gone, which lives as long as the call: peers wait for such a rank, and it for them.
     void at_exit(std::weak_ptr<void> whose, std::function<void()> farewell) {
         std::lock_guard lock(mutex_);
         std::erase_if(farewells_, [](auto const& one) { return one.first.expired(); });
@@ -10551,13 +10554,13 @@ private:
         parts.members.resize(parts.who.ranks.size());
         std::iota(parts.members.begin(), parts.members.end(), 0);
         if (parts.who.ranks.size() < static_cast<size_t>(size)) parts.bridge = std::make_unique<MpiBridge>(std::move(comm), parts.who.nodes, rank, options.max_count);
-        std::weak_ptr<Family> const family = parts.family;
+        auto const family = parts.family;
         auto group = std::make_shared<Group>(std::move(parts));
         // Other communicators of the family may outlive this one, which alone can tell other nodes.
-        Session::instance().at_exit(family, [family, world = std::weak_ptr(group)] {
+        Session::instance().at_exit(family, [here = family.get(), world = std::weak_ptr(group)] {
             constexpr auto why = "its process has called exit";
             if (auto const all = world.lock()) all->leave(why);
-            else if (auto const here = family.lock()) here->leave(why);
+            else here->leave(why);
         });
         return group;
     }

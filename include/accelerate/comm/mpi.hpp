@@ -122,13 +122,13 @@ private:
         parts.members.resize(parts.who.ranks.size());
         std::iota(parts.members.begin(), parts.members.end(), 0);
         if (parts.who.ranks.size() < static_cast<size_t>(size)) parts.bridge = std::make_unique<MpiBridge>(std::move(comm), parts.who.nodes, rank, options.max_count);
-        std::weak_ptr<Family> const family = parts.family;
+        auto const family = parts.family;
         auto group = std::make_shared<Group>(std::move(parts));
         // Other communicators of the family may outlive this one, which alone can tell other nodes.
-        Session::instance().at_exit(family, [family, world = std::weak_ptr(group)] {
+        Session::instance().at_exit(family, [here = family.get(), world = std::weak_ptr(group)] {
             constexpr auto why = "its process has called exit";
             if (auto const all = world.lock()) all->leave(why);
-            else if (auto const here = family.lock()) here->leave(why);
+            else here->leave(why);
         });
         return group;
     }

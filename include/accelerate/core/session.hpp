@@ -51,7 +51,7 @@ public:
     }
 
     /// Where the process ends in the middle of everything, as by std::exit, `farewell` is called before the parallel world is left, unless
-    /// `whose` is gone: peers wait for such a rank, and it for them.
+    /// `whose` is gone, which lives as long as the call: peers wait for such a rank, and it for them.
     void at_exit(std::weak_ptr<void> whose, std::function<void()> farewell) {
         std::lock_guard lock(mutex_);
         std::erase_if(farewells_, [](auto const& one) { return one.first.expired(); });

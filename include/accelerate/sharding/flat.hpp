@@ -26,10 +26,13 @@ struct Slot {
     int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
 
     int64_t end() const { return begin + numel; }
-    /// Whether some of it lies between two places of the buffer; what is empty lies at its place, were it either of them.
-    bool lies_within(int64_t first, int64_t last) const { return std::max(begin, first) < std::min(end(), last) || (numel == 0 && first <= begin && begin <= last); }
     /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
     std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
+    /// Whether there is such a part; what is empty lies at its place, were it either of the two.
+    bool lies_within(int64_t first, int64_t last) const {
+        auto const [from, to] = within(first, last);
+        return from < to || (from == to && numel == 0);
+    }
 };
 
 /// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
