@@ -57,6 +57,8 @@ endif()
 
 if(ACCELERATE_SANITIZE)
   target_compile_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE} -fno-omit-frame-pointer -g1)
+  # What no sanitizer sees: an index within a vector's capacity but not its size, the front of an empty one, an optional that is not there.
+  target_compile_definitions(accelerate_development INTERFACE _GLIBCXX_ASSERTIONS)
   target_link_options(accelerate_development INTERFACE -fsanitize=${ACCELERATE_SANITIZE})
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(accelerate_development INTERFACE -Wno-maybe-uninitialized)  # g++ 12 sees it everywhere in instrumented code

@@ -395,6 +395,40 @@ TEST_CASE("a unit that no loss of a window has reached stays as it is, as withou
     for (auto const& [name, w] : accelerator.get_state_dict(model)) CHECK(torch::allclose(w, one.named_parameters()[name], 1e-5, 1e-6));
 }
 
+namespace {
+/// Calls its first unit, and the large one behind it, which is gathered ahead, only when told to.
+template <class S = acc::Plain>
+struct Skips : torch::nn::Module {
+    explicit Skips(int64_t large) : small(this, "small", 4, 4), behind(this, "behind", large, 4) {}
+    torch::Tensor forward(torch::Tensor x) { return small(x); }
+    acc::Unit<S, torch::nn::Linear> small, behind;
+};
+}  // namespace
+
+TEST_CASE("a unit that is gathered ahead and not called does not get in the way of what follows", "[fsdp][sharded_unit]") {
+    Spread<> spread;
+    auto const n = static_cast<double>(spread.num_processes());
+    auto [model, optimizer] = spread.prepare(spread.make<Skips>(int64_t{1} << 19), acc::optim::Sgd{.lr = 0.5});
+    auto const before = spread.get_state_dict(model);
+    auto const x = torch::full({1, 4}, static_cast<double>(spread.process_index() + 1));
+    for (int64_t step = 0; step < 5; ++step) {
+        auto window = spread.accumulate(model);
+        spread.backward(acc::weighted(model(x).sum(), 2));
+        {
+            torch::NoGradGuard no_grad;
+            static_cast<void>(model(x));
+        }
+        auto const largest = spread.clip_grad_norm(model, 1e9, std::numeric_limits<double>::infinity());
+        CHECK(std::abs(largest.item<double>() - std::max((n + 1) / 4, 0.5)) < 1e-6);  // d/dweight: the sum of 1..n; d/dbias: n; over 2 n
+        optimizer.step();
+        optimizer.zero_grad();
+    }
+    auto const after = spread.get_state_dict(model);
+    CHECK(torch::allclose(after.at("small.weight"), before.at("small.weight") - 5 * 0.5 * (n + 1) / 4, 0, 1e-5));
+    CHECK(torch::allclose(after.at("small.bias"), before.at("small.bias") - 5 * 0.5 / 2, 0, 1e-5));
+    CHECK(torch::equal(after.at("behind.weight"), before.at("behind.weight")));
+}
+
 TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {
     std::atomic<int64_t> heard = 0;
     auto const dir = std::filesystem::temp_directory_path() / acc::concat("accelerate_lonely_", ::getpid());

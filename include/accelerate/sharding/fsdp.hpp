@@ -86,7 +86,10 @@ public:
     void after_step() { release_units(); }  // what an evaluation left gathered is old now
 
     static constexpr bool owns_everything = false;
-    void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
+    /// Behind what is under way: a forward has prefetched a unit that nobody may have called.
+    void fold(at::Tensor const& partial, comm::Reduction reduction) const {
+        engine_->worker.submit([&] { engine_->comm.all_reduce(partial, reduction); }).wait();
+    }
     double sum_over_ranks(double value) const {
         auto t = at::scalar_tensor(value, at::kDouble);
         fold(t, comm::Reduction::Sum);
