@@ -350,10 +350,11 @@ TEST_CASE("an unused branch is found, or named", "[unused]") {
 
 namespace {
 
-/// Of two layers each micro-batch takes one, the ranks the same or not; `never` is taken by none.
+/// Of two layers each micro-batch takes one, the ranks the same or not; `never` is taken by none, so that buckets of
+/// 1 KB are arranged anew behind the first backward.
 struct Paths : torch::nn::Module {
-    torch::nn::Linear in{register_module("in", torch::nn::Linear(6, 8))}, first{register_module("first", torch::nn::Linear(8, 8))}, second{register_module("second", torch::nn::Linear(8, 8))},
-        never{register_module("never", torch::nn::Linear(8, 8))}, out{register_module("out", torch::nn::Linear(8, 3))};
+    torch::nn::Linear never{register_module("never", torch::nn::Linear(8, 8))}, in{register_module("in", torch::nn::Linear(6, 8))}, first{register_module("first", torch::nn::Linear(8, 8))},
+        second{register_module("second", torch::nn::Linear(8, 8))}, out{register_module("out", torch::nn::Linear(8, 3))};
     torch::Tensor forward(torch::Tensor const& x, int64_t path) {
         auto const h = torch::tanh(in(x));
         return out(torch::tanh(path == 0 ? first(h) : second(h)));
@@ -391,9 +392,10 @@ std::vector<torch::Tensor> paths_by_hand(Options const& options, int64_t k, int6
     return weights_of({&net});
 }
 
-/// The same by a prepared loop, in two parts where a folder is given: the second goes on from a checkpoint behind micro-batch `stop`.
+/// The same by a prepared loop, each loss in one backward or, in shares, in several; in two parts where a folder is given: the second goes on
+/// from a checkpoint behind micro-batch `stop`.
 template <class Run, class MakeOptimizer>
-std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, int64_t stop = 0, std::filesystem::path const& folder = {}) {
+std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, std::vector<double> const& backwards, int64_t stop = 0, std::filesystem::path const& folder = {}) {
     std::vector<torch::Tensor> weights;
     auto const part = [&](int64_t begin, int64_t end) {
         auto net = std::make_shared<Paths>();
@@ -404,7 +406,7 @@ std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, int64_t s
         for (int64_t m = begin; m < end; ++m) {
             auto window = accelerator.accumulate(model);
             auto const [x, y] = rows_of(m, accelerator.process_index(), accelerator.num_processes());
-            accelerator.backward(torch::mse_loss(model(x, Paths::path(m, accelerator.process_index())), y));
+            for (auto const share : backwards) accelerator.backward(share * torch::mse_loss(model(x, Paths::path(m, accelerator.process_index())), y));
             accelerator.clip_grad_norm(model, 0.2);
             optimizer.step();
             optimizer.zero_grad();
@@ -420,7 +422,11 @@ std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, int64_t s
 
 template <class Run, class TorchOptimizer, class Make, class Options>
 void paths_are_those_by_hand(Make const& make, Options const& options) {
-    for (int64_t k : {1, 2}) close(paths<Run>(make, k), paths_by_hand<TorchOptimizer>(options, k, Run().num_processes()));
+    for (int64_t k : {1, 2}) {
+        auto const by_hand = paths_by_hand<TorchOptimizer>(options, k, Run().num_processes());
+        close(paths<Run>(make, k, {1}), by_hand);
+        close(paths<Run>(make, k, {0.75, 0.25}), by_hand);
+    }
 }
 
 template <class Run>
@@ -439,9 +445,9 @@ using Spread = acc::Accelerator<acc::device::Cpu, acc::precision::Fp32, acc::sha
 template <class Run>
 void branches_are_resumed(std::filesystem::path const& folder) {
     auto const recipe = [](auto&) { return acc::optim::AdamW{.lr = 0.01, .weight_decay = 0.1}; };
-    auto const whole = paths<Run>(recipe, 2);
+    auto const whole = paths<Run>(recipe, 2, {1});
     for (int64_t stop : {6, 7, 13}) {
-        auto const resumed = paths<Run>(recipe, 2, stop, folder / std::to_string(stop));
+        auto const resumed = paths<Run>(recipe, 2, {1}, stop, folder / std::to_string(stop));
         for (size_t i = 0; i < whole.size(); ++i) CHECK(torch::equal(resumed[i], whole[i]));
     }
 }
