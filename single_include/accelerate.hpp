@@ -2301,6 +2301,12 @@ protected:
     template <class Allocate>
     void adopt(Layout const& plan, Allocate&& allocate) {
         at::NoGradGuard no_grad;
+        bool const rearranges = !flats_.empty();
+        if (rearranges) {  // what has been written into the old views is not seen in the new ones
+            auto const slots = untouched();
+            std::fill(touched_.begin(), touched_.end(), uint8_t{1});
+            for (auto const* slot : slots) touched_[static_cast<size_t>(slot->registration)] = 0;
+        }
         std::vector<Flat> made;
         std::vector<std::vector<at::Tensor>> views;
         for (size_t f = 0; f < plan.flats.size(); ++f) {
@@ -2321,7 +2327,7 @@ protected:
             for (size_t s = 0; s < flat.slots.size(); ++s) {
                 auto& p = flat.slots[s].parameter;
                 auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
-                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
+                if (!rearranges) touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
                 if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
                 p.mutable_grad() = view;
                 slot_views.push_back(view);
@@ -23474,7 +23480,10 @@ public:
     void after_step() { release_units(); }  // what an evaluation left gathered is old now
 
     static constexpr bool owns_everything = false;
-    void fold(at::Tensor const& partial, comm::Reduction reduction) const { engine_->comm.all_reduce(partial, reduction); }
+    /// Behind what is under way: a forward has prefetched a unit that nobody may have called.
+    void fold(at::Tensor const& partial, comm::Reduction reduction) const {
+        engine_->worker.submit([&] { engine_->comm.all_reduce(partial, reduction); }).wait();
+    }
     double sum_over_ranks(double value) const {
         auto t = at::scalar_tensor(value, at::kDouble);
         fold(t, comm::Reduction::Sum);
