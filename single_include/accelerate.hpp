@@ -3437,6 +3437,10 @@ public:
     /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
+        if constexpr (detail::in_parts<model_type>)
+            if (in_window())  // a generator's loss passes through the discriminator, whose gradients must go to where they are kept
+                for (auto const& model : models)
+                    if (model->forwarded && std::ranges::find(window, model.get()) == window.end()) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models)
                 if (model->forwarded) scratch_.push_back(model.get());

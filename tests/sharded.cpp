@@ -429,6 +429,39 @@ TEST_CASE("a unit that is gathered ahead and not called does not get in the way 
     CHECK(torch::equal(after.at("behind.weight"), before.at("behind.weight")));
 }
 
+TEST_CASE("a loss that passes through a sharded model of another window leaves nothing there that zero_grad does not clear", "[fsdp][backward]") {
+    constexpr int64_t steps = 4, rows = 2;
+    Spread<> spread;
+    auto const [n, rank] = std::pair(spread.num_processes(), spread.process_index());
+    auto const batch = [&](int64_t step, int64_t r) { return uniform({rows, 4}, 1000 * step + r); };
+    auto [maker, judge, of_maker, of_judge] = spread.prepare(spread.make<Skips>(int64_t{4}), spread.make<Skips>(int64_t{4}), acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.05});
+    std::array<std::shared_ptr<Skips<>>, 2> by_hand{std::make_shared<Skips<>>(4), std::make_shared<Skips<>>(4)};
+    {
+        torch::NoGradGuard no_grad;
+        for (auto const& [name, w] : spread.get_state_dict(maker)) by_hand[0]->named_parameters()[name].copy_(w);
+        for (auto const& [name, w] : spread.get_state_dict(judge)) by_hand[1]->named_parameters()[name].copy_(w);
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+        {
+            auto window = spread.accumulate(judge);
+            spread.backward(judge(maker(batch(step, rank)).detach()).square().mean());
+            of_judge.step(), of_judge.zero_grad();
+        }
+        auto window = spread.accumulate(maker);
+        spread.backward(judge(maker(batch(step, rank))).mean());
+        of_maker.step(), of_maker.zero_grad(), of_judge.zero_grad();
+    }
+    torch::optim::SGD sgd_of_maker(by_hand[0]->parameters(), 0.1), sgd_of_judge(by_hand[1]->parameters(), 0.05);
+    for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(step, r)).detach()).square().mean() / n).backward();
+        sgd_of_judge.step(), sgd_of_judge.zero_grad();
+        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(step, r))).mean() / n).backward();
+        sgd_of_maker.step(), sgd_of_maker.zero_grad(), sgd_of_judge.zero_grad();
+    }
+    for (auto const& [name, w] : spread.get_state_dict(maker)) CHECK(torch::allclose(w, by_hand[0]->named_parameters()[name], 1e-5, 1e-6));
+    for (auto const& [name, w] : spread.get_state_dict(judge)) CHECK(torch::allclose(w, by_hand[1]->named_parameters()[name], 1e-5, 1e-6));
+}
+
 TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {
     std::atomic<int64_t> heard = 0;
     auto const dir = std::filesystem::temp_directory_path() / acc::concat("accelerate_lonely_", ::getpid());
