@@ -815,6 +815,8 @@ public:
 
     /// Micro-batches since the last window that was closed by the loader's end or by its number.
     int64_t position() const { return position_; }
+    /// The closed window's gradients have been used.
+    void finish() { micro_batches_ = 0; }
     /// The next window, behind a closed one, is a whole one whatever the number of steps was.
     void restart() { position_ = 0; }
     /// Goes on where another one stood.
@@ -2257,6 +2259,7 @@ public:
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
+        if (stage_ == Stage::Stepped) window_.finish();  // what another model's loss adds from here on may be cleared
         begin_anew();
     }
 
@@ -3307,6 +3310,13 @@ public:
         Base::zero_grad();
         if (this->window_closed()) forget_gradients();
     }
+    /// Behind a backward that was for other models: the gradients are where they belong, and wait for no step.
+    void let_pass() {
+        auto const before = this->stage();
+        Base::after_backward();
+        this->restore_stage(before);
+        forwarded = false;
+    }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
 
@@ -3437,10 +3447,6 @@ public:
     /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
-        if constexpr (detail::in_parts<model_type>)
-            if (in_window())  // a generator's loss passes through the discriminator, whose gradients must go to where they are kept
-                for (auto const& model : models)
-                    if (model->forwarded && std::ranges::find(window, model.get()) == window.end()) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models)
                 if (model->forwarded) scratch_.push_back(model.get());
@@ -3453,6 +3459,21 @@ public:
             if (model->unfinished || reached.contains_any(model->parameters())) within.push_back(model);
         if (!within.empty()) scratch_.swap(within);  // where it reaches none, each says so
         return scratch_;
+    }
+
+    /// Models of no open window that a loss of one passes through, as a generator's does through the discriminator, where their gradients must be
+    /// brought to where they are kept.
+    std::vector<model_type*> passed(at::Tensor const& loss) const {
+        std::vector<model_type*> through;
+        if constexpr (detail::in_parts<model_type>) {
+            if (!in_window()) return through;
+            for (auto const& model : models)
+                if (model->forwarded && std::ranges::find(window, model.get()) == window.end()) through.push_back(model.get());
+            if (through.empty()) return through;
+            sharding::ReachableLeaves const reached(loss);
+            std::erase_if(through, [&](model_type const* model) { return !reached.contains_any(model->parameters()); });
+        }
+        return through;
     }
 
     /// Keeps the autocast scope of one forward; open afterwards only if the forward succeeded.
@@ -3603,6 +3624,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     auto const steps = training.options.gradient_accumulation_steps;
     if constexpr (Training::autocasts) training.mention_bare_forward();
     auto const models = training.armed(loss);
+    auto const passed = training.passed(loss);
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
         loss = loss * 0;
         if (weight) weight = 0;
@@ -3631,7 +3653,9 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->forget_verdict();
         model->before_backward(loss);
     }
+    for (auto* model : passed) model->before_backward(loss);
     torch::autograd::backward({loss}, {}, how.retain_graph);
+    for (auto* model : passed) model->let_pass();
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;

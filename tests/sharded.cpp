@@ -429,37 +429,53 @@ TEST_CASE("a unit that is gathered ahead and not called does not get in the way 
     CHECK(torch::equal(after.at("behind.weight"), before.at("behind.weight")));
 }
 
-TEST_CASE("a loss that passes through a sharded model of another window leaves nothing there that zero_grad does not clear", "[fsdp][backward]") {
-    constexpr int64_t steps = 4, rows = 2;
-    Spread<> spread;
-    auto const [n, rank] = std::pair(spread.num_processes(), spread.process_index());
-    auto const batch = [&](int64_t step, int64_t r) { return uniform({rows, 4}, 1000 * step + r); };
-    auto [maker, judge, of_maker, of_judge] = spread.prepare(spread.make<Skips>(int64_t{4}), spread.make<Skips>(int64_t{4}), acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.05});
-    std::array<std::shared_ptr<Skips<>>, 2> by_hand{std::make_shared<Skips<>>(4), std::make_shared<Skips<>>(4)};
+namespace {
+/// A generator and a discriminator train in turns, each in windows of its own, of `k` micro-batches; what the generator's loss leaves in the
+/// discriminator is cleared. Against LibTorch's loop over all ranks' batches.
+template <class Run>
+void adversaries_in_windows_of_their_own(int64_t k) {
+    constexpr int64_t micro_batches = 4, rows = 2;
+    Run accelerator({.gradient_accumulation_steps = k});
+    auto const [n, rank] = std::pair(accelerator.num_processes(), accelerator.process_index());
+    auto const batch = [&](int64_t m, int64_t r) { return uniform({rows, 4}, 1000 * m + r); };
+    auto [maker, judge, of_maker, of_judge] =
+        accelerator.prepare(accelerator.template make<Skips>(int64_t{4}), accelerator.template make<Skips>(int64_t{4}), acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.05});
+    auto const by_hand = std::array{std::make_shared<Skips<>>(4), std::make_shared<Skips<>>(4)};
     {
         torch::NoGradGuard no_grad;
-        for (auto const& [name, w] : spread.get_state_dict(maker)) by_hand[0]->named_parameters()[name].copy_(w);
-        for (auto const& [name, w] : spread.get_state_dict(judge)) by_hand[1]->named_parameters()[name].copy_(w);
+        for (auto const& [name, w] : accelerator.get_state_dict(maker)) by_hand[0]->named_parameters()[name].copy_(w);
+        for (auto const& [name, w] : accelerator.get_state_dict(judge)) by_hand[1]->named_parameters()[name].copy_(w);
     }
-    for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t m = 0; m < micro_batches; ++m) {
         {
-            auto window = spread.accumulate(judge);
-            spread.backward(judge(maker(batch(step, rank)).detach()).square().mean());
+            auto window = accelerator.accumulate(judge);
+            accelerator.backward(judge(maker(batch(m, rank)).detach()).square().mean());
             of_judge.step(), of_judge.zero_grad();
         }
-        auto window = spread.accumulate(maker);
-        spread.backward(judge(maker(batch(step, rank))).mean());
+        auto window = accelerator.accumulate(maker);
+        accelerator.backward(judge(maker(batch(m, rank))).mean());
+        if (judge.state().window_closed()) CHECK_THROWS_WITH(of_judge.step(), contains("E_CALL_ORDER"));  // its own backward comes first
         of_maker.step(), of_maker.zero_grad(), of_judge.zero_grad();
     }
     torch::optim::SGD sgd_of_maker(by_hand[0]->parameters(), 0.1), sgd_of_judge(by_hand[1]->parameters(), 0.05);
-    for (int64_t step = 0; step < steps; ++step) {
-        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(step, r)).detach()).square().mean() / n).backward();
-        sgd_of_judge.step(), sgd_of_judge.zero_grad();
-        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(step, r))).mean() / n).backward();
-        sgd_of_maker.step(), sgd_of_maker.zero_grad(), sgd_of_judge.zero_grad();
+    for (int64_t m = 0; m < micro_batches; ++m) {
+        bool const closes = (m + 1) % k == 0;
+        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(m, r)).detach()).square().mean() / (n * k)).backward();
+        if (closes) sgd_of_judge.step(), sgd_of_judge.zero_grad();
+        for (int64_t r = 0; r < n; ++r) (by_hand[1]->forward(by_hand[0]->forward(batch(m, r))).mean() / (n * k)).backward();
+        if (closes) sgd_of_maker.step(), sgd_of_maker.zero_grad(), sgd_of_judge.zero_grad();
     }
-    for (auto const& [name, w] : spread.get_state_dict(maker)) CHECK(torch::allclose(w, by_hand[0]->named_parameters()[name], 1e-5, 1e-6));
-    for (auto const& [name, w] : spread.get_state_dict(judge)) CHECK(torch::allclose(w, by_hand[1]->named_parameters()[name], 1e-5, 1e-6));
+    for (auto const& [name, w] : accelerator.get_state_dict(maker)) CHECK(torch::allclose(w, by_hand[0]->named_parameters()[name], 1e-5, 1e-6));
+    for (auto const& [name, w] : accelerator.get_state_dict(judge)) CHECK(torch::allclose(w, by_hand[1]->named_parameters()[name], 1e-5, 1e-6));
+}
+}  // namespace
+
+TEST_CASE("what a loss leaves in a model of another window is cleared, or waits for that model's next backward", "[fsdp][backward][window]") {
+    for (int64_t k : {1, 2}) {
+        adversaries_in_windows_of_their_own<Alone>(k);
+        adversaries_in_windows_of_their_own<Spread<>>(k);
+        adversaries_in_windows_of_their_own<Loop<acc::device::Cpu, acc::sharding::Ddp<acc::ddp{.find_unused_parameters = true}>>>(k);
+    }
 }
 
 TEST_CASE("a rank that does not gather with the others is an error to them, not the end of the process", "[fsdp][sharded_unit]") {

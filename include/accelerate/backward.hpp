@@ -71,6 +71,7 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     auto const steps = training.options.gradient_accumulation_steps;
     if constexpr (Training::autocasts) training.mention_bare_forward();
     auto const models = training.armed(loss);
+    auto const passed = training.passed(loss);
     if (training.loops->at_stand_in()) {  // this rank has run out of data and only keeps step
         loss = loss * 0;
         if (weight) weight = 0;
@@ -99,7 +100,9 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->forget_verdict();
         model->before_backward(loss);
     }
+    for (auto* model : passed) model->before_backward(loss);
     torch::autograd::backward({loss}, {}, how.retain_graph);
+    for (auto* model : passed) model->let_pass();
     for (auto* model : models) {
         model->after_backward();
         model->forwarded = false;

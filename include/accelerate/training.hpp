@@ -63,6 +63,13 @@ public:
         Base::zero_grad();
         if (this->window_closed()) forget_gradients();
     }
+    /// Behind a backward that was for other models: the gradients are where they belong, and wait for no step.
+    void let_pass() {
+        auto const before = this->stage();
+        Base::after_backward();
+        this->restore_stage(before);
+        forwarded = false;
+    }
     void forget_verdict() { finite.reset(), allowed.reset(); }
     void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
 
@@ -193,10 +200,6 @@ public:
     /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
-        if constexpr (detail::in_parts<model_type>)
-            if (in_window())  // a generator's loss passes through the discriminator, whose gradients must go to where they are kept
-                for (auto const& model : models)
-                    if (model->forwarded && std::ranges::find(window, model.get()) == window.end()) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models)
                 if (model->forwarded) scratch_.push_back(model.get());
@@ -209,6 +212,21 @@ public:
             if (model->unfinished || reached.contains_any(model->parameters())) within.push_back(model);
         if (!within.empty()) scratch_.swap(within);  // where it reaches none, each says so
         return scratch_;
+    }
+
+    /// Models of no open window that a loss of one passes through, as a generator's does through the discriminator, where their gradients must be
+    /// brought to where they are kept.
+    std::vector<model_type*> passed(at::Tensor const& loss) const {
+        std::vector<model_type*> through;
+        if constexpr (detail::in_parts<model_type>) {
+            if (!in_window()) return through;
+            for (auto const& model : models)
+                if (model->forwarded && std::ranges::find(window, model.get()) == window.end()) through.push_back(model.get());
+            if (through.empty()) return through;
+            sharding::ReachableLeaves const reached(loss);
+            std::erase_if(through, [&](model_type const* model) { return !reached.contains_any(model->parameters()); });
+        }
+        return through;
     }
 
     /// Keeps the autocast scope of one forward; open afterwards only if the forward succeeded.

@@ -93,6 +93,7 @@ public:
         check(stage_ != Stage::Accumulating || window_.micro_batches() < 2 || idle(), code::call_order,
               "optimizer.zero_grad before backward would drop the gradients of ", window_.micro_batches() - 1,
               " micro-batches of this window; call it after optimizer.step");
+        if (stage_ == Stage::Stepped) window_.finish();  // what another model's loss adds from here on may be cleared
         begin_anew();
     }
 

@@ -49,6 +49,8 @@ public:
 
     /// Micro-batches since the last window that was closed by the loader's end or by its number.
     int64_t position() const { return position_; }
+    /// The closed window's gradients have been used.
+    void finish() { micro_batches_ = 0; }
     /// The next window, behind a closed one, is a whole one whatever the number of steps was.
     void restart() { position_ = 0; }
     /// Goes on where another one stood.
