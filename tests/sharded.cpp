@@ -6,8 +6,10 @@
 
 #include <accelerate.hpp>
 #include <accelerate/sharding/fsdp.hpp>
+#include <array>
 #include <atomic>
 #include <fstream>
+#include <limits>
 #include <unistd.h>
 
 namespace acc = accelerate;
@@ -396,7 +398,7 @@ TEST_CASE("a unit that no loss of a window has reached stays as it is, as withou
 }
 
 namespace {
-/// Calls its first unit, and the large one behind it, which is gathered ahead, only when told to.
+/// Calls its first unit alone: the one behind it is gathered ahead for nothing.
 template <class S = acc::Plain>
 struct Skips : torch::nn::Module {
     explicit Skips(int64_t large) : small(this, "small", 4, 4), behind(this, "behind", large, 4) {}

@@ -350,8 +350,8 @@ TEST_CASE("an unused branch is found, or named", "[unused]") {
 
 namespace {
 
-/// Of two layers each micro-batch takes one, the ranks the same or not; `never` is taken by none, so that buckets of
-/// 1 KB are arranged anew behind the first backward.
+/// Of two layers each micro-batch takes one, the ranks the same or not; `never`, the first to be registered and the first
+/// to be ready, is taken by none: buckets of 1 KB are arranged anew behind the first backward.
 struct Paths : torch::nn::Module {
     torch::nn::Linear never{register_module("never", torch::nn::Linear(8, 8))}, in{register_module("in", torch::nn::Linear(6, 8))}, first{register_module("first", torch::nn::Linear(8, 8))},
         second{register_module("second", torch::nn::Linear(8, 8))}, out{register_module("out", torch::nn::Linear(8, 3))};

@@ -138,12 +138,7 @@ protected:
     template <class Allocate>
     void adopt(Layout const& plan, Allocate&& allocate) {
         at::NoGradGuard no_grad;
-        bool const rearranges = !flats_.empty();
-        if (rearranges) {  // what has been written into the old views is not seen in the new ones
-            auto const slots = untouched();
-            std::fill(touched_.begin(), touched_.end(), uint8_t{1});
-            for (auto const* slot : slots) touched_[static_cast<size_t>(slot->registration)] = 0;
-        }
+        auto const still_untouched = untouched();  // as the old views show it
         std::vector<Flat> made;
         std::vector<std::vector<at::Tensor>> views;
         for (size_t f = 0; f < plan.flats.size(); ++f) {
@@ -164,13 +159,14 @@ protected:
             for (size_t s = 0; s < flat.slots.size(); ++s) {
                 auto& p = flat.slots[s].parameter;
                 auto view = view_like(flat.gradients, flat.slots[s].begin, p).variable_data();
-                if (!rearranges) touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
+                touched_[static_cast<size_t>(flat.slots[s].registration)] = old_gradients[s].defined();
                 if (old_gradients[s].defined()) view.copy_(old_gradients[s]);
                 p.mutable_grad() = view;
                 slot_views.push_back(view);
             }
             made.push_back(std::move(flat));
         }
+        for (auto const* slot : still_untouched) touched_[static_cast<size_t>(slot->registration)] = 0;
         flats_ = std::move(made);
         views_ = std::move(views);
         mark_views();
