@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/autocast_mode.h>
 #include <array>
 #include <cstddef>
@@ -40,17 +41,16 @@
 #include <cstring>
 #include <torch/nn/module.h>
 #include <unordered_set>
-#include <iterator>
-#include <map>
-#include <set>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <bit>
+#include <iterator>
+#include <map>
+#include <set>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <ATen/ops/ones.h>
@@ -809,7 +809,9 @@ public:
         return closed_ = last_of_loader || position_ % steps == 0;
     }
 
-    bool closed() const { return closed_; }
+    bool closed() const { return closed_ && !held_open_; }
+    /// Whether it is, or would be but for a `no_sync`: what a checkpoint goes on from, which knows no scopes.
+    bool ends() const { return closed_; }
     /// Micro-batches in the window so far, this one included.
     int64_t micro_batches() const { return micro_batches_; }
 
@@ -822,13 +824,16 @@ public:
     /// Goes on where another one stood.
     void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
 
-    /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
-    bool set_closed(bool closed) { return std::exchange(closed_, closed); }
+    /// Whether something holds it open, for the length of a `no_sync` scope; gives back whether something did before.
+    bool hold_open(bool held) { return std::exchange(held_open_, held); }
+    /// The next backward is its last, whatever holds it open.
+    void close() { closed_ = true, held_open_ = false; }
 
 private:
     int64_t position_ = 0;
     int64_t micro_batches_ = 0;
     bool closed_ = true;
+    bool held_open_ = false;
 };
 
 }  // namespace sharding
@@ -1256,298 +1261,6 @@ inline std::vector<std::pair<std::string, at::Tensor>> unique_parameters(torch::
 
 }  // namespace accelerate
 
-// ---- accelerate/sharding/flat.hpp
-
-namespace accelerate::sharding {
-
-/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
-struct Slot {
-    std::string name;
-    at::Tensor parameter;
-    int64_t begin = 0;
-    int64_t numel = 0;
-    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
-
-    int64_t end() const { return begin + numel; }
-    /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
-    std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
-    /// Whether there is such a part; what is empty lies at its place, were it either of the two.
-    bool lies_within(int64_t first, int64_t last) const {
-        auto const [from, to] = within(first, last);
-        return from < to || (from == to && numel == 0);
-    }
-};
-
-/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
-/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
-struct Flat {
-    at::Tensor parameters;
-    at::Tensor gradients;
-    std::vector<Slot> slots;  ///< in ascending order of `begin`
-};
-
-/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
-/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
-struct Piece {
-    int64_t flat = 0;
-    int64_t begin = 0;
-    int64_t end = 0;
-    at::Tensor gradients;
-};
-
-/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
-template <class M>
-concept flat_model = requires(M& m, M const& c) {
-    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
-    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
-    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
-    m.settle();                                                      // after writing gradients: every rank sees what all have written
-    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
-    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
-    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
-    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
-    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
-    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
-    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
-    m.after_step();                                                  // everything has been read and written, or the step was refused
-    m.zero_grad();
-};
-
-/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
-template <class M>
-concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
-    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
-    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
-    m.restore_unreached(names);                                      // to what a checkpoint says
-};
-
-/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
-/// all, and each says so.
-template <class Models>
-auto stepping(Models const& models) {
-    using Model = std::remove_reference_t<decltype(*models.front())>;
-    std::vector<Model*> all, reached;
-    for (auto const& model : models) all.push_back(std::to_address(model));
-    if constexpr (tells_unreached<Model>) {
-        if (all.size() < 2) return all;
-        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
-    }
-    return reached.empty() ? all : reached;
-}
-
-/// Which parameters of a model an optimizer has, by `Slot::registration`.
-using Share = std::vector<bool>;
-/// Those of an optimizer that has not every parameter of its models; else empty.
-template <class Model>
-using Shares = std::map<Model const*, Share>;
-
-template <class Model>
-bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
-    return shares.empty() || shares.at(&model)[parameter];
-}
-/// Whether these are parts of one model that have nothing in common.
-inline bool apart(Share const& a, Share const& b) {
-    if (a.empty() || b.empty()) return false;
-    for (size_t i = 0; i < a.size(); ++i)
-        if (a[i] && b[i]) return false;
-    return true;
-}
-
-/// The parameters to whose name and tensor `has` says yes.
-template <class Models, class Has>
-auto shares_of(Models const& models, Has&& has) {
-    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
-    bool all = true;
-    for (auto const& model : models)
-        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
-            share.push_back(has(name, parameter));
-            all = all && share.back();
-        }
-    if (all) shares.clear();
-    return shares;
-}
-
-/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
-template <class Models, class Model>
-bool before_step(Models const& models, Shares<Model> const& shares) {
-    bool may = true;
-    for (auto const& model : models) {
-        auto const share = shares.find(model);
-        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
-        else may = model->before_step() && may;
-    }
-    return may;
-}
-
-}  // namespace accelerate::sharding
-
-// ---- accelerate/window_state.hpp
-
-namespace accelerate::detail {
-
-/// Where a model is in its accumulation window: what a checkpoint keeps of that beside the gradients.
-struct WindowState {
-    int64_t position = 0, micro_batches = 0;
-    bool closed = true;
-    sharding::Stage stage = {};
-    double weight = 0;
-    int64_t weighted = 0, losses = 0;
-    double finished = 1, loss_scale = 0, gradient_scale = 1;
-    bool gradients = false;              ///< are saved with it
-    int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
-    std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
-
-    template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
-    State state_dict(TensorMap tensors) const {
-        State s;
-        s.tensors = std::move(tensors);
-        s.values = {{"position", position}, {"micro_batches", micro_batches}, {"closed", closed}, {"stage", static_cast<int>(stage)}, {"weight", weight},
-                    {"weighted", weighted}, {"losses", losses}, {"finished", finished}, {"loss_scale", loss_scale}, {"gradient_scale", gradient_scale},
-                    {"gradients", gradients}, {"ranks", ranks}, {"steps", steps}};
-        if (!unreached.empty()) s.values["unreached"] = unreached;
-        return s;
-    }
-
-    /// Error E_DATA for what is missing or of another type; E_CK_ACCUM for what cannot be. `who`: the component.
-    template <std::same_as<StateDict> State>
-    static WindowState of(State const& s, std::string const& who) {
-        auto const integer = [&](char const* key) { return s.template value<int64_t>(key, who); };
-        auto const real = [&](char const* key) { return s.template value<double>(key, who); };
-        auto const truth = [&](char const* key) { return s.template value<bool>(key, who); };
-        auto const stage = integer("stage");
-        WindowState w{.position = integer("position"), .micro_batches = integer("micro_batches"), .closed = truth("closed"), .stage = static_cast<sharding::Stage>(stage), .weight = real("weight"),
-                      .weighted = integer("weighted"), .loss_scale = real("loss_scale"), .gradient_scale = real("gradient_scale"), .gradients = truth("gradients"), .ranks = integer("ranks"), .steps = integer("steps")};
-        // Older checkpoints do not say: a micro-batch had one loss.
-        w.losses = s.values.contains("losses") ? integer("losses") : std::max(w.weighted, w.micro_batches);
-        if (s.values.contains("finished")) w.finished = real("finished");
-        if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
-        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
-                  w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
-              code::ck_accum, "what cannot be: ", s.values.dump());
-        return w;
-    }
-
-    /// Error E_CK_ACCUM where a job of so many ranks and micro-batches a window cannot go on from here with that model.
-    void check_fits(std::string const& model, int64_t ranks_here, int64_t steps_here) const {
-        check(!gradients || ranks == ranks_here, code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", model,
-              "\"; it can be gone on with on as many, here are ", ranks_here, ". Save at a window's end to change that");
-        check(closed || (micro_batches < steps_here && steps == steps_here), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", steps, ", behind its micro-batch ", micro_batches,
-              "; here they are ", steps_here, ". Save at a window's end to change that");
-    }
-};
-
-}  // namespace accelerate::detail
-
-// ---- accelerate/model_components.hpp
-
-namespace accelerate::detail {
-
-/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
-template <class Model>
-inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
-
-/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
-inline TensorMap gradients_in(std::span<sharding::Flat const> flats) {
-    TensorMap all;
-    for (auto const& flat : flats)
-        for (auto const& slot : flat.slots) {
-            auto const [from, to] = slot.within(0, flat.gradients.numel());
-            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
-        }
-    return all;
-}
-
-/// A prepared model as its checkpoint sees it: its parameters, and where it is in its accumulation window.
-template <class Model>
-struct SavedModel {
-    std::string name;
-    std::shared_ptr<torch::nn::Module> module;
-    std::shared_ptr<Model> model;
-    accelerator_options const& options;  ///< the accelerator's, which outlive this
-
-    std::string window_name() const { return name + "_window"; }
-    int64_t steps() const { return options.gradient_accumulation_steps; }
-
-    StateDict parameters() const {
-        StateDict s;
-        if constexpr (in_parts<Model>) {
-            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
-                s.tensors.insert(slot.name, part);
-                s.values["slices"][slot.name] = {from, from + part.numel()};
-                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
-            });
-        } else {
-            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
-        }
-        return s;
-    }
-    void load_parameters(StateDict const& s) const {
-        copy_by_name(parameters().tensors, s.tensors);
-        model->parameters_changed();
-    }
-
-    StateDict window() const {
-        auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window_closed(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}};
-        w.gradients = !w.closed || sharding::waits_for_step(w.stage);
-        if constexpr (sharding::tells_unreached<Model>)
-            if (w.gradients)
-                for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);
-        return w.template state_dict<StateDict>(w.gradients ? gradients_in(m.flats()) : TensorMap());
-    }
-    void window_fits(StateDict const& s) const {
-        auto const w = WindowState::of(s, window_name());
-        w.check_fits(name, model->replicas(), steps());
-        if (w.gradients) check_by_name(window_name(), gradients_in(model->flats()), s.tensors);
-    }
-    void load_window(StateDict const& s) const {
-        auto& m = *model;
-        auto w = WindowState::of(s, window_name());
-        auto const here = gradients_in(m.flats());
-        if (w.gradients) copy_by_name(here, s.tensors);
-        else {
-            for (auto const& [key, t] : here) t.zero_();
-            for (auto const& [key, p] : m.parameters()) w.unreached.insert(key);
-        }
-        if constexpr (sharding::tells_unreached<Model>) m.restore_unreached(w.unreached);
-        m.window().restore(w.position, w.micro_batches, w.closed);
-        if (w.steps != steps()) m.window().restart();
-        m.restore_stage(w.stage);
-        m.unfinished = !m.window_closed();
-        if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
-        m.forget_verdict();
-        m.take_scale();
-        m.scale_gradients(w.gradient_scale);
-        m.loss_scale = w.loss_scale;
-        m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
-    }
-};
-
-/// A module's buffers.
-inline state::Component buffers_component(std::string const& name, std::shared_ptr<torch::nn::Module> const& module) {
-    auto const buffers = [=] {
-        StateDict s;
-        for (auto const& b : module->named_buffers())
-            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
-        return s;
-    };
-    return {.name = name, .whose = state::Whose::EachOrFirst, .save = buffers, .load = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); },
-            .fits = [=](StateDict const& s) { check_by_name(name, buffers().tensors, s.tensors); }, .names = state::Names::Parameter};
-}
-
-/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
-template <class Model>
-std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<torch::nn::Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
-    auto const saved = std::make_shared<SavedModel<Model> const>(SavedModel<Model>{name, module, model, options});
-    return {{.name = name, .whose = whose, .save = [saved] { return saved->parameters(); }, .load = [saved](StateDict const& s) { saved->load_parameters(s); },
-             .fits = [saved](StateDict const& s) { check_by_name(saved->name, saved->parameters().tensors, s.tensors); }, .into = [saved] { return saved->parameters().tensors; }, .names = state::Names::Parameter},
-            buffers_component(name + "_buffers", module),
-            {.name = saved->window_name(), .whose = state::Whose::EachOrFirst, .save = [saved] { return saved->window(); }, .load = [saved](StateDict const& s) { saved->load_window(s); },
-             .fits = [saved](StateDict const& s) { saved->window_fits(s); }, .unfit = code::ck_accum, .names = state::Names::Parameter}};
-}
-
-}  // namespace accelerate::detail
-
 // ---- accelerate/core/reductions.hpp
 
 #if defined(__x86_64__)
@@ -1783,6 +1496,131 @@ enum class Operations {
 
 }  // namespace accelerate
 
+// ---- accelerate/sharding/flat.hpp
+
+namespace accelerate::sharding {
+
+/// One trainable parameter and its place in a flat buffer. Tied parameters have one slot, under their first name.
+struct Slot {
+    std::string name;
+    at::Tensor parameter;
+    int64_t begin = 0;
+    int64_t numel = 0;
+    int64_t registration = 0;  ///< its number in the module's own order, which layouts for speed do not keep
+
+    int64_t end() const { return begin + numel; }
+    /// The part [from, to) of it that lies between two places of the buffer; from >= to where none does.
+    std::pair<int64_t, int64_t> within(int64_t first, int64_t last) const { return {std::max(begin, first), std::min(end(), last)}; }
+    /// Whether there is such a part; what is empty lies at its place, were it either of the two.
+    bool lies_within(int64_t first, int64_t last) const {
+        auto const [from, to] = within(first, last);
+        return from < to || (from == to && numel == 0);
+    }
+};
+
+/// Parameters of one dtype side by side, and their gradients likewise: every `parameter` of a slot and its `.grad()` are views
+/// of these two 1-D tensors. Between slots there is padding to 64 bytes, which is zero and stays zero.
+struct Flat {
+    at::Tensor parameters;
+    at::Tensor gradients;
+    std::vector<Slot> slots;  ///< in ascending order of `begin`
+};
+
+/// A stretch [begin, end) of `flats()[flat]` that this rank updates. `gradients` (1-D, end - begin elements) is where the reduced
+/// gradient of the stretch is read: a view of the flat's own gradients, or of another rank's memory where it was reduced.
+struct Piece {
+    int64_t flat = 0;
+    int64_t begin = 0;
+    int64_t end = 0;
+    at::Tensor gradients;
+};
+
+/// What an optimizer needs of a prepared model: parameters in flat buffers, and the moments at which it may touch them.
+template <class M>
+concept flat_model = requires(M& m, M const& c) {
+    { c.flats() } -> std::convertible_to<std::span<Flat const>>;
+    { c.pieces() } -> std::convertible_to<std::span<Piece const>>;   // what an optimizer steps on: reads gradients, never writes them
+    { c.owned() } -> std::convertible_to<std::span<Piece const>>;    // what this rank may write: clipping, scaling; then settle()
+    m.settle();                                                      // after writing gradients: every rank sees what all have written
+    c.parameters();                                                  // name and tensor of each that is trained, by `Slot::registration`
+    { c.layout() } -> std::convertible_to<int64_t>;                  // grows whenever slots have moved: bindings by position are stale
+    { c.window_closed() } -> std::convertible_to<bool>;              // false inside an accumulation window: step and zero_grad do nothing
+    { c.gradient_scale() } -> std::convertible_to<double>;           // gradients are these times what is in memory, where the step can multiply
+    { c.clears_in_step() } -> std::convertible_to<bool>;             // whether the step may leave zeros where it has read gradients; then:
+    m.gradients_cleared();                                           // it has, and zero_grad has nothing to do
+    { m.before_step() } -> std::convertible_to<bool>;                // whether the step may be made; throws when the gradients are not complete
+    m.after_step();                                                  // everything has been read and written, or the step was refused
+    m.zero_grad();
+};
+
+/// A model that tells which slots have no gradient, because no loss has reached them since the last step. A step leaves these out.
+template <class M>
+concept tells_unreached = requires(M& m, M const& c, std::set<std::string> const& names) {
+    { c.unreached() } -> std::same_as<std::vector<Slot const*>>;
+    { c.idle() } -> std::convertible_to<bool>;                       // all slots are such, and no backward has ended a window
+    m.restore_unreached(names);                                      // to what a checkpoint says
+};
+
+/// The models that a step is for, of pointers to some: of several only those that a loss has reached since the last one; where there is none,
+/// all, and each says so.
+template <class Models>
+auto stepping(Models const& models) {
+    using Model = std::remove_reference_t<decltype(*models.front())>;
+    std::vector<Model*> all, reached;
+    for (auto const& model : models) all.push_back(std::to_address(model));
+    if constexpr (tells_unreached<Model>) {
+        if (all.size() < 2) return all;
+        std::ranges::copy_if(all, std::back_inserter(reached), [](Model const* model) { return !model->idle(); });
+    }
+    return reached.empty() ? all : reached;
+}
+
+/// Which parameters of a model an optimizer has, by `Slot::registration`.
+using Share = std::vector<bool>;
+/// Those of an optimizer that has not every parameter of its models; else empty.
+template <class Model>
+using Shares = std::map<Model const*, Share>;
+
+template <class Model>
+bool has(Shares<Model> const& shares, Model const& model, size_t parameter) {
+    return shares.empty() || shares.at(&model)[parameter];
+}
+/// Whether these are parts of one model that have nothing in common.
+inline bool apart(Share const& a, Share const& b) {
+    if (a.empty() || b.empty()) return false;
+    for (size_t i = 0; i < a.size(); ++i)
+        if (a[i] && b[i]) return false;
+    return true;
+}
+
+/// The parameters to whose name and tensor `has` says yes.
+template <class Models, class Has>
+auto shares_of(Models const& models, Has&& has) {
+    Shares<std::remove_reference_t<decltype(*models.front())>> shares;
+    bool all = true;
+    for (auto const& model : models)
+        for (auto& share = shares[std::to_address(model)]; auto const& [name, parameter] : model->parameters()) {
+            share.push_back(has(name, parameter));
+            all = all && share.back();
+        }
+    if (all) shares.clear();
+    return shares;
+}
+
+/// Asks every model, and says whether all agree to the step of an optimizer with these shares of them.
+template <class Models, class Model>
+bool before_step(Models const& models, Shares<Model> const& shares) {
+    bool may = true;
+    for (auto const& model : models) {
+        auto const share = shares.find(model);
+        if constexpr (requires { model->before_step(share->second); }) may = (share == shares.end() ? model->before_step() : model->before_step(share->second)) && may;
+        else may = model->before_step() && may;
+    }
+    return may;
+}
+
+}  // namespace accelerate::sharding
+
 // ---- accelerate/optim/clip.hpp
 
 namespace accelerate::optim {
@@ -1925,6 +1763,182 @@ void clip_grad_value(std::span<Model* const> models, double value) {
 }
 
 }  // namespace accelerate::optim
+
+// ---- accelerate/window_state.hpp
+
+namespace accelerate::detail {
+
+/// Where a model is in its accumulation window: what a checkpoint keeps of that beside the gradients.
+struct WindowState {
+    int64_t position = 0, micro_batches = 0;
+    bool closed = true;
+    sharding::Stage stage = {};
+    double weight = 0;
+    int64_t weighted = 0, losses = 0;
+    double finished = 1, loss_scale = 0, gradient_scale = 1;
+    bool gradients = false;              ///< are saved with it
+    int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
+    std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
+    std::optional<double> last_norm = {};  ///< what clipping returns inside a window
+
+    /// Whether micro-batches have left gradients that others will add to, or a step will use. Those of `no_sync` are there in a closed window.
+    bool in_use() const { return !closed || losses > 0 || sharding::waits_for_step(stage); }
+
+    template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
+    State state_dict(TensorMap tensors) const {
+        State s;
+        s.tensors = std::move(tensors);
+        s.values = {{"position", position}, {"micro_batches", micro_batches}, {"closed", closed}, {"stage", static_cast<int>(stage)}, {"weight", weight},
+                    {"weighted", weighted}, {"losses", losses}, {"finished", finished}, {"loss_scale", loss_scale}, {"gradient_scale", gradient_scale},
+                    {"gradients", gradients}, {"ranks", ranks}, {"steps", steps}};
+        if (!unreached.empty()) s.values["unreached"] = unreached;
+        if (last_norm) s.values["last_norm"] = *last_norm;
+        return s;
+    }
+
+    /// Error E_DATA for what is missing or of another type; E_CK_ACCUM for what cannot be. `who`: the component.
+    template <std::same_as<StateDict> State>
+    static WindowState of(State const& s, std::string const& who) {
+        auto const integer = [&](char const* key) { return s.template value<int64_t>(key, who); };
+        auto const real = [&](char const* key) { return s.template value<double>(key, who); };
+        auto const truth = [&](char const* key) { return s.template value<bool>(key, who); };
+        auto const stage = integer("stage");
+        WindowState w{.position = integer("position"), .micro_batches = integer("micro_batches"), .closed = truth("closed"), .stage = static_cast<sharding::Stage>(stage), .weight = real("weight"),
+                      .weighted = integer("weighted"), .loss_scale = real("loss_scale"), .gradient_scale = real("gradient_scale"), .gradients = truth("gradients"), .ranks = integer("ranks"), .steps = integer("steps")};
+        // Older checkpoints do not say: a micro-batch had one loss.
+        w.losses = s.values.contains("losses") ? integer("losses") : std::max(w.weighted, w.micro_batches);
+        if (s.values.contains("finished")) w.finished = real("finished");
+        if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
+        if (s.values.contains("last_norm")) w.last_norm = real("last_norm");
+        check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
+                  w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
+              code::ck_accum, "what cannot be: ", s.values.dump());
+        return w;
+    }
+
+    /// Error E_CK_ACCUM where a job of so many ranks and micro-batches a window cannot go on from here with that model.
+    void check_fits(std::string const& model, int64_t ranks_here, int64_t steps_here) const {
+        check(!gradients || ranks == ranks_here, code::ck_accum, "load_state: the checkpoint was saved by ", ranks, " ranks inside an accumulation window of \"", model,
+              "\"; it can be gone on with on as many, here are ", ranks_here, ". Save at a window's end to change that");
+        check(closed || (micro_batches < steps_here && steps == steps_here), code::ck_accum, "the checkpoint is inside a window of gradient_accumulation_steps ", steps, ", behind its micro-batch ", micro_batches,
+              "; here they are ", steps_here, ". Save at a window's end to change that");
+    }
+};
+
+}  // namespace accelerate::detail
+
+// ---- accelerate/model_components.hpp
+
+namespace accelerate::detail {
+
+/// Whether every rank keeps only some of a model's parameters and of their optimizer state.
+template <class Model>
+inline constexpr bool in_parts = requires(Model const& m) { m.for_each_part([](auto const&, auto const&, int64_t) {}); };
+
+/// A rank's gradients, where they are: of each trainable parameter that it keeps some of, a 1-D tensor in memory order.
+inline TensorMap gradients_in(std::span<sharding::Flat const> flats) {
+    TensorMap all;
+    for (auto const& flat : flats)
+        for (auto const& slot : flat.slots) {
+            auto const [from, to] = slot.within(0, flat.gradients.numel());
+            if (from < to) all.insert(slot.name, flat.gradients.narrow(0, from, to - from));
+        }
+    return all;
+}
+
+/// A prepared model as its checkpoint sees it: its parameters, and where it is in its accumulation window.
+template <class Model>
+struct SavedModel {
+    std::string name;
+    std::shared_ptr<torch::nn::Module> module;
+    std::shared_ptr<Model> model;
+    accelerator_options const& options;  ///< the accelerator's, which outlive this
+
+    std::string window_name() const { return name + "_window"; }
+    int64_t steps() const { return options.gradient_accumulation_steps; }
+
+    StateDict parameters() const {
+        StateDict s;
+        if constexpr (in_parts<Model>) {
+            model->for_each_part([&](sharding::Slot const& slot, at::Tensor const& part, int64_t from) {
+                s.tensors.insert(slot.name, part);
+                s.values["slices"][slot.name] = {from, from + part.numel()};
+                s.values["shapes"][slot.name] = {{"shape", slot.parameter.sizes().vec()}, {"strides", slot.parameter.strides().vec()}};
+            });
+        } else {
+            for (auto const& [key, p] : unique_parameters(*module)) s.tensors.insert(key, p.detach());
+        }
+        return s;
+    }
+    void load_parameters(StateDict const& s) const {
+        copy_by_name(parameters().tensors, s.tensors);
+        model->parameters_changed();
+    }
+
+    StateDict window() const {
+        auto& m = *model;
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}};
+        if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
+        w.gradients = w.in_use();
+        if constexpr (sharding::tells_unreached<Model>)
+            if (w.gradients)
+                for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);
+        return w.template state_dict<StateDict>(w.gradients ? gradients_in(m.flats()) : TensorMap());
+    }
+    void window_fits(StateDict const& s) const {
+        auto const w = WindowState::of(s, window_name());
+        w.check_fits(name, model->replicas(), steps());
+        if (w.gradients) check_by_name(window_name(), gradients_in(model->flats()), s.tensors);
+    }
+    void load_window(StateDict const& s) const {
+        auto& m = *model;
+        auto w = WindowState::of(s, window_name());
+        auto const here = gradients_in(m.flats());
+        if (w.gradients) copy_by_name(here, s.tensors);
+        else {
+            for (auto const& [key, t] : here) t.zero_();
+            for (auto const& [key, p] : m.parameters()) w.unreached.insert(key);
+        }
+        if constexpr (sharding::tells_unreached<Model>) m.restore_unreached(w.unreached);
+        m.window().restore(w.position, w.micro_batches, w.closed);
+        if (w.steps != steps()) m.window().restart();
+        m.restore_stage(w.stage);
+        m.unfinished = !w.closed || (w.gradients && !sharding::waits_for_step(w.stage));
+        if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
+        m.forget_verdict();
+        m.take_scale();
+        m.scale_gradients(w.gradient_scale);
+        m.loss_scale = w.loss_scale;
+        m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
+        Model* const models[] = {&m};
+        m.last_norm = w.last_norm ? at::scalar_tensor(*w.last_norm, optim::norm_dtype(std::span<Model* const>(models))) : at::Tensor();
+    }
+};
+
+/// A module's buffers.
+inline state::Component buffers_component(std::string const& name, std::shared_ptr<torch::nn::Module> const& module) {
+    auto const buffers = [=] {
+        StateDict s;
+        for (auto const& b : module->named_buffers())
+            if (b.value().defined()) s.tensors.insert(b.key(), b.value());
+        return s;
+    };
+    return {.name = name, .whose = state::Whose::EachOrFirst, .save = buffers, .load = [=](StateDict const& s) { copy_by_name(buffers().tensors, s.tensors); },
+            .fits = [=](StateDict const& s) { check_by_name(name, buffers().tensors, s.tensors); }, .names = state::Names::Parameter};
+}
+
+/// Parameters; buffers; the accumulation window, with its gradients. `options`: the accelerator's, which outlive what is made.
+template <class Model>
+std::vector<state::Component> model_components(std::string const& name, std::shared_ptr<torch::nn::Module> const& module, std::shared_ptr<Model> const& model, state::Whose whose, accelerator_options const& options) {
+    auto const saved = std::make_shared<SavedModel<Model> const>(SavedModel<Model>{name, module, model, options});
+    return {{.name = name, .whose = whose, .save = [saved] { return saved->parameters(); }, .load = [saved](StateDict const& s) { saved->load_parameters(s); },
+             .fits = [saved](StateDict const& s) { check_by_name(saved->name, saved->parameters().tensors, s.tensors); }, .into = [saved] { return saved->parameters().tensors; }, .names = state::Names::Parameter},
+            buffers_component(name + "_buffers", module),
+            {.name = saved->window_name(), .whose = state::Whose::EachOrFirst, .save = [saved] { return saved->window(); }, .load = [saved](StateDict const& s) { saved->load_window(s); },
+             .fits = [saved](StateDict const& s) { saved->window_fits(s); }, .unfit = code::ck_accum, .names = state::Names::Parameter}};
+}
+
+}  // namespace accelerate::detail
 
 // ---- accelerate/precision/policy.hpp
 
@@ -3541,10 +3555,10 @@ public:
     using model_type = typename Training::model_type;
 
     explicit NoSync(std::vector<model_type*> models) {
-        for (auto* model : models) before_.emplace_back(model, model->window().set_closed(false));
+        for (auto* model : models) before_.emplace_back(model, model->window().hold_open(true));
     }
     ~NoSync() {
-        for (auto& [model, closed] : before_) model->window().set_closed(closed);
+        for (auto& [model, held] : before_) model->window().hold_open(held);
     }
     NoSync(NoSync const&) = delete;
     NoSync& operator=(NoSync const&) = delete;
@@ -18139,7 +18153,7 @@ public:
     /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
     template <class... Models>
     void trigger_sync_in_backward(Models const&... models) {
-        (state_of(models).window().set_closed(true), ...);
+        (state_of(models).window().close(), ...);
     }
 
     /// While the returned scope is alive, ranks may have different numbers of batches (Python's `join_uneven_inputs` with

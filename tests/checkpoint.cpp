@@ -854,6 +854,70 @@ TEST_CASE("a checkpoint between two losses of the micro-batch that ends its wind
     }
 }
 
+TEST_CASE("a checkpoint behind or within no_sync has the gradients that it left", "[window_state][accumulation][window]") {
+    Folder folder;
+    auto const x = torch::arange(12, torch::kFloat).view({3, 4}) / 12;
+    auto const begin = [] {
+        auto net = std::make_shared<torch::nn::LinearImpl>(4, 2);
+        torch::NoGradGuard const no_grad;
+        net->weight.fill_(0.25), net->bias.fill_(0.5);
+        return net;
+    };
+    auto const check_all = [&]<class Sharding>(std::type_identity<Sharding>) {
+        for (bool within : {false, true}) {
+            auto const dir = folder / acc::concat(Sharding::name, within);
+            auto const trained = [&](bool resumed) {
+                Run<Fp32, Sharding> accelerator;
+                auto [model, optimizer] = accelerator.prepare(begin(), acc::optim::Sgd{.lr = 1.0});
+                auto const backward = [&, &model = model](int64_t i) { accelerator.backward(model(x[i].unsqueeze(0)).square().sum()); };
+                auto const local = [&, &model = model](int64_t i, bool saves) {
+                    auto const scope = accelerator.no_sync(model);
+                    backward(i);
+                    if (saves) accelerator.save_state(dir);
+                };
+                if (resumed) accelerator.load_state(dir);
+                else local(0, within);
+                if (!resumed && !within) accelerator.save_state(dir);
+                local(1, false);
+                backward(2);
+                optimizer.step();
+                return accelerator.get_state_dict(model).at("weight");
+            };
+            auto const whole = trained(false);
+            CHECK(torch::equal(trained(true), whole));
+            auto const by_hand = begin();
+            by_hand->forward(x).square().sum().backward();
+            CHECK(torch::allclose(by_hand->weight - by_hand->weight.grad(), whole, 1e-5, 1e-6));
+        }
+    };
+    check_all(std::type_identity<None>());
+    check_all(std::type_identity<Ddp<>>());
+    check_all(std::type_identity<acc::sharding::Fsdp<>>());
+}
+
+TEST_CASE("a run that goes on inside a window knows the norm of the last one", "[window_state][clipping]") {
+    Folder folder;
+    auto const norms = [&](int64_t from, int64_t to, bool saves) {
+        Run<Fp32, None> accelerator({.gradient_accumulation_steps = 2});
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<torch::nn::LinearImpl>(4, 2), acc::optim::Sgd{.lr = 0.1});
+        if (from > 0) accelerator.load_state(folder / "saved");
+        std::vector<float> seen;
+        for (int64_t i = from; i < to; ++i) {
+            auto const window = accelerator.accumulate(model);
+            accelerator.backward(model(torch::full({1, 4}, 1.0 + static_cast<double>(i))).square().sum());
+            seen.push_back(accelerator.clip_grad_norm(model, i == 1 ? 0.0 : 1e9).template item<float>());
+            optimizer.step();
+            optimizer.zero_grad();
+            if (saves && i == 1) accelerator.save_state(folder / "saved");
+        }
+        return seen;
+    };
+    auto const whole = norms(0, 4, true), rest = norms(2, 4, false);
+    CHECK(rest[0] == whole[1]);
+    CHECK(rest[0] > 0);
+    CHECK(rest[1] == whole[3]);
+}
+
 TEST_CASE("one process that is asked to stop saves while it waits for its workers", "[state_control][workers]") {
     Folder folder;
     auto const child = ::fork();

@@ -122,7 +122,7 @@ public:
     /// Makes the next backward of the models reduce, also after forwards under `no_sync`.
     template <class... Models>
     void trigger_sync_in_backward(Models const&... models) {
-        (state_of(models).window().set_closed(true), ...);
+        (state_of(models).window().close(), ...);
     }
 
     /// While the returned scope is alive, ranks may have different numbers of batches (Python's `join_uneven_inputs` with

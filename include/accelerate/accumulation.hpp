@@ -39,10 +39,10 @@ public:
     using model_type = typename Training::model_type;
 
     explicit NoSync(std::vector<model_type*> models) {
-        for (auto* model : models) before_.emplace_back(model, model->window().set_closed(false));
+        for (auto* model : models) before_.emplace_back(model, model->window().hold_open(true));
     }
     ~NoSync() {
-        for (auto& [model, closed] : before_) model->window().set_closed(closed);
+        for (auto& [model, held] : before_) model->window().hold_open(held);
     }
     NoSync(NoSync const&) = delete;
     NoSync& operator=(NoSync const&) = delete;

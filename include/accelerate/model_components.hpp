@@ -1,8 +1,11 @@
 #pragma once
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include <accelerate/accelerator_options.hpp>
 #include <accelerate/components.hpp>
 #include <accelerate/module/unique_parameters.hpp>
+#include <accelerate/optim/clip.hpp>
 #include <accelerate/sharding/flat.hpp>
 #include <accelerate/window_state.hpp>
 #include <memory>
@@ -58,8 +61,9 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window_closed(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}};
-        w.gradients = !w.closed || sharding::waits_for_step(w.stage);
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}};
+        if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
+        w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
             if (w.gradients)
                 for (auto const* slot : m.unreached()) w.unreached.insert(slot->name);
@@ -83,13 +87,15 @@ struct SavedModel {
         m.window().restore(w.position, w.micro_batches, w.closed);
         if (w.steps != steps()) m.window().restart();
         m.restore_stage(w.stage);
-        m.unfinished = !m.window_closed();
+        m.unfinished = !w.closed || (w.gradients && !sharding::waits_for_step(w.stage));
         if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
         m.forget_verdict();
         m.take_scale();
         m.scale_gradients(w.gradient_scale);
         m.loss_scale = w.loss_scale;
         m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
+        Model* const models[] = {&m};
+        m.last_norm = w.last_norm ? at::scalar_tensor(*w.last_norm, optim::norm_dtype(std::span<Model* const>(models))) : at::Tensor();
     }
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -23,6 +24,10 @@ struct WindowState {
     bool gradients = false;              ///< are saved with it
     int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
+    std::optional<double> last_norm = {};  ///< what clipping returns inside a window
+
+    /// Whether micro-batches have left gradients that others will add to, or a step will use. Those of `no_sync` are there in a closed window.
+    bool in_use() const { return !closed || losses > 0 || sharding::waits_for_step(stage); }
 
     template <std::same_as<StateDict> State>  // a template: who saves nothing does not compile JSON
     State state_dict(TensorMap tensors) const {
@@ -32,6 +37,7 @@ struct WindowState {
                     {"weighted", weighted}, {"losses", losses}, {"finished", finished}, {"loss_scale", loss_scale}, {"gradient_scale", gradient_scale},
                     {"gradients", gradients}, {"ranks", ranks}, {"steps", steps}};
         if (!unreached.empty()) s.values["unreached"] = unreached;
+        if (last_norm) s.values["last_norm"] = *last_norm;
         return s;
     }
 
@@ -48,6 +54,7 @@ struct WindowState {
         w.losses = s.values.contains("losses") ? integer("losses") : std::max(w.weighted, w.micro_batches);
         if (s.values.contains("finished")) w.finished = real("finished");
         if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
+        if (s.values.contains("last_norm")) w.last_norm = real("last_norm");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
                   w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
               code::ck_accum, "what cannot be: ", s.values.dump());

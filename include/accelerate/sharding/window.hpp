@@ -43,7 +43,9 @@ public:
         return closed_ = last_of_loader || position_ % steps == 0;
     }
 
-    bool closed() const { return closed_; }
+    bool closed() const { return closed_ && !held_open_; }
+    /// Whether it is, or would be but for a `no_sync`: what a checkpoint goes on from, which knows no scopes.
+    bool ends() const { return closed_; }
     /// Micro-batches in the window so far, this one included.
     int64_t micro_batches() const { return micro_batches_; }
 
@@ -56,13 +58,16 @@ public:
     /// Goes on where another one stood.
     void restore(int64_t position, int64_t micro_batches, bool closed) { position_ = position, micro_batches_ = micro_batches, closed_ = closed; }
 
-    /// Overrides the state for the length of a `no_sync` scope; gives back what it was.
-    bool set_closed(bool closed) { return std::exchange(closed_, closed); }
+    /// Whether something holds it open, for the length of a `no_sync` scope; gives back whether something did before.
+    bool hold_open(bool held) { return std::exchange(held_open_, held); }
+    /// The next backward is its last, whatever holds it open.
+    void close() { closed_ = true, held_open_ = false; }
 
 private:
     int64_t position_ = 0;
     int64_t micro_batches_ = 0;
     bool closed_ = true;
+    bool held_open_ = false;
 };
 
 }  // namespace sharding
