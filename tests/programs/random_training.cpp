@@ -1,5 +1,6 @@
-// Trainings drawn at random, against LibTorch's own loop in fp64: what the model consists of, how its gradients are gathered, weighted, clipped and by what optimized, what is looked at in
-// between, where it stops and under which sharding it goes on. Each follows from its number and the number of ranks.
+// Trainings drawn at random, against LibTorch's own loop in fp64: what the model consists of, how its gradients are gathered, weighted,
+// clipped and by what optimized, what is looked at in between, where it stops and under which sharding it goes on. Each follows from its
+// number and the number of ranks.
 //
 //   random_training FIRST COUNT
 //
@@ -49,12 +50,13 @@ struct Shape {
 struct Plan {
     explicit Plan(int64_t n, int64_t world) : number(n) {
         Dice dice(n);
-        shape = {dice(0, 3), dice(0, 2), dice.one_in(2) ? dice(2, 6) : 0, dice.one_in(2), dice.one_in(2), dice.one_in(2), dice.one_in(2), dice.one_in(2), dice.one_in(4)};
+        shape = {dice(0, 3), dice(0, 2), dice.one_in(2) ? dice(2, 6) : 0, dice.one_in(2), dice.one_in(2), dice.one_in(2), dice.one_in(2), dice.one_in(2)};
         steps = dice(1, 3), epochs = dice(1, 3), samples = dice(world, 8 * world), batch_size = dice(1, 3);
         shuffle = dice.one_in(2), drop_last = dice.one_in(4), split_batches = dice.one_in(4), workers = dice.one_in(3) ? 2 : 0;
         first = static_cast<How>(dice(0, 3)), second = static_cast<How>(dice(0, 3));
         branch = static_cast<Branch>(dice(0, first <= How::DdpSliced && second <= How::DdpSliced ? 2 : 1));
         recipe = static_cast<Recipe>(dice(0, first == How::DdpOverlapped && second == first ? 4 : 3));
+        shape.single = recipe == Recipe::Sgd && dice.one_in(2);  // others divide by gradients, which makes much of fp32's rounding where these are next to nothing
         clip = static_cast<Clip>(dice(0, 2)), norm_type = std::array{1.0, 2.0, infinity}[static_cast<size_t>(dice(0, 2))];
         no_decay = recipe != Recipe::TorchAdamW && dice.one_in(2), decays = dice.one_in(2);
         apart = recipe != Recipe::TorchAdamW && shape.freeze_every == 0 && dice.one_in(4);
@@ -84,10 +86,12 @@ struct Plan {
     int64_t looks;                 ///< bits: where between the calls of a step the model is evaluated or its state is taken
 
     std::string describe() const {
-        return acc::concat("layers ", shape.layers, ", recompute ", shape.recompute_every, ", freeze ", shape.freeze_every, ", tied ", shape.tied, ", twice ", shape.twice, ", loose ", shape.loose, ", nested ", shape.nested, ", two results ", shape.two_results, ", single ", shape.single,
-                           "; steps ", steps, ", epochs ", epochs, ", samples ", samples, ", batch size ", batch_size, ", workers ", workers, ", shuffle ", shuffle, ", drop last ", drop_last, ", split ", split_batches, "; sharding ", static_cast<int>(first), " and ", static_cast<int>(second),
-                           ", branch ", static_cast<int>(branch), ", recipe ", static_cast<int>(recipe), ", clip ", static_cast<int>(clip), " by ", norm_type, ", no decay ", no_decay, ", apart ", apart, ", schedule ", decays, ", weighted ", weighted, ", rescale ", rescale,
-                           ", two losses ", two_losses, ", keep ", keep, ", no_sync ", no_sync, ", broken ", broken, " on rank ", broken_rank, ", stop ", stop, ", asynchronous ", asynchronous, ", looks ", looks);
+        return acc::concat("layers ", shape.layers, ", recompute ", shape.recompute_every, ", freeze ", shape.freeze_every, ", tied ", shape.tied, ", twice ", shape.twice, ", loose ", shape.loose,
+                           ", nested ", shape.nested, ", two results ", shape.two_results, ", single ", shape.single, "; steps ", steps, ", epochs ", epochs, ", samples ", samples, ", batch size ", batch_size,
+                           ", workers ", workers, ", shuffle ", shuffle, ", drop last ", drop_last, ", split ", split_batches, "; sharding ", static_cast<int>(first), " and ", static_cast<int>(second),
+                           ", branch ", static_cast<int>(branch), ", recipe ", static_cast<int>(recipe), ", clip ", static_cast<int>(clip), " by ", norm_type, ", no decay ", no_decay, ", apart ", apart,
+                           ", schedule ", decays, ", weighted ", weighted, ", rescale ", rescale, ", two losses ", two_losses, ", keep ", keep, ", no_sync ", no_sync, ", broken ", broken, " on rank ",
+                           broken_rank, ", stop ", stop, ", asynchronous ", asynchronous, ", looks ", looks);
     }
 
     bool uses_extra(int64_t micro_batch, int64_t rank) const {
@@ -232,7 +236,10 @@ class Training {
 public:
     Training(Plan const& plan, std::filesystem::path dir, Result& result)
         : plan_(plan), dir_(std::move(dir)), result_(result),
-          accelerator_({.gradient_accumulation_steps = plan.no_sync ? 1 : plan.steps, .short_window = plan.rescale ? acc::ShortWindow::Rescale : acc::ShortWindow::Divide, .seed = plan.number, .keep_gradients = plan.keep}) {}
+          accelerator_({.gradient_accumulation_steps = plan.no_sync ? 1 : plan.steps,
+                        .short_window = plan.rescale ? acc::ShortWindow::Rescale : acc::ShortWindow::Divide,
+                        .seed = plan.number,
+                        .keep_gradients = plan.keep}) {}
 
     /// Trains from the beginning, or from where it has been stopped; false: it has been stopped.
     bool run(bool resumed) {
@@ -245,7 +252,8 @@ public:
             if constexpr (requires { recipe.parameters; }) {
                 if (plan_.apart) {
                     recipe.parameters = [](std::string const& name) { return !is_apart(name); };
-                    auto [model, batches, optimizer, other, scheduler, steady] = accelerator_.prepare(net, loader, recipe, acc::optim::Sgd{.lr = 0.05, .momentum = 0.5, .parameters = is_apart}, schedule, acc::schedule::Constant{});
+                    acc::optim::Sgd const rest{.lr = 0.05, .momentum = 0.5, .parameters = is_apart};
+                    auto [model, batches, optimizer, other, scheduler, steady] = accelerator_.prepare(net, loader, recipe, rest, schedule, acc::schedule::Constant{});
                     return loop(resumed, model, batches, scheduler, optimizer, other);
                 }
             }
@@ -396,12 +404,10 @@ public:
             if (parameters.empty()) return;
             switch (plan.recipe) {
                 case Recipe::AdamW:
-                case Recipe::TorchAdamW: optimizers_.push_back(std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(lr_ = 0.02).weight_decay(decay(0.1)))); break;
-                case Recipe::Sgd: optimizers_.push_back(std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(lr_ = 0.1).momentum(0.9).nesterov(plan.number % 2 == 1).weight_decay(decay(0.05)))); break;
-                case Recipe::Adagrad:
-                    optimizers_.push_back(std::make_unique<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(lr_ = 0.05).lr_decay(0.1).weight_decay(decay(0.02)).initial_accumulator_value(0.05)));
-                    break;
-                case Recipe::Adam: optimizers_.push_back(std::make_unique<torch::optim::Adam>(parameters, torch::optim::AdamOptions(lr_ = 0.02).weight_decay(decay(0.03)).amsgrad(plan.number % 2 == 1))); break;
+                case Recipe::TorchAdamW: return by<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(lr_ = 0.02).weight_decay(decay(0.1)));
+                case Recipe::Sgd: return by<torch::optim::SGD>(parameters, torch::optim::SGDOptions(lr_ = 0.1).momentum(0.9).nesterov(plan.number % 2 == 1).weight_decay(decay(0.05)));
+                case Recipe::Adagrad: return by<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(lr_ = 0.05).lr_decay(0.1).weight_decay(decay(0.02)).initial_accumulator_value(0.05));
+                case Recipe::Adam: return by<torch::optim::Adam>(parameters, torch::optim::AdamOptions(lr_ = 0.02).weight_decay(decay(0.03)).amsgrad(plan.number % 2 == 1));
             }
         };
         add(decayed, true);
@@ -451,6 +457,11 @@ public:
     }
 
 private:
+    template <class Optimizer, class Options>
+    void by(std::vector<at::Tensor> const& parameters, Options const& options) {
+        optimizers_.push_back(std::make_unique<Optimizer>(parameters, options));
+    }
+
     void step(Row const& row, std::string const& where, Difference& difference) {
         if (plan_.clip == Clip::Norm) difference.see(row.norm, torch::nn::utils::clip_grad_norm_(trained_, 0.3, plan_.norm_type), "norm" + where);
         if (plan_.clip == Clip::Value) torch::nn::utils::clip_grad_value_(trained_, 0.01);
@@ -531,7 +542,7 @@ int main(int argc, char** argv) {
                 if (state.is_main_process()) tell("ends with ", e.what());
                 throw;
             }
-            if (!(difference.largest() < (plan.shape.single ? 1e-4 : 1e-9))) ++wrong, tell("differs by ", difference.largest(), ": ", difference.text());
+            if (!(difference.largest() < (plan.shape.single ? 1e-5 : 1e-9))) ++wrong, tell("differs by ", difference.largest(), ": ", difference.text());
             else if (!plan.shape.single) largest = std::max(largest, difference.largest());
         }
         if (state.is_main_process()) std::cout << acc::concat(count, " trainings on ", state.num_processes(), " ranks: ", wrong, " differ from LibTorch's; the others by at most ", largest) << std::endl;
