@@ -807,6 +807,13 @@ struct Waits : Samples {
     fs::path checkpoint;
 };
 
+std::shared_ptr<torch::nn::LinearImpl> filled_linear() {
+    auto net = std::make_shared<torch::nn::LinearImpl>(4, 2);
+    torch::NoGradGuard const no_grad;
+    net->weight.fill_(0.25), net->bias.fill_(0.5);
+    return net;
+}
+
 }  // namespace
 
 TEST_CASE("a checkpoint between two losses of the micro-batch that ends its window", "[window_state][backward]") {
@@ -817,11 +824,7 @@ TEST_CASE("a checkpoint between two losses of the micro-batch that ends its wind
         acc::accelerator_options const options{.gradient_accumulation_steps = 4, .short_window = acc::ShortWindow::Rescale};
         auto const trained = [&](bool resumed) {
             Run<Fp32, None> accelerator(options);
-            auto net = std::make_shared<torch::nn::LinearImpl>(4, 2);
-            {
-                torch::NoGradGuard const no_grad;
-                net->weight.fill_(0.25), net->bias.fill_(0.5);
-            }
+            auto const net = filled_linear();
             auto [model, optimizer, loader] = accelerator.prepare(net, acc::optim::Sgd{.lr = 1.0}, acc::data::Loader{std::vector{x[0], x[1], x[2]}, {.batch_size = 1}});
             auto const backward = [&, &model = model](torch::Tensor const& input, double weight) {
                 auto const loss = model(input).square().sum();
@@ -842,13 +845,9 @@ TEST_CASE("a checkpoint between two losses of the micro-batch that ends its wind
         };
         auto const whole = trained(false);
         CHECK(torch::equal(trained(true), whole));
-        torch::nn::Linear by_hand(4, 2);
-        {
-            torch::NoGradGuard const no_grad;
-            by_hand->weight.fill_(0.25), by_hand->bias.fill_(0.5);
-        }
-        auto sum = by_hand(-x[1]).square().sum();
-        for (int64_t i = 0; i < 3; ++i) sum = sum + by_hand(x[i]).square().sum();
+        auto const by_hand = filled_linear();
+        auto sum = by_hand->forward(-x[1]).square().sum();
+        for (int64_t i = 0; i < 3; ++i) sum = sum + by_hand->forward(x[i]).square().sum();
         (sum / (weighted ? 9 : 3)).backward();
         CHECK(torch::allclose(by_hand->weight - by_hand->weight.grad(), whole, 1e-5, 1e-6));
     }
@@ -857,18 +856,12 @@ TEST_CASE("a checkpoint between two losses of the micro-batch that ends its wind
 TEST_CASE("a checkpoint behind or within no_sync has the gradients that it left", "[window_state][accumulation][window]") {
     Folder folder;
     auto const x = torch::arange(12, torch::kFloat).view({3, 4}) / 12;
-    auto const begin = [] {
-        auto net = std::make_shared<torch::nn::LinearImpl>(4, 2);
-        torch::NoGradGuard const no_grad;
-        net->weight.fill_(0.25), net->bias.fill_(0.5);
-        return net;
-    };
     auto const check_all = [&]<class Sharding>(std::type_identity<Sharding>) {
         for (bool within : {false, true}) {
             auto const dir = folder / acc::concat(Sharding::name, within);
             auto const trained = [&](bool resumed) {
                 Run<Fp32, Sharding> accelerator;
-                auto [model, optimizer] = accelerator.prepare(begin(), acc::optim::Sgd{.lr = 1.0});
+                auto [model, optimizer] = accelerator.prepare(filled_linear(), acc::optim::Sgd{.lr = 1.0});
                 auto const backward = [&, &model = model](int64_t i) { accelerator.backward(model(x[i].unsqueeze(0)).square().sum()); };
                 auto const local = [&, &model = model](int64_t i, bool saves) {
                     auto const scope = accelerator.no_sync(model);
@@ -885,7 +878,7 @@ TEST_CASE("a checkpoint behind or within no_sync has the gradients that it left"
             };
             auto const whole = trained(false);
             CHECK(torch::equal(trained(true), whole));
-            auto const by_hand = begin();
+            auto const by_hand = filled_linear();
             by_hand->forward(x).square().sum().backward();
             CHECK(torch::allclose(by_hand->weight - by_hand->weight.grad(), whole, 1e-5, 1e-6));
         }

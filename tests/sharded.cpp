@@ -1,6 +1,7 @@
 // Models whose units are spread over the ranks equal one process. Run under mpirun -n 1, 2, 4; the one process is part of each rank.
 #include "support/catch.hpp"
 #include "support/folder_of_ranks.hpp"
+#include "support/units.hpp"
 
 #include <torch/torch.h>
 
@@ -16,6 +17,8 @@ namespace acc = accelerate;
 
 namespace {
 
+using units::Block, units::Fork, units::Nested;
+
 template <class Device, class Sharding>
 using Loop = acc::Accelerator<Device, acc::precision::Fp32, Sharding, acc::loader::Stateful<>>;
 using Alone = Loop<acc::device::BasicCpu<acc::comm::Self>, acc::sharding::None>;
@@ -27,32 +30,6 @@ torch::Tensor uniform(std::initializer_list<int64_t> shape, int64_t seed) {
     auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(seed));
     return torch::empty(shape).uniform_(-1, 1, generator);
 }
-
-template <class S>
-struct Block : torch::nn::Module {
-    explicit Block(int64_t d) : norm(register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})))), up(this, "up", d, 4 * d), down(this, "down", 4 * d, d) {}
-    torch::Tensor forward(torch::Tensor x) { return x + down(torch::gelu(up(norm(x)))); }
-    torch::nn::LayerNorm norm;
-    acc::Linear<S> up, down;
-};
-
-/// Gives two tensors, of which one goes around the next block.
-template <class S>
-struct Fork : torch::nn::Module {
-    explicit Fork(int64_t d) : a(this, "a", d, d), b(this, "b", d, d) {}
-    std::tuple<torch::Tensor, torch::Tensor> forward(torch::Tensor x) { return {torch::tanh(a(x)), b(x)}; }
-    acc::Linear<S> a, b;
-};
-
-/// A unit inside a unit, with parameters of its own around it.
-template <class S>
-struct Nested : torch::nn::Module {
-    explicit Nested(int64_t d) : scale(register_parameter("scale", torch::ones({d}) + torch::randn({d}) * 0.1)), inside(this, "inside", d), last(this, "last", d, d) {}
-    torch::Tensor forward(torch::Tensor x) { return last(inside(x * scale)) * scale; }
-    torch::Tensor scale;
-    acc::Unit<S, Block<S>> inside;
-    acc::Linear<S> last;
-};
 
 /// An embedding tied to the head, a loose parameter, a frozen part of a unit and a frozen unit, a unit used twice, a unit with two
 /// results, a unit inside a unit, and initialisation in a constructor.

@@ -18,6 +18,7 @@ OLDEST_CMAKE = (3, 22)
 
 # Ranks share the cores: one thread each, and threads that wait do not spin. OpenMP reads these when a process starts.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+MPIRUN = ("mpirun", "--oversubscribe", "--bind-to", "none", "-n")  # the number of ranks and a program follow
 
 
 class Failure(Exception):

@@ -5,8 +5,13 @@
 //   random_training FIRST COUNT
 //
 // Prints what differs, and fails where something did. Run by `tools/test --full --stage random`.
+#include "support/units.hpp"
+
+#include <torch/torch.h>
+
 #include <accelerate.hpp>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -15,8 +20,8 @@
 #include <memory>
 #include <optional>
 #include <random>
-#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -94,6 +99,11 @@ struct Plan {
                            broken_rank, ", stop ", stop, ", asynchronous ", asynchronous, ", looks ", looks);
     }
 
+    /// Nesterov's momentum, AMSGrad.
+    bool variant() const { return number % 2 == 1; }
+    /// What the schedule makes of the lr behind so many steps.
+    double factor(int64_t steps_made) const { return decays ? std::pow(0.9, static_cast<double>(steps_made)) : 1; }
+
     bool uses_extra(int64_t micro_batch, int64_t rank) const {
         if (branch == Branch::Always) return true;
         return Dice(number * 1000 + micro_batch * 10 + (branch == Branch::ByRankToo ? rank : 0))(0, 2) != 0;
@@ -102,7 +112,6 @@ struct Plan {
 
 /// Whether the second of two optimizers has it.
 bool is_apart(std::string const& name) { return name.ends_with("bias") || name == "gain"; }
-double decay(int64_t step) { return std::pow(0.9, static_cast<double>(step)); }
 
 // ---- the model ----------------------------------------------------------------------------------------------------------------------
 
@@ -119,22 +128,6 @@ struct Block : torch::nn::Module {
     torch::Tensor scale;
 };
 
-template <class S>
-struct Fork : torch::nn::Module {
-    explicit Fork(int64_t d) : left(this, "left", d, d), right(this, "right", d, d) {}
-    std::tuple<torch::Tensor, torch::Tensor> forward(torch::Tensor x) { return {torch::tanh(left(x)), right(x)}; }
-    acc::Linear<S> left, right;
-};
-
-template <class S>
-struct Nest : torch::nn::Module {
-    explicit Nest(int64_t d) : scale(register_parameter("scale", torch::ones({d}))), inside(this, "inside", d, true), last(this, "last", d, d) {}
-    torch::Tensor forward(torch::Tensor x) { return last(inside(x * scale)) * scale; }
-    torch::Tensor scale;
-    acc::Unit<S, Block<S>> inside;
-    acc::Linear<S> last;
-};
-
 /// In fp32, inside a model in fp64.
 template <class S>
 struct Single : torch::nn::Module {
@@ -149,7 +142,7 @@ struct Net : torch::nn::Module {
         : shape(s), words(this, "words", vocabulary, width), body(this, "body", s.layers, width, s.loose), shared(this, "shared", width, width), extra(this, "extra", width, s.loose),
           norm(this, "norm", std::vector<int64_t>{width}), head(register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)))) {
         if (s.two_results) fork.emplace(this, "fork", width);
-        if (s.nested) nest.emplace(this, "nest", width);
+        if (s.nested) nested.emplace(this, "nested", width);
         if (s.single) single.emplace(this, "single", width);
         if (s.loose) gain = register_parameter("gain", torch::randn({length, width}) * 0.1);
         if (s.tied) acc::tie_weights(*head, "weight", head->weight, words->weight);
@@ -169,7 +162,7 @@ struct Net : torch::nn::Module {
         x = torch::tanh(shared(x));
         if (shape.twice) x = x + torch::tanh(shared(x * 0.5));
         if (use_extra) x = extra(x);
-        if (nest) x = (*nest)(x);
+        if (nested) x = (*nested)(x);
         if (single) x = x + (*single)(x);
         return head(norm(x));
     }
@@ -182,8 +175,8 @@ struct Net : torch::nn::Module {
     acc::Unit<S, torch::nn::LayerNorm> norm;
     torch::nn::Linear head;
     torch::Tensor gain;
-    std::optional<acc::Unit<S, Fork<S>>> fork;
-    std::optional<acc::Unit<S, Nest<S>>> nest;
+    std::optional<acc::Unit<S, units::Fork<S>>> fork;
+    std::optional<acc::Unit<S, units::Nested<S>>> nested;
     std::optional<acc::Unit<S, Single<S>>> single;
 };
 
@@ -247,7 +240,7 @@ public:
         auto const size = plan_.batch_size * (plan_.split_batches ? accelerator_.num_processes() : 1);
         acc::data::Loader loader{Sequences{plan_.number, plan_.samples},
                                  {.batch_size = size, .shuffle = plan_.shuffle, .seed = plan_.number, .drop_last = plan_.drop_last, .split_batches = plan_.split_batches, .num_workers = plan_.workers}};
-        acc::schedule::Lambda const schedule{.function = [decays = plan_.decays](int64_t step) { return decays ? decay(step) : 1.0; }};
+        acc::schedule::Lambda const schedule{.function = [plan = plan_](int64_t steps_made) { return plan.factor(steps_made); }};
         auto const train = [&](auto recipe) {
             if constexpr (requires { recipe.parameters; }) {
                 if (plan_.apart) {
@@ -262,9 +255,9 @@ public:
         };
         switch (plan_.recipe) {
             case Recipe::AdamW: return train(acc::optim::AdamW{.lr = 0.02, .weight_decay = 0.1, .no_decay_on_norms_and_biases = plan_.no_decay});
-            case Recipe::Sgd: return train(acc::optim::Sgd{.lr = 0.1, .momentum = 0.9, .nesterov = plan_.number % 2 == 1, .weight_decay = 0.05, .no_decay_on_norms_and_biases = plan_.no_decay});
+            case Recipe::Sgd: return train(acc::optim::Sgd{.lr = 0.1, .momentum = 0.9, .nesterov = plan_.variant(), .weight_decay = 0.05, .no_decay_on_norms_and_biases = plan_.no_decay});
             case Recipe::Adagrad: return train(acc::optim::Adagrad{.lr = 0.05, .lr_decay = 0.1, .weight_decay = 0.02, .initial_accumulator_value = 0.05, .no_decay_on_norms_and_biases = plan_.no_decay});
-            case Recipe::Adam: return train(acc::optim::Adam{.lr = 0.02, .weight_decay = 0.03, .amsgrad = plan_.number % 2 == 1, .no_decay_on_norms_and_biases = plan_.no_decay});
+            case Recipe::Adam: return train(acc::optim::Adam{.lr = 0.02, .weight_decay = 0.03, .amsgrad = plan_.variant(), .no_decay_on_norms_and_biases = plan_.no_decay});
             case Recipe::TorchAdamW: break;
         }
         if constexpr (Run::sharding_type::template model<acc::device::Cpu>::owns_everything) return train(torch_adamw(*net));
@@ -274,9 +267,8 @@ public:
 private:
     static std::shared_ptr<torch::optim::AdamW> torch_adamw(torch::nn::Module const& net) {
         std::vector<at::Tensor> parameters;
-        std::set<void const*> seen;
-        for (auto const& p : net.parameters())
-            if (p.requires_grad() && seen.insert(p.unsafeGetTensorImpl()).second) parameters.push_back(p);
+        for (auto const& [name, p] : acc::unique_parameters(net))
+            if (p.requires_grad()) parameters.push_back(p);
         return std::make_shared<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(0.02).weight_decay(0.1));
     }
 
@@ -296,9 +288,9 @@ private:
         };
         auto const backward = [&](at::Tensor const& batch, Row& row) {
             auto const i = static_cast<int64_t>(rows.size()), rank = accelerator_.process_index();
-            bool first = true;
-            for (auto loss : losses(plan_, batch, i, rank, model)) {
-                if (std::exchange(first, false)) row.loss = loss.template item<double>();
+            auto const all = losses(plan_, batch, i, rank, model);
+            row.loss = all.front().template item<double>();
+            for (auto loss : all) {
                 if (i == plan_.broken && rank == plan_.broken_rank) loss = loss * infinity;
                 look(0, batch);
                 if (plan_.weighted) accelerator_.backward(acc::weighted(loss, static_cast<double>(target(batch).numel())));
@@ -310,7 +302,6 @@ private:
             if (plan_.clip == Clip::Norm) row.norm = accelerator_.clip_grad_norm(model, 0.3, plan_.norm_type).template item<double>();
             if (plan_.clip == Clip::Value) accelerator_.clip_grad_value(model, 0.01);
             look(2, batch);
-            row.lr = optimizer.lr();
             optimizer.step(), (others.step(), ...);
             row.skipped = row.closed && accelerator_.optimizer_step_was_skipped();
             scheduler.step();
@@ -389,15 +380,12 @@ class Reference {
 public:
     Reference(Plan const& plan, acc::TensorMap const& initial) : plan_(plan), net_(plan.shape) {
         torch::NoGradGuard const no_grad;
-        std::set<void const*> seen;
         std::vector<at::Tensor> decayed, others, apart;
-        for (auto const& item : net_.named_parameters()) {
-            auto p = item.value();
-            if (!seen.insert(p.unsafeGetTensorImpl()).second) continue;
-            p.copy_(initial.at(item.key()));
+        for (auto const& [name, p] : acc::unique_parameters(net_)) {
+            p.copy_(initial.at(name));
             if (!p.requires_grad()) continue;
             trained_.push_back(p);
-            (plan.apart && is_apart(item.key()) ? apart : plan.no_decay && (p.dim() <= 1 || item.key().ends_with("bias")) ? others : decayed).push_back(p);
+            (plan.apart && is_apart(name) ? apart : plan.no_decay && (p.dim() <= 1 || name.ends_with("bias")) ? others : decayed).push_back(p);
         }
         auto const add = [&](std::vector<at::Tensor> const& parameters, bool decays) {
             auto const decay = [&](double value) { return decays ? value : 0.0; };
@@ -405,9 +393,9 @@ public:
             switch (plan.recipe) {
                 case Recipe::AdamW:
                 case Recipe::TorchAdamW: return by<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(lr_ = 0.02).weight_decay(decay(0.1)));
-                case Recipe::Sgd: return by<torch::optim::SGD>(parameters, torch::optim::SGDOptions(lr_ = 0.1).momentum(0.9).nesterov(plan.number % 2 == 1).weight_decay(decay(0.05)));
+                case Recipe::Sgd: return by<torch::optim::SGD>(parameters, torch::optim::SGDOptions(lr_ = 0.1).momentum(0.9).nesterov(plan.variant()).weight_decay(decay(0.05)));
                 case Recipe::Adagrad: return by<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(lr_ = 0.05).lr_decay(0.1).weight_decay(decay(0.02)).initial_accumulator_value(0.05));
-                case Recipe::Adam: return by<torch::optim::Adam>(parameters, torch::optim::AdamOptions(lr_ = 0.02).weight_decay(decay(0.03)).amsgrad(plan.number % 2 == 1));
+                case Recipe::Adam: return by<torch::optim::Adam>(parameters, torch::optim::AdamOptions(lr_ = 0.02).weight_decay(decay(0.03)).amsgrad(plan.variant()));
             }
         };
         add(decayed, true);
@@ -430,9 +418,9 @@ public:
             for (size_t rank = 0; rank < ranks.size(); ++rank) {
                 std::vector<at::Tensor> batch;
                 for (auto const sample : ranks[rank][i].samples) batch.push_back(data[static_cast<size_t>(sample)]);
-                bool first = true;
-                for (auto const& loss : losses(plan_, torch::stack(batch), micro_batch, static_cast<int64_t>(rank), [&](auto const&... in) { return net_.forward(in...); })) {
-                    if (std::exchange(first, false)) difference.see(ranks[rank][i].loss, loss.item<double>(), acc::concat("loss", where, " on rank ", rank));
+                auto const all = losses(plan_, torch::stack(batch), micro_batch, static_cast<int64_t>(rank), [&](auto const&... in) { return net_.forward(in...); });
+                difference.see(ranks[rank][i].loss, all.front().item<double>(), acc::concat("loss", where, " on rank ", rank));
+                for (auto const& loss : all) {
                     sum = sum + loss;
                     weight += static_cast<double>(length * static_cast<int64_t>(batch.size()));
                 }
@@ -440,7 +428,7 @@ public:
             broken = broken || micro_batch == plan_.broken;
             (plan_.weighted ? sum : sum / world / (plan_.no_sync ? 1.0 : static_cast<double>(plan_.steps))).backward();
             auto const& row = ranks[0][i];
-            difference.see(row.lr, lr_ * (plan_.decays ? decay(made_) : 1), "lr" + where);
+            difference.see(row.lr, lr_ * plan_.factor(made_), "lr" + where);
             difference.see(row.skipped, row.closed && broken, "a skipped step" + where);
             if (!row.closed) continue;
             if (!broken) {
@@ -466,7 +454,7 @@ private:
         if (plan_.clip == Clip::Norm) difference.see(row.norm, torch::nn::utils::clip_grad_norm_(trained_, 0.3, plan_.norm_type), "norm" + where);
         if (plan_.clip == Clip::Value) torch::nn::utils::clip_grad_value_(trained_, 0.01);
         for (auto const& optimizer : optimizers_) {
-            for (auto& group : optimizer->param_groups()) group.options().set_lr(lr_ * (plan_.decays ? decay(made_) : 1));
+            for (auto& group : optimizer->param_groups()) group.options().set_lr(lr_ * plan_.factor(made_));
             optimizer->step();
         }
         if (apart_) apart_->step();
