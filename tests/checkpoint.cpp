@@ -896,7 +896,7 @@ TEST_CASE("a run that goes on inside a window knows the norm of the last one", "
         if (from > 0) accelerator.load_state(folder / "saved");
         std::vector<float> seen;
         for (int64_t i = from; i < to; ++i) {
-            auto const window = accelerator.accumulate(model);
+            auto const opened = accelerator.accumulate(model);
             accelerator.backward(model(torch::full({1, 4}, 1.0 + static_cast<double>(i))).square().sum());
             seen.push_back(accelerator.clip_grad_norm(model, i == 1 ? 0.0 : 1e9).template item<float>());
             optimizer.step();
