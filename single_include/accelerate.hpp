@@ -5,7 +5,6 @@
 #include <torch/torch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/autocast_mode.h>
 #include <array>
 #include <cstddef>
@@ -39,6 +38,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <cstring>
+#include <tuple>
 #include <torch/nn/module.h>
 #include <unordered_set>
 #include <ATen/ops/_foreach_mul.h>
@@ -46,6 +46,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <bit>
 #include <iterator>
@@ -67,7 +68,6 @@
 #include <chrono>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <tuple>
 #include <ranges>
 #include <ATen/ops/full.h>
 #include <compare>
@@ -1228,20 +1228,22 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
     return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
 }
 
-/// How many steps optimizers have made. `independent`: each rank those of its own.
+/// How many steps optimizers have made, and how many were skipped since the last one. `independent`: each rank those of its own.
 template <class Guard>
 state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
     auto const save = [=] {
-        StateDict s{{}, {{"steps", guard->steps()}}};
+        StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
         return s;
     };
-    auto const steps_in = [](StateDict const& s) {
+    auto const progress_in = [](StateDict const& s) {
         auto const steps = s.value<int64_t>("steps", "progress");
-        check(steps >= 0, code::data, "step ", steps, " cannot be");
-        return steps;
+        auto const skipped = s.values.contains("skipped_in_a_row") ? s.value<int64_t>("skipped_in_a_row", "progress") : 0;  // older checkpoints do not say
+        check(steps >= 0 && skipped >= 0, code::data, "step ", steps, " behind ", skipped, " skipped ones cannot be");
+        return std::pair(steps, skipped);
     };
-    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }};
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { std::apply([&](auto... n) { guard->restore(n...); }, progress_in(s)); },
+            .fits = [=](StateDict const& s) { progress_in(s); }};
 }
 
 }  // namespace accelerate::detail
@@ -1684,6 +1686,15 @@ at::ScalarType norm_dtype(std::span<Model* const> models) {
     return at::kFloat;
 }
 
+/// A number as the norm of these models' gradients is given, in that dtype and on their device.
+template <sharding::flat_model Model>
+at::Tensor norm_tensor(std::span<Model* const> models, double norm) {
+    at::Device device = at::kCPU;
+    for (auto const* model : models)
+        for (auto const& flat : std::span<sharding::Flat const>(model->flats())) device = flat.gradients.device();
+    return at::scalar_tensor(norm, at::dtype(norm_dtype(models)).device(device));
+}
+
 /// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
 /// how)` combines a 0-dim fp64 tensor with those of the other ranks in place, where a rank owns only a part of the gradients. Costs one
 /// read of them. `Operations::Torch`: in their dtype, the same bits as Python's `torch.nn.utils.get_total_norm`.
@@ -1911,7 +1922,7 @@ struct SavedModel {
         m.loss_scale = w.loss_scale;
         m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
         Model* const models[] = {&m};
-        m.last_norm = w.last_norm ? at::scalar_tensor(*w.last_norm, optim::norm_dtype(std::span<Model* const>(models))) : at::Tensor();
+        m.last_norm = w.last_norm ? optim::norm_tensor(std::span<Model* const>(models), *w.last_norm) : at::Tensor();
     }
 };
 
@@ -3131,13 +3142,14 @@ public:
         return over_ranks(model, optim::gradients_are_finite(model) ? 0 : 1, comm::Reduction::Max) == 0;
     }
 
-    bool skipped() const { return skipped_; }
+    bool skipped() const { return in_a_row_ > 0; }
+    int64_t skipped_in_a_row() const { return in_a_row_; }
     /// Whether an optimizer has come to the end of a window, with a step or without, since this was last forgotten.
     bool has_stepped() const { return stepped_; }
     void forget_step() { stepped_ = false; }
     void stepped() { stepped_ = true, ++steps_; }
     int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
-    void set_steps(int64_t steps) { steps_ = steps; }
+    void restore(int64_t steps, int64_t skipped_in_a_row) { steps_ = steps, in_a_row_ = skipped_in_a_row; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -3164,7 +3176,6 @@ private:
                 culprit = first_of(*model);
             round_.push_back(model);
         }
-        skipped_ = found;
         for (auto* model : round_) model->allowed = !found;
         round_.clear();
         in_a_row_ = found ? in_a_row_ + 1 : 0;
@@ -3199,7 +3210,7 @@ private:
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0, steps_ = 0;
-    bool skipped_ = false, stepped_ = false;
+    bool stepped_ = false;
 };
 
 }  // namespace accelerate
@@ -3647,10 +3658,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
-        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients.
-        if (steps == 1 && models.size() == 1 && models[0]->window_closed() && models[0]->weighted == 1) {
-            loss = loss * (models[0]->finished = detail::mean_over_weight(*models[0]));
-            scaled_before = true;
+        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients, and leaves alone
+        // what earlier windows have left in them.
+        scaled_before = steps == 1 && std::ranges::all_of(models, [](auto const* model) { return model->window_closed() && model->weighted == 1; });
+        if (scaled_before) {
+            auto const factor = detail::mean_over_weight(*models.front());
+            for (auto* model : models) model->finished = factor;
+            loss = loss * factor;
         }
     } else if (steps > 1) {
         loss = loss / steps;
@@ -7293,7 +7307,7 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
     training.settled();
     check(max_norm >= 0 && !std::isnan(norm_type), code::config, "accelerator.clip_grad_norm: max_norm is ", max_norm, " and norm_type ", norm_type, "; a norm must be at least 0, its type a number");
     auto const& first = *given.front();
-    if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : at::zeros({});
+    if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : optim::norm_tensor(given, 0);
     auto const stepping = sharding::stepping(given);
     std::span<Model* const> const models(stepping);
     for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, sharding::waiting_for_step);

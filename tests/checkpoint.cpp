@@ -273,7 +273,7 @@ TEST_CASE("a state that cannot be is refused with its own code", "[window_state]
         std::string pointer, json, code;
     };
     std::vector<Row> const rows{
-        {92, "/ranks/0/progress/steps", "-1", "E_CK_KEYS"},
+        {92, "/ranks/0/progress/steps", "-1", "E_CK_KEYS"}, {92, "/ranks/0/progress/skipped_in_a_row", "-1", "E_CK_KEYS"},
         {94, "/values/optimizer/kind", "\"sgd\"", "E_CK_OPTIM"}, {94, "/values/optimizer/kind", "7", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "-1", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "1.5", "E_CK_OPTIM"},
         {93, "/values/optimizer/steps", "9223372036854775808", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "null", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "-0.1", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "true", "E_CK_OPTIM"},
         {94, "/values/optimizer/parameter_groups", "1", "E_CK_OPTIM"},
@@ -909,6 +909,26 @@ TEST_CASE("a run that goes on inside a window knows the norm of the last one", "
     CHECK(rest[0] == whole[1]);
     CHECK(rest[0] > 0);
     CHECK(rest[1] == whole[3]);
+}
+
+TEST_CASE("steps that were skipped in a row are counted on by a run that goes on", "[components][step_guard][non_finite]") {
+    Folder folder;
+    auto const skips = [&](acc::NonFinite policy, int64_t times, bool goes_on, auto const& behind) {
+        Run<Fp32, None> accelerator({.non_finite = policy});
+        auto [model, optimizer] = accelerator.prepare(filled_linear(), acc::optim::Sgd{.lr = 0.1});
+        if (goes_on) accelerator.load_state(folder / "saved");
+        CHECK(accelerator.optimizer_step_was_skipped() == goes_on);
+        for (int64_t i = 0; i < times; ++i) {
+            accelerator.backward(model(torch::full({1, 4}, std::numeric_limits<float>::infinity())).sum());
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        behind(accelerator);
+    };
+    auto const nothing = [](auto&) {};
+    skips(acc::NonFinite::abort_after(3), 2, false, [&](auto& accelerator) { accelerator.save_state(folder / "saved"); });
+    CHECK_THROWS_WITH(skips(acc::NonFinite::abort_after(3), 1, true, nothing), contains("E_NONFINITE") && contains("3 steps in a row"));
+    CHECK_NOTHROW(skips(acc::NonFinite::abort_after(4), 1, true, nothing));
 }
 
 TEST_CASE("one process that is asked to stop saves while it waits for its workers", "[state_control][workers]") {

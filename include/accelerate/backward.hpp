@@ -5,6 +5,7 @@
 
 #include <accelerate/precision/autocast.hpp>
 #include <accelerate/training.hpp>
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -84,10 +85,13 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     bool scaled_before = false;
     if (weight) {
         for (auto* model : models) model->weight += *weight, ++model->weighted;
-        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients.
-        if (steps == 1 && models.size() == 1 && models[0]->window_closed() && models[0]->weighted == 1) {
-            loss = loss * (models[0]->finished = detail::mean_over_weight(*models[0]));
-            scaled_before = true;
+        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients, and leaves alone
+        // what earlier windows have left in them.
+        scaled_before = steps == 1 && std::ranges::all_of(models, [](auto const* model) { return model->window_closed() && model->weighted == 1; });
+        if (scaled_before) {
+            auto const factor = detail::mean_over_weight(*models.front());
+            for (auto* model : models) model->finished = factor;
+            loss = loss * factor;
         }
     } else if (steps > 1) {
         loss = loss / steps;

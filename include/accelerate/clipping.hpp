@@ -1,7 +1,5 @@
 #pragma once
 
-#include <ATen/ops/zeros.h>
-
 #include <accelerate/comm/reduction.hpp>
 #include <accelerate/optim/clip.hpp>
 #include <accelerate/training.hpp>
@@ -19,7 +17,7 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
     training.settled();
     check(max_norm >= 0 && !std::isnan(norm_type), code::config, "accelerator.clip_grad_norm: max_norm is ", max_norm, " and norm_type ", norm_type, "; a norm must be at least 0, its type a number");
     auto const& first = *given.front();
-    if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : at::zeros({});
+    if (!std::ranges::all_of(given, &Model::window_closed)) return first.last_norm.defined() ? first.last_norm : optim::norm_tensor(given, 0);
     auto const stepping = sharding::stepping(given);
     std::span<Model* const> const models(stepping);
     for (auto* model : models) model->advance("accelerator.clip_grad_norm", sharding::Stage::Clipped, sharding::waiting_for_step);

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace accelerate::detail {
@@ -120,20 +121,22 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
     return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
 }
 
-/// How many steps optimizers have made. `independent`: each rank those of its own.
+/// How many steps optimizers have made, and how many were skipped since the last one. `independent`: each rank those of its own.
 template <class Guard>
 state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
     auto const save = [=] {
-        StateDict s{{}, {{"steps", guard->steps()}}};
+        StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
         return s;
     };
-    auto const steps_in = [](StateDict const& s) {
+    auto const progress_in = [](StateDict const& s) {
         auto const steps = s.value<int64_t>("steps", "progress");
-        check(steps >= 0, code::data, "step ", steps, " cannot be");
-        return steps;
+        auto const skipped = s.values.contains("skipped_in_a_row") ? s.value<int64_t>("skipped_in_a_row", "progress") : 0;  // older checkpoints do not say
+        check(steps >= 0 && skipped >= 0, code::data, "step ", steps, " behind ", skipped, " skipped ones cannot be");
+        return std::pair(steps, skipped);
     };
-    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { guard->set_steps(steps_in(s)); }, .fits = [=](StateDict const& s) { steps_in(s); }};
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { std::apply([&](auto... n) { guard->restore(n...); }, progress_in(s)); },
+            .fits = [=](StateDict const& s) { progress_in(s); }};
 }
 
 }  // namespace accelerate::detail

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <ATen/ops/scalar_tensor.h>
-
 #include <accelerate/accelerator_options.hpp>
 #include <accelerate/components.hpp>
 #include <accelerate/module/unique_parameters.hpp>
@@ -95,7 +93,7 @@ struct SavedModel {
         m.loss_scale = w.loss_scale;
         m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
         Model* const models[] = {&m};
-        m.last_norm = w.last_norm ? at::scalar_tensor(*w.last_norm, optim::norm_dtype(std::span<Model* const>(models))) : at::Tensor();
+        m.last_norm = w.last_norm ? optim::norm_tensor(std::span<Model* const>(models), *w.last_norm) : at::Tensor();
     }
 };
 

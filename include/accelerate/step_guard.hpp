@@ -59,13 +59,14 @@ public:
         return over_ranks(model, optim::gradients_are_finite(model) ? 0 : 1, comm::Reduction::Max) == 0;
     }
 
-    bool skipped() const { return skipped_; }
+    bool skipped() const { return in_a_row_ > 0; }
+    int64_t skipped_in_a_row() const { return in_a_row_; }
     /// Whether an optimizer has come to the end of a window, with a step or without, since this was last forgotten.
     bool has_stepped() const { return stepped_; }
     void forget_step() { stepped_ = false; }
     void stepped() { stepped_ = true, ++steps_; }
     int64_t steps() const { return steps_; }  ///< of all optimizers, since the beginning of the run
-    void set_steps(int64_t steps) { steps_ = steps; }
+    void restore(int64_t steps, int64_t skipped_in_a_row) { steps_ = steps, in_a_row_ = skipped_in_a_row; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
 
@@ -92,7 +93,6 @@ private:
                 culprit = first_of(*model);
             round_.push_back(model);
         }
-        skipped_ = found;
         for (auto* model : round_) model->allowed = !found;
         round_.clear();
         in_a_row_ = found ? in_a_row_ + 1 : 0;
@@ -127,7 +127,7 @@ private:
     std::shared_ptr<Rerun> rerun_;
     std::vector<Model*> members_, round_;
     int64_t in_a_row_ = 0, steps_ = 0;
-    bool skipped_ = false, stepped_ = false;
+    bool stepped_ = false;
 };
 
 }  // namespace accelerate

@@ -72,6 +72,15 @@ at::ScalarType norm_dtype(std::span<Model* const> models) {
     return at::kFloat;
 }
 
+/// A number as the norm of these models' gradients is given, in that dtype and on their device.
+template <sharding::flat_model Model>
+at::Tensor norm_tensor(std::span<Model* const> models, double norm) {
+    at::Device device = at::kCPU;
+    for (auto const* model : models)
+        for (auto const& flat : std::span<sharding::Flat const>(model->flats())) device = flat.gradients.device();
+    return at::scalar_tensor(norm, at::dtype(norm_dtype(models)).device(device));
+}
+
 /// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
 /// how)` combines a 0-dim fp64 tensor with those of the other ranks in place, where a rank owns only a part of the gradients. Costs one
 /// read of them. `Operations::Torch`: in their dtype, the same bits as Python's `torch.nn.utils.get_total_norm`.
