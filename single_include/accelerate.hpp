@@ -1791,6 +1791,7 @@ struct WindowState {
     int64_t ranks = 1, steps = 1;        ///< that share the model; micro-batches of a whole window
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
     std::optional<double> last_norm = {};  ///< what clipping returns inside a window
+    bool left_over = false;                ///< gradients of earlier windows are among them
 
     /// Whether micro-batches have left gradients that others will add to, or a step will use. Those of `no_sync` are there in a closed window.
     bool in_use() const { return !closed || losses > 0 || sharding::waits_for_step(stage); }
@@ -1804,6 +1805,7 @@ struct WindowState {
                     {"gradients", gradients}, {"ranks", ranks}, {"steps", steps}};
         if (!unreached.empty()) s.values["unreached"] = unreached;
         if (last_norm) s.values["last_norm"] = *last_norm;
+        if (left_over) s.values["left_over"] = true;
         return s;
     }
 
@@ -1821,6 +1823,7 @@ struct WindowState {
         if (s.values.contains("finished")) w.finished = real("finished");
         if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
         if (s.values.contains("last_norm")) w.last_norm = real("last_norm");
+        if (s.values.contains("left_over")) w.left_over = truth("left_over");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
                   w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
               code::ck_accum, "what cannot be: ", s.values.dump());
@@ -1888,7 +1891,7 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}};
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
@@ -1921,6 +1924,7 @@ struct SavedModel {
         m.scale_gradients(w.gradient_scale);
         m.loss_scale = w.loss_scale;
         m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
+        m.left_over = w.left_over;
         Model* const models[] = {&m};
         m.last_norm = w.last_norm ? optim::norm_tensor(std::span<Model* const>(models), *w.last_norm) : at::Tensor();
     }
@@ -2649,7 +2653,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     m.restore_stage(Stage::Reduced);                                   // to what a checkpoint says
     m.expect_backward();                                               // E_CALL_ORDER when gradients can take no more
     m.before_forward();                                                // also without grad mode
-    m.before_backward(loss);
+    m.before_backward(loss);                                           // undefined: of other models, in the micro-batch that ends this one's window
     m.after_backward();                                                // returns when the gradients are complete, if the window is closed
     m.for_each_whole(tensors, visit);                                  // visit(i) for each of the model's, in order, when its values are on this rank
     { M::owns_everything } -> std::convertible_to<bool>;               // every rank updates all parameters: norms need no folding over ranks
@@ -3115,18 +3119,19 @@ public:
     void join(Model* model) { members_.push_back(model); }
     void leave(Model* model) { std::erase(members_, model); }
 
-    /// Where the precision scales, the loss scale of a backward over these models: that with which they have begun their windows, else
+    /// Where the precision scales, the loss scale of a backward that reaches these models: that with which they have begun their windows, else
     /// the present one.
     double scale_loss(std::span<Model* const> models) {
         double scale = 0;
         for (auto const* model : models) {
-            if (model->loss_scale == 0) continue;
+            if (model->loss_scale == 0 || !model->reached) continue;
             check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
                   model->loss_scale, "; name them in one accumulate, or step before");
             scale = model->loss_scale;
         }
         if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
-        for (auto* model : models) model->loss_scale = scale;
+        for (auto* model : models)
+            if (model->reached) model->loss_scale = scale;
         return scale;
     }
 
@@ -3339,7 +3344,7 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = sharding::waits_for_step(this->stage()); }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -3369,11 +3374,13 @@ public:
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    bool reached = true;           ///< by the loss of the present backward
     bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
     int64_t losses = 0;            ///< backwards of this window
     int64_t weighted = 0;          ///< of them, those of weighted losses
     double weight = 0;             ///< of those
     double finished = 1;           ///< what the window's end has multiplied its gradients by
+    bool left_over = false;        ///< there are gradients of earlier windows, too, which no step has used
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     sharding::NamedParameters frozen;  ///< when it was prepared
     bool by_recipe = false;        ///< its optimizer is a recipe, and has only what was not
@@ -3464,8 +3471,9 @@ public:
         return settled().comm;
     }
 
-    /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
-    /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
+    /// The models that a backward from `loss` is of: those of the open window, or those that have run a forward since their last backward; of
+    /// several only those that it reaches (a discriminator's loss does not reach the generator). Beside them those whose window ends here with
+    /// what earlier micro-batches have left, which are not `reached`: another loss of theirs may follow, or none.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
         if (scratch_.empty())
@@ -3473,12 +3481,21 @@ public:
                 if (model->forwarded) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models) scratch_.push_back(model.get());
+        for (auto* model : scratch_) model->reached = true;
         if (scratch_.size() < 2) return scratch_;
-        sharding::ReachableLeaves const reached(loss);
+        sharding::ReachableLeaves const leaves(loss);
         std::vector<model_type*> within;
-        for (auto* model : scratch_)
-            if (model->unfinished || reached.contains_any(model->parameters())) within.push_back(model);
-        if (!within.empty()) scratch_.swap(within);  // where it reaches none, each says so
+        bool any = false;
+        for (auto* model : scratch_) {
+            bool const reached = leaves.contains_any(model->parameters());
+            any = any || reached;
+            if (!reached && !(in_window() && model->unfinished && model->window_closed())) continue;
+            within.push_back(model);
+            within.back()->reached = reached;
+        }
+        if (any) scratch_.swap(within);
+        else
+            for (auto* model : scratch_) model->reached = true;  // it reaches none: each says so
         return scratch_;
     }
 
@@ -3545,9 +3562,10 @@ public:
         (training_.window.push_back(&models), ...);
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
+        training_.sync_gradients = false;
         for (auto* model : training_.window) {
             if (model->window_closed()) model->begin_window();
-            training_.sync_gradients = model->window().next(training_.options.gradient_accumulation_steps, last);
+            training_.sync_gradients |= model->window().next(training_.options.gradient_accumulation_steps, last);
         }
     }
     ~Accumulation() { training_.window.clear(); }
@@ -3586,7 +3604,7 @@ namespace accelerate {
 
 /// A loss that is a sum over `weight` things (tokens, valid samples): `backward(weighted(sum, count))` divides the gradients of a
 /// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size. Of a window's losses
-/// all are weighted or none (E_CALL_ORDER).
+/// all are weighted or none, and the window before has been stepped or cleared (E_CALL_ORDER).
 struct weighted {
     at::Tensor sum;
     double weight = 0;
@@ -3610,6 +3628,14 @@ double mean_over_weight(Model const& model) {
     return static_cast<double>(model.replicas()) / total;
 }
 
+/// Multiplies the gradients of a window, which must be all there are.
+template <class Model>
+void scale_window(Model& model, double factor) {
+    check(factor == 1 || !model.left_over, code::call_order, "accelerator.backward: gradients of an earlier window still wait for a step, and what makes this window's a mean would divide them once more; "
+          "call optimizer.step or optimizer.zero_grad where a window has ended");
+    optim::scale_gradients(model, factor);
+}
+
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
@@ -3623,13 +3649,13 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
     } else if (training.options.short_window == ShortWindow::Rescale && had > 0) {
         model.finished = static_cast<double>(steps) / static_cast<double>(had);
     }
-    optim::scale_gradients(model, model.finished);
+    scale_window(model, model.finished);
 }
 
 /// Takes that back, for a micro-batch that has another loss.
 template <class Model>
 void resume_window(Model& model) {
-    optim::scale_gradients(model, 1 / std::exchange(model.finished, 1));
+    scale_window(model, 1 / std::exchange(model.finished, 1));
 }
 
 }  // namespace detail
@@ -3653,14 +3679,15 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     for (auto* model : models) {
         model->expect_backward();
         detail::resume_window(*model);
-        ++model->losses;
+        model->losses += model->reached ? 1 : 0;
     }
     bool scaled_before = false;
     if (weight) {
-        for (auto* model : models) model->weight += *weight, ++model->weighted;
-        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients, and leaves alone
-        // what earlier windows have left in them.
-        scaled_before = steps == 1 && std::ranges::all_of(models, [](auto const* model) { return model->window_closed() && model->weighted == 1; });
+        for (auto* model : models)
+            if (model->reached) model->weight += *weight, ++model->weighted;
+        // Where a window begins and ends here its weight is known now: scaling the loss saves a pass over the gradients, and leaves alone what
+        // earlier windows have left in them.
+        scaled_before = std::ranges::all_of(models, [](auto const* model) { return model->reached && model->window_closed() && model->weighted == 1; });
         if (scaled_before) {
             auto const factor = detail::mean_over_weight(*models.front());
             for (auto* model : models) model->finished = factor;
@@ -3675,14 +3702,14 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     }
     for (auto* model : models) {
         model->forget_verdict();
-        model->before_backward(loss);
+        model->before_backward(model->reached ? loss : at::Tensor());
     }
     for (auto* model : passed) model->before_backward(loss);
     torch::autograd::backward({loss}, {}, how.retain_graph);
     for (auto* model : passed) model->let_pass();
     for (auto* model : models) {
         model->after_backward();
-        model->forwarded = false;
+        if (model->reached) model->forwarded = false;
         model->unfinished = !model->window_closed();
         if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);
@@ -22762,7 +22789,9 @@ public:
         squares_ = 0;
         forget_squares();
         armed_ = true;
-        if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
+        own_loss_ = loss.defined();
+        if (!own_loss_) mark_absent([](Slot const&) { return true; });
+        else if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
             ReachableLeaves const reachable(loss);
             mark_absent([&](Slot const& slot) { return !reachable.contains(slot.parameter); });
@@ -22781,9 +22810,9 @@ public:
             for (; next_ < buckets_.size(); ++next_) reduce(next_);
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
-        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = true;
+        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = own_loss_;
         else if (shared_) squares_ = sum_over_ranks(squares_);
-        if (overlap_ && !learned_) learn_order();
+        if (overlap_ && !learned_ && own_loss_) learn_order();
         if (shared_) set_squares(squares_);
         stage_ = Stage::Reduced;
     }
@@ -23001,7 +23030,7 @@ private:
     NamedParameters buffers_;
     Comm comm_;
     bool alone_, overlap_, shared_ = false;
-    bool armed_ = false, learned_ = false, agreed_ = false;
+    bool armed_ = false, own_loss_ = true, learned_ = false, agreed_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
     std::vector<std::vector<size_t>> slot_bucket_;

@@ -197,9 +197,10 @@ TEST_CASE("what a step has used, or zero_grad dropped, has no weight in what fol
 TEST_CASE("outside accumulate each weighted loss is a mean of its own, of one model and of several", "[backward][training]") {
     Run<> accelerator;
     auto [one, two, optimizer] = accelerator.prepare(std::make_shared<Scale>(), std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
-    auto const loss = [&](float x) { return one(torch::full({1}, x)).sum() + two(torch::full({1}, 2 * x)).sum(); };
-    accelerator.backward(acc::weighted(loss(3), 2));
-    accelerator.backward(acc::weighted(loss(5), 4));
+    for (auto const& [x, weight] : {std::pair(3.0f, 2.0), {5.0f, 4.0}}) {
+        auto const loss = one(torch::full({1}, x)).sum() + two(torch::full({1}, 2 * x)).sum();
+        accelerator.backward(acc::weighted(loss, weight));
+    }
     accelerator.backward(acc::weighted(one(torch::full({1}, 7.0f)).sum(), 8));
     CHECK(one->w.grad().template item<double>() == Approx(3 / 2.0 + 5 / 4.0 + 7 / 8.0));
     CHECK(two->w.grad().template item<double>() == Approx(6 / 2.0 + 10 / 4.0));

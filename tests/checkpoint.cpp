@@ -911,6 +911,25 @@ TEST_CASE("a run that goes on inside a window knows the norm of the last one", "
     CHECK(rest[1] == whole[3]);
 }
 
+TEST_CASE("a window of weighted losses does not divide what another one has left, also behind a checkpoint", "[window_state][backward]") {
+    Folder folder;
+    auto const x = torch::ones({1, 4});
+    for (bool resumed : {false, true}) {
+        Run<Fp32, None> accelerator({.gradient_accumulation_steps = 2});
+        auto [model, optimizer] = accelerator.prepare(filled_linear(), acc::optim::Sgd{.lr = 0.1});
+        auto const backward = [&, &model = model] {
+            auto const opened = accelerator.accumulate(model);
+            accelerator.backward(acc::weighted(model(x).sum(), 3));
+        };
+        if (resumed) accelerator.load_state(folder / "saved");
+        else {
+            for (int64_t i = 0; i < 3; ++i) backward();  // a window that nobody steps, and the first half of another
+            accelerator.save_state(folder / "saved");
+        }
+        CHECK_THROWS_WITH(backward(), contains("E_CALL_ORDER") && contains("gradients of an earlier window"));
+    }
+}
+
 TEST_CASE("steps that were skipped in a row are counted on by a run that goes on", "[components][step_guard][non_finite]") {
     Folder folder;
     auto const skips = [&](acc::NonFinite policy, int64_t times, bool goes_on, auto const& behind) {

@@ -560,7 +560,79 @@ TEST_CASE("of two models in a window each has the gradients of the micro-batches
         return weights_of({first.get(), second.get()});
     };
     acc::accelerator_options const two{.gradient_accumulation_steps = 2};
-    close(trained(Replicated<finding>(two)), trained(Alone(two)));
+    auto const one = trained(Alone(two));
+    close(trained(Replicated<finding>(two)), one);
+    close(trained(Replicated<>(two)), one);
+    close(trained(Replicated<overlapped>(two)), one);
+    close(trained(Replicated<sliced>(two)), one);
+}
+
+namespace {
+
+constexpr int64_t joint_windows = 4, joint_steps = 2;
+
+/// Two losses of each micro-batch, sums over rows: the first reaches only `a`, the second both. A row weighs 1 in the first and 2 in the second.
+auto joint_losses(auto&& a, auto&& b, torch::Tensor const& x) { return std::pair(a(x).pow(2).sum(), (a(x) * b(x)).abs().sum()); }
+
+std::vector<torch::Tensor> joint_by_hand(bool weighted) {
+    Mlp first, second;
+    fill(first), fill(second);
+    for (int64_t window = 0; window < joint_windows; ++window) {
+        auto of_first = torch::zeros({}), of_second = torch::zeros({});
+        for (int64_t m = window * joint_steps; m < (window + 1) * joint_steps; ++m) {
+            auto const [one, two] = joint_losses([&](auto const& x) { return first.forward(x); }, [&](auto const& x) { return second.forward(x); }, Mlp::input(m, global_batch));
+            of_first = of_first + (weighted ? (one + two) / 3 : one + two / 2) / (global_batch * joint_steps);
+            of_second = of_second + two / (2 * global_batch * joint_steps);
+        }
+        auto const update = [](Mlp& net, torch::Tensor const& loss) {
+            auto const gradients = torch::autograd::grad({loss}, net.parameters(), {}, true);
+            torch::NoGradGuard const no_grad;
+            for (size_t i = 0; i < gradients.size(); ++i) net.parameters()[i].sub_(gradients[i], 0.1);
+        };
+        update(first, of_first);
+        update(second, of_second);
+    }
+    return weights_of({&first, &second});
+}
+
+template <class Run>
+std::vector<torch::Tensor> joint(bool weighted) {
+    Run accelerator({.gradient_accumulation_steps = joint_steps});
+    auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
+    fill(*first), fill(*second);
+    auto [a, b, of_a, of_b] = accelerator.prepare(first, second, acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.1});
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    auto const backward = [&](torch::Tensor const& sum, int64_t weight) {
+        if (weighted) accelerator.backward(acc::weighted(sum, static_cast<double>(weight)));
+        else accelerator.backward(sum / weight);
+    };
+    for (int64_t m = 0; m < joint_windows * joint_steps; ++m) {
+        auto window = accelerator.accumulate(a, b);
+        auto const [one, two] = joint_losses(a, b, Mlp::input(m, global_batch).slice(0, begin, begin + rows));
+        backward(one, rows);
+        backward(two, 2 * rows);
+        of_a.step(), of_a.zero_grad();
+        of_b.step(), of_b.zero_grad();
+    }
+    std::vector<torch::Tensor> all;
+    for (auto* model : {&a, &b})
+        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("where a window of two models ends, a loss of one of them leaves the other to its own", "[backward][unused][window]") {
+    for (bool weighted : {false, true}) {
+        auto const by_hand = joint_by_hand(weighted);
+        close(joint<Alone>(weighted), by_hand);
+        close(joint<Replicated<>>(weighted), by_hand);
+        close(joint<Replicated<overlapped>>(weighted), by_hand);
+        close(joint<Replicated<sliced>>(weighted), by_hand);
+        close(joint<Replicated<sliced_overlapped>>(weighted), by_hand);
+        close(joint<Replicated<finding>>(weighted), by_hand);
+        close(joint<Spread>(weighted), by_hand);
+    }
 }
 
 namespace {

@@ -18,9 +18,10 @@ public:
         (training_.window.push_back(&models), ...);
         if (training_.rerun && training_.window.front()->window_closed()) training_.rerun->window_begins();
         auto const last = training_.options.sync_with_dataloader && training_.loops->at_last_batch();
+        training_.sync_gradients = false;
         for (auto* model : training_.window) {
             if (model->window_closed()) model->begin_window();
-            training_.sync_gradients = model->window().next(training_.options.gradient_accumulation_steps, last);
+            training_.sync_gradients |= model->window().next(training_.options.gradient_accumulation_steps, last);
         }
     }
     ~Accumulation() { training_.window.clear(); }

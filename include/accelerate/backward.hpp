@@ -13,7 +13,7 @@ namespace accelerate {
 
 /// A loss that is a sum over `weight` things (tokens, valid samples): `backward(weighted(sum, count))` divides the gradients of a
 /// window by its weight over all micro-batches and ranks, which is the right mean where micro-batches differ in size. Of a window's losses
-/// all are weighted or none (E_CALL_ORDER).
+/// all are weighted or none, and the window before has been stepped or cleared (E_CALL_ORDER).
 struct weighted {
     at::Tensor sum;
     double weight = 0;
@@ -37,6 +37,14 @@ double mean_over_weight(Model const& model) {
     return static_cast<double>(model.replicas()) / total;
 }
 
+/// Multiplies the gradients of a window, which must be all there are.
+template <class Model>
+void scale_window(Model& model, double factor) {
+    check(factor == 1 || !model.left_over, code::call_order, "accelerator.backward: gradients of an earlier window still wait for a step, and what makes this window's a mean would divide them once more; "
+          "call optimizer.step or optimizer.zero_grad where a window has ended");
+    optim::scale_gradients(model, factor);
+}
+
 /// After the last backward of a window: turns sums into the mean that the user asked for.
 template <class Training, class Model>
 void finish_window(Training const& training, Model& model, bool scaled_before) {
@@ -50,13 +58,13 @@ void finish_window(Training const& training, Model& model, bool scaled_before) {
     } else if (training.options.short_window == ShortWindow::Rescale && had > 0) {
         model.finished = static_cast<double>(steps) / static_cast<double>(had);
     }
-    optim::scale_gradients(model, model.finished);
+    scale_window(model, model.finished);
 }
 
 /// Takes that back, for a micro-batch that has another loss.
 template <class Model>
 void resume_window(Model& model) {
-    optim::scale_gradients(model, 1 / std::exchange(model.finished, 1));
+    scale_window(model, 1 / std::exchange(model.finished, 1));
 }
 
 }  // namespace detail
@@ -80,14 +88,15 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     for (auto* model : models) {
         model->expect_backward();
         detail::resume_window(*model);
-        ++model->losses;
+        model->losses += model->reached ? 1 : 0;
     }
     bool scaled_before = false;
     if (weight) {
-        for (auto* model : models) model->weight += *weight, ++model->weighted;
-        // With one micro-batch a window the weight of the window is known now: scaling the loss saves a pass over the gradients, and leaves alone
-        // what earlier windows have left in them.
-        scaled_before = steps == 1 && std::ranges::all_of(models, [](auto const* model) { return model->window_closed() && model->weighted == 1; });
+        for (auto* model : models)
+            if (model->reached) model->weight += *weight, ++model->weighted;
+        // Where a window begins and ends here its weight is known now: scaling the loss saves a pass over the gradients, and leaves alone what
+        // earlier windows have left in them.
+        scaled_before = std::ranges::all_of(models, [](auto const* model) { return model->reached && model->window_closed() && model->weighted == 1; });
         if (scaled_before) {
             auto const factor = detail::mean_over_weight(*models.front());
             for (auto* model : models) model->finished = factor;
@@ -102,14 +111,14 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
     }
     for (auto* model : models) {
         model->forget_verdict();
-        model->before_backward(loss);
+        model->before_backward(model->reached ? loss : at::Tensor());
     }
     for (auto* model : passed) model->before_backward(loss);
     torch::autograd::backward({loss}, {}, how.retain_graph);
     for (auto* model : passed) model->let_pass();
     for (auto* model : models) {
         model->after_backward();
-        model->forwarded = false;
+        if (model->reached) model->forwarded = false;
         model->unfinished = !model->window_closed();
         if (model->unfinished) continue;
         detail::finish_window(training, *model, scaled_before);

@@ -59,7 +59,7 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}};
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
@@ -92,6 +92,7 @@ struct SavedModel {
         m.scale_gradients(w.gradient_scale);
         m.loss_scale = w.loss_scale;
         m.weight = w.weight, m.weighted = w.weighted, m.losses = w.losses, m.finished = w.finished;
+        m.left_over = w.left_over;
         Model* const models[] = {&m};
         m.last_norm = w.last_norm ? optim::norm_tensor(std::span<Model* const>(models), *w.last_norm) : at::Tensor();
     }

@@ -32,18 +32,19 @@ public:
     void join(Model* model) { members_.push_back(model); }
     void leave(Model* model) { std::erase(members_, model); }
 
-    /// Where the precision scales, the loss scale of a backward over these models: that with which they have begun their windows, else
+    /// Where the precision scales, the loss scale of a backward that reaches these models: that with which they have begun their windows, else
     /// the present one.
     double scale_loss(std::span<Model* const> models) {
         double scale = 0;
         for (auto const* model : models) {
-            if (model->loss_scale == 0) continue;
+            if (model->loss_scale == 0 || !model->reached) continue;
             check(scale == 0 || scale == model->loss_scale, code::call_order, "accelerator.backward: these models began their windows under different loss scales, ", scale, " and ",
                   model->loss_scale, "; name them in one accumulate, or step before");
             scale = model->loss_scale;
         }
         if (scale == 0) scale = static_cast<double>(scaler_.get_scale());
-        for (auto* model : models) model->loss_scale = scale;
+        for (auto* model : models)
+            if (model->reached) model->loss_scale = scale;
         return scale;
     }
 

@@ -71,7 +71,7 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    void begin_window() { losses = weighted = 0, weight = 0, finished = 1; }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = sharding::waits_for_step(this->stage()); }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -101,11 +101,13 @@ public:
     std::shared_ptr<guard_type> guard;
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
+    bool reached = true;           ///< by the loss of the present backward
     bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
     int64_t losses = 0;            ///< backwards of this window
     int64_t weighted = 0;          ///< of them, those of weighted losses
     double weight = 0;             ///< of those
     double finished = 1;           ///< what the window's end has multiplied its gradients by
+    bool left_over = false;        ///< there are gradients of earlier windows, too, which no step has used
     at::Tensor last_norm;          ///< what the last clipping of a closed window returned
     sharding::NamedParameters frozen;  ///< when it was prepared
     bool by_recipe = false;        ///< its optimizer is a recipe, and has only what was not
@@ -196,8 +198,9 @@ public:
         return settled().comm;
     }
 
-    /// The models whose gradients a backward from `loss` completes: those of the open window, or those that have run a forward since their last
-    /// backward; of several only those that it reaches (a discriminator's loss does not reach the generator), or that wait for their window's end.
+    /// The models that a backward from `loss` is of: those of the open window, or those that have run a forward since their last backward; of
+    /// several only those that it reaches (a discriminator's loss does not reach the generator). Beside them those whose window ends here with
+    /// what earlier micro-batches have left, which are not `reached`: another loss of theirs may follow, or none.
     std::span<model_type* const> armed(at::Tensor const& loss) {
         scratch_.assign(window.begin(), window.end());
         if (scratch_.empty())
@@ -205,12 +208,21 @@ public:
                 if (model->forwarded) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models) scratch_.push_back(model.get());
+        for (auto* model : scratch_) model->reached = true;
         if (scratch_.size() < 2) return scratch_;
-        sharding::ReachableLeaves const reached(loss);
+        sharding::ReachableLeaves const leaves(loss);
         std::vector<model_type*> within;
-        for (auto* model : scratch_)
-            if (model->unfinished || reached.contains_any(model->parameters())) within.push_back(model);
-        if (!within.empty()) scratch_.swap(within);  // where it reaches none, each says so
+        bool any = false;
+        for (auto* model : scratch_) {
+            bool const reached = leaves.contains_any(model->parameters());
+            any = any || reached;
+            if (!reached && !(in_window() && model->unfinished && model->window_closed())) continue;
+            within.push_back(model);
+            within.back()->reached = reached;
+        }
+        if (any) scratch_.swap(within);
+        else
+            for (auto* model : scratch_) model->reached = true;  // it reaches none: each says so
         return scratch_;
     }
 

@@ -85,7 +85,9 @@ public:
         squares_ = 0;
         forget_squares();
         armed_ = true;
-        if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
+        own_loss_ = loss.defined();
+        if (!own_loss_) mark_absent([](Slot const&) { return true; });
+        else if constexpr (O.static_graph) mark_absent([&](Slot const& slot) { return never_reached_.contains(slot.registration); });
         else if constexpr (O.find_unused_parameters) {
             ReachableLeaves const reachable(loss);
             mark_absent([&](Slot const& slot) { return !reachable.contains(slot.parameter); });
@@ -104,9 +106,9 @@ public:
             for (; next_ < buckets_.size(); ++next_) reduce(next_);
         for (auto& handle : handles_) handle.wait();
         handles_.clear();
-        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = true;
+        if (may_miss && !(O.static_graph && agreed_)) squares_ = agree(squares_, [&](at::Tensor const& t) { comm_.all_reduce(t, comm::Reduction::Sum); }), agreed_ = own_loss_;
         else if (shared_) squares_ = sum_over_ranks(squares_);
-        if (overlap_ && !learned_) learn_order();
+        if (overlap_ && !learned_ && own_loss_) learn_order();
         if (shared_) set_squares(squares_);
         stage_ = Stage::Reduced;
     }
@@ -324,7 +326,7 @@ private:
     NamedParameters buffers_;
     Comm comm_;
     bool alone_, overlap_, shared_ = false;
-    bool armed_ = false, learned_ = false, agreed_ = false;
+    bool armed_ = false, own_loss_ = true, learned_ = false, agreed_ = false;
     std::vector<typename Comm::buffer> memory_;
     std::vector<Piece> owned_;
     std::vector<std::vector<size_t>> slot_bucket_;

@@ -18,7 +18,7 @@ concept trained_model = flat_model<M> && std::constructible_from<M, ModelParts, 
     m.restore_stage(Stage::Reduced);                                   // to what a checkpoint says
     m.expect_backward();                                               // E_CALL_ORDER when gradients can take no more
     m.before_forward();                                                // also without grad mode
-    m.before_backward(loss);
+    m.before_backward(loss);                                           // undefined: of other models, in the micro-batch that ends this one's window
     m.after_backward();                                                // returns when the gradients are complete, if the window is closed
     m.for_each_whole(tensors, visit);                                  // visit(i) for each of the model's, in order, when its values are on this rank
     { M::owns_everything } -> std::convertible_to<bool>;               // every rank updates all parameters: norms need no folding over ranks
