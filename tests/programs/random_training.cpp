@@ -5,21 +5,19 @@
 //   random_training FIRST COUNT
 //
 // Prints what differs, and fails where something did. Run by `tools/test --full --stage random`.
+#include "support/random_trainings.hpp"
 #include "support/units.hpp"
 
 #include <torch/torch.h>
 
 #include <accelerate.hpp>
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <iostream>
 #include <limits>
 #include <memory>
 #include <optional>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,19 +25,9 @@
 namespace {
 
 namespace acc = accelerate;
+using random_trainings::Dice, random_trainings::Difference;
 constexpr int64_t vocabulary = 9, width = 6, length = 3;
 constexpr double infinity = std::numeric_limits<double>::infinity();
-
-/// Draws from a training's number.
-class Dice {
-public:
-    explicit Dice(int64_t number) : generator_(static_cast<uint32_t>(number) * 7919U + 17U) {}
-    int64_t operator()(int64_t low, int64_t high) { return low + static_cast<int64_t>(generator_() % static_cast<uint32_t>(high - low + 1)); }
-    bool one_in(int64_t n) { return (*this)(1, n) == 1; }
-
-private:
-    std::mt19937 generator_;
-};
 
 enum class Recipe { AdamW, Sgd, Adagrad, Adam, TorchAdamW };
 enum class Clip { Not, Norm, Value };
@@ -99,6 +87,7 @@ struct Plan {
                            broken_rank, ", stop ", stop, ", asynchronous ", asynchronous, ", looks ", looks);
     }
 
+    double tolerance() const { return shape.single ? 1e-5 : 1e-9; }
     /// Nesterov's momentum, AMSGrad.
     bool variant() const { return number % 2 == 1; }
     /// What the schedule makes of the lr behind so many steps.
@@ -359,22 +348,6 @@ bool run(How how, Plan const& plan, std::filesystem::path const& dir, Result& re
 
 // ---- LibTorch's loop ----------------------------------------------------------------------------------------------------------------
 
-/// The largest difference, and where it was.
-class Difference {
-public:
-    void see(double found, double expected, std::string const& where) {
-        auto const error = std::abs(found - expected) / (1e-3 + std::abs(expected));
-        if (!(error <= largest_)) largest_ = error, text_ = acc::concat(where, ": ", found, ", LibTorch ", expected);
-    }
-    void see(at::Tensor const& found, at::Tensor const& expected, std::string const& where) { see(1 + (found - expected).abs().max().item<double>(), 1, where); }
-    double largest() const { return largest_; }
-    std::string const& text() const { return text_; }
-
-private:
-    double largest_ = 0;
-    std::string text_;
-};
-
 /// The same training in one process, on the samples that every rank has had.
 class Reference {
 public:
@@ -513,27 +486,5 @@ Difference train(Plan const& plan, State& state) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    return acc::run([&] {
-        acc::check(argc == 3, acc::code::config, "usage: random_training FIRST COUNT");
-        int64_t const first = std::stoll(argv[1]), count = std::stoll(argv[2]);
-        torch::set_default_dtype(caffe2::TypeMeta::Make<double>());
-        acc::PartialState state;
-        int64_t wrong = 0;
-        double largest = 0;
-        for (auto number = first; number < first + count; ++number) {
-            Plan const plan(number, state.num_processes());
-            auto const tell = [&](auto const&... what) { std::cout << acc::concat("training ", number, " on ", state.num_processes(), " ranks ", what..., "\n    ", plan.describe()) << std::endl; };
-            Difference difference;
-            try {
-                difference = train(plan, state);
-            } catch (std::exception const& e) {
-                if (state.is_main_process()) tell("ends with ", e.what());
-                throw;
-            }
-            if (!(difference.largest() < (plan.shape.single ? 1e-5 : 1e-9))) ++wrong, tell("differs by ", difference.largest(), ": ", difference.text());
-            else if (!plan.shape.single) largest = std::max(largest, difference.largest());
-        }
-        if (state.is_main_process()) std::cout << acc::concat(count, " trainings on ", state.num_processes(), " ranks: ", wrong, " differ from LibTorch's; the others by at most ", largest) << std::endl;
-        acc::check(wrong == 0, acc::code::internal, wrong, " trainings differ from LibTorch's");
-    });
+    return acc::run([&] { random_trainings::compare_all<Plan>(argc, argv, [](Plan const& plan, auto& state) { return train(plan, state); }); });
 }
