@@ -18292,6 +18292,7 @@ public:
     std::string mixed_precision() const { return Precision::name; }
     /// The four policies in a line, to be printed.
     static std::string policies() { return concat("device ", Device::name, ", mixed_precision ", Precision::name, ", sharding ", Sharding::name, ", loader ", Loader::name); }
+    /// Whether this micro-batch ends the window of a model that `accumulate` names.
     bool sync_gradients() const { return training_->sync_gradients; }
     int64_t gradient_accumulation_steps() const { return training_->options.gradient_accumulation_steps; }
     /// From the next window on, which is a whole one. A checkpoint does not keep the number. Error E_CALL_ORDER inside a window.

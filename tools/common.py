@@ -1,10 +1,12 @@
 """What the tools share: where things are, how commands run, what the machine has and how it gets what it lacks."""
+import contextlib
 import fcntl
 import os
 import pathlib
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,18 @@ def run(*command, **options):
     done = subprocess.run(command, stdin=subprocess.DEVNULL, **options)
     if done.returncode != 0:
         raise Failure(f"`{shlex.join(command[:4])}{' ...' if len(command) > 4 else ''}` ended with exit code {done.returncode}")
+
+
+@contextlib.contextmanager
+def lasting_mpi_folder():
+    """Open MPI's folder for all jobs of a user stays meanwhile: else a job that ends removes it when it is empty, perhaps between two looks of
+    one that begins, which then fails."""
+    folder = pathlib.Path(tempfile.gettempdir()) / f"ompi.{socket.gethostname().split('.')[0]}.{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder):
+        yield
+    with contextlib.suppress(OSError):  # somebody else's job is in it
+        folder.rmdir()
 
 
 def quiet(*command, text=None):
