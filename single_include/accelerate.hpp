@@ -1677,12 +1677,12 @@ std::optional<double> known_squares([[maybe_unused]] std::span<Model* const> mod
 
 }  // namespace detail
 
-/// fp64 where a gradient is, else fp32.
+/// fp64 where a gradient is, else fp32; the same on every rank, whatever of the gradients it keeps.
 template <sharding::flat_model Model>
 at::ScalarType norm_dtype(std::span<Model* const> models) {
     for (auto const* model : models)
-        for (auto const& piece : std::span<sharding::Piece const>(model->owned()))
-            if (piece.gradients.scalar_type() == at::kDouble) return at::kDouble;
+        for (auto const& flat : std::span<sharding::Flat const>(model->flats()))
+            if (flat.gradients.scalar_type() == at::kDouble) return at::kDouble;
     return at::kFloat;
 }
 

@@ -567,6 +567,22 @@ TEST_CASE("of two models in a window each has the gradients of the micro-batches
     close(trained(Replicated<sliced>(two)), one);
 }
 
+TEST_CASE("a norm has the same dtype on every rank, also on one that keeps none of the gradients", "[clip][clipping]") {
+    auto const check_norm = [](auto&& accelerator) {
+        auto const net = std::make_shared<torch::nn::LinearImpl>(torch::nn::LinearOptions(1, 1).bias(false));
+        net->to(torch::kDouble);
+        auto [model, optimizer] = accelerator.prepare(net, acc::optim::Sgd{.lr = 0.1});
+        accelerator.backward(model(torch::full({1, 1}, 3.0, torch::kDouble)).sum());
+        auto const norm = accelerator.clip_grad_norm(model, 1.0);
+        CHECK(norm.scalar_type() == torch::kDouble);
+        CHECK(norm.template item<double>() == Approx(3));
+    };
+    check_norm(Alone());
+    check_norm(Replicated<>());
+    check_norm(Replicated<sliced_overlapped>());
+    check_norm(Spread());
+}
+
 namespace {
 
 constexpr int64_t joint_windows = 4, joint_steps = 2;
