@@ -208,21 +208,12 @@ public:
                 if (model->forwarded) scratch_.push_back(model.get());
         if (scratch_.empty())
             for (auto const& model : models) scratch_.push_back(model.get());
-        for (auto* model : scratch_) model->reached = true;
-        if (scratch_.size() < 2) return scratch_;
-        sharding::ReachableLeaves const leaves(loss);
-        std::vector<model_type*> within;
-        bool any = false;
-        for (auto* model : scratch_) {
-            bool const reached = leaves.contains_any(model->parameters());
-            any = any || reached;
-            if (!reached && !(in_window() && model->unfinished && model->window_closed())) continue;
-            within.push_back(model);
-            within.back()->reached = reached;
-        }
-        if (any) scratch_.swap(within);
-        else
-            for (auto* model : scratch_) model->reached = true;  // it reaches none: each says so
+        std::optional<sharding::ReachableLeaves> leaves;
+        if (scratch_.size() > 1) leaves.emplace(loss);
+        for (auto* model : scratch_) model->reached = !leaves || leaves->contains_any(model->parameters());
+        if (std::ranges::none_of(scratch_, &model_type::reached))
+            for (auto* model : scratch_) model->reached = true;  // each says that it is not
+        else std::erase_if(scratch_, [&](model_type const* model) { return !model->reached && !(in_window() && model->unfinished && model->window_closed()); });
         return scratch_;
     }
 
