@@ -1792,6 +1792,7 @@ struct WindowState {
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
     std::optional<double> last_norm = {};  ///< what clipping returns inside a window
     bool left_over = false;                ///< gradients of earlier windows are among them
+    std::optional<bool> finite = {}, allowed = {};  ///< they are; a step may use them: where somebody has looked, or decided
 
     /// Whether micro-batches have left gradients that others will add to, or a step will use. Those of `no_sync` are there in a closed window.
     bool in_use() const { return !closed || losses > 0 || sharding::waits_for_step(stage); }
@@ -1806,6 +1807,8 @@ struct WindowState {
         if (!unreached.empty()) s.values["unreached"] = unreached;
         if (last_norm) s.values["last_norm"] = *last_norm;
         if (left_over) s.values["left_over"] = true;
+        if (finite) s.values["finite"] = *finite;
+        if (allowed) s.values["allowed"] = *allowed;
         return s;
     }
 
@@ -1824,6 +1827,8 @@ struct WindowState {
         if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
         if (s.values.contains("last_norm")) w.last_norm = real("last_norm");
         if (s.values.contains("left_over")) w.left_over = truth("left_over");
+        if (s.values.contains("finite")) w.finite = truth("finite");
+        if (s.values.contains("allowed")) w.allowed = truth("allowed");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
                   w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
               code::ck_accum, "what cannot be: ", s.values.dump());
@@ -1891,7 +1896,7 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over};
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over, m.finite, m.allowed};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
@@ -1919,7 +1924,7 @@ struct SavedModel {
         m.restore_stage(w.stage);
         m.unfinished = !w.closed || (w.gradients && !sharding::waits_for_step(w.stage));
         if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
-        m.forget_verdict();
+        m.finite = w.finite, m.allowed = w.allowed;
         m.take_scale();
         m.scale_gradients(w.gradient_scale);
         m.loss_scale = w.loss_scale;
@@ -2502,7 +2507,7 @@ private:
 
     static char const* remedy(Stage stage) {
         switch (stage) {
-            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model";
+            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model, outside no_sync";
             case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
             case Stage::Clipped: return "; step before going on";
             default: return "";
@@ -3177,12 +3182,15 @@ private:
         for (auto* model : members_) {
             if (model != &stepping && (model->allowed || !waits_for_step(*model))) continue;
             if (!model->finite) model->finite = finite(*model);
-            if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
-                culprit = first_of(*model);
+            if (!*model->finite) [[unlikely]] {
+                found = true;
+                if (culprit.empty()) culprit = first_of(*model);
+            }
             round_.push_back(model);
         }
         for (auto* model : round_) model->allowed = !found;
         round_.clear();
+        if (found && culprit.empty()) culprit = "a parameter";
         in_a_row_ = found ? in_a_row_ + 1 : 0;
         if constexpr (scales) {
             auto const before = scaler_.get_scale();
@@ -3203,10 +3211,11 @@ private:
         log::warning(text, rerun_ && rerun_->again() ? ", again: the data's fault or the model's" : "", "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
     }
 
+    /// Empty: none of its own.
     std::string first_of(Model const& model) const {
         auto const first = over_ranks(model, optim::first_non_finite(model), comm::Reduction::Min);
         auto const& parameters = model.parameters();
-        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
+        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string();
     }
 
     NonFinite policy_;
@@ -3334,7 +3343,9 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (this->window_closed()) forget_gradients();
+        if (!this->window_closed()) return;
+        unfinished = false;
+        forget_gradients();
     }
     /// Behind a backward that was for other models: the gradients are where they belong, and wait for no step.
     void let_pass() {
@@ -3344,7 +3355,7 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = sharding::waits_for_step(this->stage()); }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = unfinished || sharding::waits_for_step(this->stage()); }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -3375,7 +3386,7 @@ public:
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     bool reached = true;           ///< by the loss of the present backward
-    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
+    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window, or of `no_sync`, that no backward has completed
     int64_t losses = 0;            ///< backwards of this window
     int64_t weighted = 0;          ///< of them, those of weighted losses
     double weight = 0;             ///< of those
@@ -3702,7 +3713,11 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->after_backward();
         if (model->reached) model->forwarded = false;
         model->unfinished = !model->window_closed();
-        if (model->unfinished) continue;
+        if (model->unfinished) {
+            // What an earlier backward had completed is complete no more: on several ranks it now differs from one to the other.
+            if (sharding::waits_for_step(model->stage())) model->restore_stage(sharding::Stage::Accumulating);
+            continue;
+        }
         detail::finish_window(training, *model, scaled_before);
         if (!training.in_window()) model->begin_window();
     }
@@ -7350,7 +7365,14 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
         // A finite norm of positive order is that of finite gradients; others may hide an infinity, or overflow themselves.
         bool const finite = norm_type > 0 && std::isfinite(norm.template item<double>());
         for (auto* model : models) model->finite = finite || training.guard->finite(*model);
-        if (!std::ranges::all_of(models, [](auto const* model) { return *model->finite; })) return result;
+        if (!std::ranges::all_of(models, [](auto const* model) { return *model->finite; })) {
+            // A norm that is no number would make all of them such; one that a step before this had been allowed is not any more.
+            for (auto* model : models) {
+                model->finite = false;
+                if (model->allowed == true) model->allowed.reset();
+            }
+            return result;
+        }
     }
     for (auto* model : models) model->scale_gradients(optim::clip_factor(norm, max_norm, first.operations) * unscale);
     return result;

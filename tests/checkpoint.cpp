@@ -950,6 +950,46 @@ TEST_CASE("steps that were skipped in a row are counted on by a run that goes on
     CHECK_NOTHROW(skips(acc::NonFinite::abort_after(4), 1, true, nothing));
 }
 
+TEST_CASE("what has been found out about gradients, and which steps were allowed by it, a run that goes on knows", "[window_state][step_guard][clipping]") {
+    Folder folder;
+    auto const x = torch::ones({1, 4});
+    auto const check_all = [&]<class Sharding>(std::type_identity<Sharding>) {
+        auto const dir = folder / acc::concat(Sharding::name, "_found"), allowed = folder / acc::concat(Sharding::name, "_allowed");
+        for (bool resumed : {false, true}) {
+            Run<Fp32, Sharding> accelerator;
+            auto [model, other, optimizer, of_other] = accelerator.prepare(filled_linear(), filled_linear(), acc::optim::Sgd{.lr = 1.0}, acc::optim::Sgd{.lr = 1.0});
+            auto const backward = [&](auto& of, double factor) { accelerator.backward(of(x).sum() * factor); };
+            auto const weight = [&](auto& of) { return accelerator.get_state_dict(of).at("weight").sum().template item<float>(); };
+            if (resumed) accelerator.load_state(dir);
+            else {
+                backward(model, INFINITY);
+                accelerator.clip_grad_value(model, 1.0);  // what was infinite is not any more
+                accelerator.save_state(dir);
+            }
+            optimizer.step();
+            CHECK(optimizer.step_was_skipped());
+            CHECK(weight(model) == 2);
+            optimizer.zero_grad();
+            if (resumed) accelerator.load_state(allowed);
+            else {
+                backward(model, 1), backward(other, 1);
+                optimizer.step(), optimizer.zero_grad();  // all is finite: the other may step, too
+                accelerator.save_state(allowed);
+            }
+            backward(model, INFINITY);
+            of_other.step();
+            CHECK_FALSE(of_other.step_was_skipped());
+            optimizer.step();
+            CHECK(optimizer.step_was_skipped());
+            CHECK(weight(model) == -6);
+            CHECK(weight(other) == -6);
+        }
+    };
+    check_all(std::type_identity<None>());
+    check_all(std::type_identity<Ddp<>>());
+    check_all(std::type_identity<acc::sharding::Fsdp<>>());
+}
+
 TEST_CASE("one process that is asked to stop saves while it waits for its workers", "[state_control][workers]") {
     Folder folder;
     auto const child = ::fork();

@@ -653,6 +653,68 @@ TEST_CASE("where a window of two models ends, a loss of one of them leaves the o
 
 namespace {
 
+/// The weights of two models behind a step of each; the first has gradients of three losses, of which `no_sync` holds the middle one.
+template <class Run>
+std::vector<torch::Tensor> held_behind_complete() {
+    Run accelerator;
+    auto first = std::make_shared<Mlp>(), second = std::make_shared<Mlp>();
+    fill(*first), fill(*second);
+    auto [a, b, of_a, of_b] = accelerator.prepare(first, second, acc::optim::Sgd{.lr = 0.1}, acc::optim::Sgd{.lr = 0.1});
+    auto const rows = global_batch / accelerator.num_processes(), begin = rows * accelerator.process_index();
+    auto const backward = [&](auto& model, int64_t number, double factor = 1) { accelerator.backward(model(Mlp::input(number, global_batch).slice(0, begin, begin + rows)).pow(2).mean() * factor); };
+    auto const hold = [&, &a = a](double factor = 1) {
+        auto const local = accelerator.no_sync(a);
+        backward(a, 1, factor);
+    };
+    auto const refused = [&, &a = a, &of_a = of_a] {
+        CHECK_THROWS_WITH(of_a.step(), contains("outside no_sync"));
+        CHECK_THROWS_WITH(accelerator.clip_grad_norm(a, 1.0), contains("outside no_sync"));
+    };
+    backward(a, 0);
+    hold(accelerator.is_main_process() ? INFINITY : 1);  // on one rank: no other one sees it before a reduction
+    refused();
+    backward(b, 3);
+    of_b.step();
+    CHECK_FALSE(of_b.step_was_skipped());
+    of_a.zero_grad();
+    {
+        auto const window = accelerator.accumulate(a, b);
+        backward(b, 3);
+        CHECK_THROWS_WITH(of_a.step(), contains("with a loss that reaches this model"));  // what it had is cleared
+    }
+    backward(a, 0);
+    hold();
+    refused();
+    backward(a, 2);
+    of_a.step();
+    std::vector<torch::Tensor> all;
+    for (auto* model : {&a, &b})
+        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("what no_sync adds to complete gradients waits for a reducing backward, and nobody steps before", "[backward][accumulation][window][step_guard]") {
+    Mlp first, second;
+    fill(first), fill(second);
+    auto const update = [](Mlp& net, std::initializer_list<int64_t> numbers) {
+        torch::optim::SGD optimizer(net.parameters(), 0.1);
+        for (auto const number : numbers) net.forward(Mlp::input(number, global_batch)).pow(2).mean().backward();
+        optimizer.step();
+    };
+    update(first, {0, 1, 2}), update(second, {3});
+    auto const by_hand = weights_of({&first, &second});
+    close(held_behind_complete<Alone>(), by_hand);
+    close(held_behind_complete<Replicated<>>(), by_hand);
+    close(held_behind_complete<Replicated<overlapped>>(), by_hand);
+    close(held_behind_complete<Replicated<sliced>>(), by_hand);
+    close(held_behind_complete<Replicated<finding>>(), by_hand);
+    close(held_behind_complete<Spread>(), by_hand);
+}
+
+namespace {
+
 constexpr int64_t turns = 6;
 
 /// Of two models the losses of a window reach one or both.

@@ -377,6 +377,23 @@ TEST_CASE("one update of the scaler a step, however many optimizers; one verdict
     CHECK((one.steps() == 3 && two.steps() == 3 && !accelerator.optimizer_step_was_skipped()));
 }
 
+TEST_CASE("who is clipped together with infinite gradients does not step, though a step before had allowed it", "[clipping][step_guard]") {
+    SelfFp16 accelerator;
+    auto [first, second, one, two] = accelerator.prepare(std::make_shared<Scale>(), std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0}, acc::optim::Sgd{.lr = 1.0});
+    auto const backward = [&](auto& model, float x) { accelerator.backward(model(torch::full({1}, x)).sum()); };
+    backward(first, 1), backward(second, 1);
+    one.step();  // both are finite
+    one.zero_grad();
+    backward(first, INFINITY);
+    CHECK_FALSE(std::isfinite(accelerator.clip_grad_norm(std::tie(second, first), 0.5).item<float>()));
+    auto const before = accelerator.scaler().get_scale();
+    two.step();
+    CHECK(two.step_was_skipped());
+    one.step();
+    CHECK((one.step_was_skipped() && one.steps() == 1 && two.steps() == 0));
+    CHECK(accelerator.scaler().get_scale() == before / 2);
+}
+
 namespace {
 
 template <class S = acc::Plain>

@@ -120,7 +120,11 @@ void run_backward(Training& training, at::Tensor loss, std::optional<double> wei
         model->after_backward();
         if (model->reached) model->forwarded = false;
         model->unfinished = !model->window_closed();
-        if (model->unfinished) continue;
+        if (model->unfinished) {
+            // What an earlier backward had completed is complete no more: on several ranks it now differs from one to the other.
+            if (sharding::waits_for_step(model->stage())) model->restore_stage(sharding::Stage::Accumulating);
+            continue;
+        }
         detail::finish_window(training, *model, scaled_before);
         if (!training.in_window()) model->begin_window();
     }

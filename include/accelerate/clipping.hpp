@@ -42,7 +42,14 @@ at::Tensor clip_grad_norm(Training& training, std::span<Model* const> given, dou
         // A finite norm of positive order is that of finite gradients; others may hide an infinity, or overflow themselves.
         bool const finite = norm_type > 0 && std::isfinite(norm.template item<double>());
         for (auto* model : models) model->finite = finite || training.guard->finite(*model);
-        if (!std::ranges::all_of(models, [](auto const* model) { return *model->finite; })) return result;
+        if (!std::ranges::all_of(models, [](auto const* model) { return *model->finite; })) {
+            // A norm that is no number would make all of them such; one that a step before this had been allowed is not any more.
+            for (auto* model : models) {
+                model->finite = false;
+                if (model->allowed == true) model->allowed.reset();
+            }
+            return result;
+        }
     }
     for (auto* model : models) model->scale_gradients(optim::clip_factor(norm, max_norm, first.operations) * unscale);
     return result;

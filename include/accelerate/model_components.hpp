@@ -59,7 +59,7 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over};
+        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over, m.finite, m.allowed};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
@@ -87,7 +87,7 @@ struct SavedModel {
         m.restore_stage(w.stage);
         m.unfinished = !w.closed || (w.gradients && !sharding::waits_for_step(w.stage));
         if constexpr (sharding::tells_unreached<Model>) m.unfinished = m.unfinished && !m.idle();
-        m.forget_verdict();
+        m.finite = w.finite, m.allowed = w.allowed;
         m.take_scale();
         m.scale_gradients(w.gradient_scale);
         m.loss_scale = w.loss_scale;

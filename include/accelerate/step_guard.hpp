@@ -90,12 +90,15 @@ private:
         for (auto* model : members_) {
             if (model != &stepping && (model->allowed || !waits_for_step(*model))) continue;
             if (!model->finite) model->finite = finite(*model);
-            if (!*model->finite && !std::exchange(found, true)) [[unlikely]]
-                culprit = first_of(*model);
+            if (!*model->finite) [[unlikely]] {
+                found = true;
+                if (culprit.empty()) culprit = first_of(*model);
+            }
             round_.push_back(model);
         }
         for (auto* model : round_) model->allowed = !found;
         round_.clear();
+        if (found && culprit.empty()) culprit = "a parameter";
         in_a_row_ = found ? in_a_row_ + 1 : 0;
         if constexpr (scales) {
             auto const before = scaler_.get_scale();
@@ -116,10 +119,11 @@ private:
         log::warning(text, rerun_ && rerun_->again() ? ", again: the data's fault or the model's" : "", "; the step is skipped", in_a_row_ > 1 ? concat(", ", in_a_row_, " in a row") : "");
     }
 
+    /// Empty: none of its own.
     std::string first_of(Model const& model) const {
         auto const first = over_ranks(model, optim::first_non_finite(model), comm::Reduction::Min);
         auto const& parameters = model.parameters();
-        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string("a parameter");
+        return first < static_cast<int64_t>(parameters.size()) ? "\"" + parameters[static_cast<size_t>(first)].first + "\"" : std::string();
     }
 
     NonFinite policy_;

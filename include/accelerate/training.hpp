@@ -61,7 +61,9 @@ public:
     }
     void zero_grad() {
         Base::zero_grad();
-        if (this->window_closed()) forget_gradients();
+        if (!this->window_closed()) return;
+        unfinished = false;
+        forget_gradients();
     }
     /// Behind a backward that was for other models: the gradients are where they belong, and wait for no step.
     void let_pass() {
@@ -71,7 +73,7 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = sharding::waits_for_step(this->stage()); }
+    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = unfinished || sharding::waits_for_step(this->stage()); }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }
@@ -102,7 +104,7 @@ public:
     bool keep_gradients = false;   ///< as in the accelerator's options
     bool forwarded = false;        ///< has run a forward under grad mode since the last backward
     bool reached = true;           ///< by the loss of the present backward
-    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window
+    bool unfinished = false;       ///< has gradients of earlier micro-batches of this window, or of `no_sync`, that no backward has completed
     int64_t losses = 0;            ///< backwards of this window
     int64_t weighted = 0;          ///< of them, those of weighted losses
     double weight = 0;             ///< of those

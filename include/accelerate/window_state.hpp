@@ -26,6 +26,7 @@ struct WindowState {
     std::set<std::string> unreached = {};  ///< parameters that no loss has reached since the last step
     std::optional<double> last_norm = {};  ///< what clipping returns inside a window
     bool left_over = false;                ///< gradients of earlier windows are among them
+    std::optional<bool> finite = {}, allowed = {};  ///< they are; a step may use them: where somebody has looked, or decided
 
     /// Whether micro-batches have left gradients that others will add to, or a step will use. Those of `no_sync` are there in a closed window.
     bool in_use() const { return !closed || losses > 0 || sharding::waits_for_step(stage); }
@@ -40,6 +41,8 @@ struct WindowState {
         if (!unreached.empty()) s.values["unreached"] = unreached;
         if (last_norm) s.values["last_norm"] = *last_norm;
         if (left_over) s.values["left_over"] = true;
+        if (finite) s.values["finite"] = *finite;
+        if (allowed) s.values["allowed"] = *allowed;
         return s;
     }
 
@@ -58,6 +61,8 @@ struct WindowState {
         if (s.values.contains("unreached")) w.unreached = s.template value<std::set<std::string>>("unreached", who);
         if (s.values.contains("last_norm")) w.last_norm = real("last_norm");
         if (s.values.contains("left_over")) w.left_over = truth("left_over");
+        if (s.values.contains("finite")) w.finite = truth("finite");
+        if (s.values.contains("allowed")) w.allowed = truth("allowed");
         check(stage >= 0 && stage <= static_cast<int64_t>(sharding::Stage::Stepped) && w.position >= 0 && w.micro_batches >= 0 && w.loss_scale >= 0 && std::isfinite(w.gradient_scale) &&
                   w.weighted >= 0 && w.losses >= w.weighted && w.finished > 0,
               code::ck_accum, "what cannot be: ", s.values.dump());

@@ -307,7 +307,7 @@ private:
 
     static char const* remedy(Stage stage) {
         switch (stage) {
-            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model";
+            case Stage::Accumulating: return "; call accelerator.backward first, with a loss that reaches this model, outside no_sync";
             case Stage::Stepped: return "; this window's step has been made, begin the next with zero_grad and backward";
             case Stage::Clipped: return "; step before going on";
             default: return "";
