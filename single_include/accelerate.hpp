@@ -1692,7 +1692,7 @@ at::Tensor norm_tensor(std::span<Model* const> models, double norm) {
     at::Device device = at::kCPU;
     for (auto const* model : models)
         for (auto const& flat : std::span<sharding::Flat const>(model->flats())) device = flat.gradients.device();
-    return at::scalar_tensor(norm, at::dtype(norm_dtype(models)).device(device));
+    return at::scalar_tensor(norm, at::kDouble).to(device, norm_dtype(models));  // one too large for fp32 is infinite there, no error
 }
 
 /// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
@@ -13797,6 +13797,9 @@ private:
         if constexpr (observes) {
             progress.memory = {state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
             if (state.values.contains("best") && !state.values["best"].is_null()) progress.memory.best = state.value<double>("best", who);
+            auto const& m = progress.memory;
+            check(m.scale >= 0 && m.scale <= 1 && m.bad >= 0 && m.cooling >= 0, code::data, who, ".load_state_dict: an lr scaled by ", m.scale, " behind ", m.bad, " bad metrics and with ", m.cooling,
+                  " to come that do not count cannot be");
         }
         return progress;
     }
@@ -16872,7 +16875,11 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     m.world = world.is_number_integer() ? world.get<int64_t>() : 0;
     check(m.world >= 1 && m.world <= most_ranks, code::ck_mesh, where, ": \"world\" is ", world.dump());
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
+    auto const require_objects = [&](nlohmann::json const& values) {
+        for (auto const& [name, value] : values.items()) entries.require(value.is_object(), concat("has values of ", quote(name), " that are no object"));
+    };
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
+    require_objects(m.values);
     entries.require(entries.at("files").is_array(), "\"files\" is no list");
     std::unordered_set<std::string> names;
     for (auto const& f : entries.at("files")) {
@@ -16887,6 +16894,7 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
           " ranks' values for ", m.world, " ranks");
     for (size_t r = 0; r < m.ranks.size(); ++r) {
         entries.require(m.ranks[r].is_object(), "a rank's values are no object");
+        require_objects(m.ranks[r]);
         auto const progress = m.ranks[r].value("progress", nlohmann::json());
         check(same_text(progress, m.ranks[0].value("progress", nlohmann::json())) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
     }

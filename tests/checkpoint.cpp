@@ -273,6 +273,7 @@ TEST_CASE("a state that cannot be is refused with its own code", "[window_state]
         std::string pointer, json, code;
     };
     std::vector<Row> const rows{
+        {85, "/values/model", "[1]", "E_CK_BAD_MANIFEST"}, {85, "/ranks/0/progress", "7", "E_CK_BAD_MANIFEST"},
         {92, "/ranks/0/progress/steps", "-1", "E_CK_KEYS"}, {92, "/ranks/0/progress/skipped_in_a_row", "-1", "E_CK_KEYS"},
         {94, "/values/optimizer/kind", "\"sgd\"", "E_CK_OPTIM"}, {94, "/values/optimizer/kind", "7", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "-1", "E_CK_OPTIM"}, {93, "/values/optimizer/steps", "1.5", "E_CK_OPTIM"},
         {93, "/values/optimizer/steps", "9223372036854775808", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "null", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "-0.1", "E_CK_OPTIM"}, {93, "/values/optimizer/lr", "true", "E_CK_OPTIM"},

@@ -243,6 +243,11 @@ TEST_CASE("plateau gives Python's numbers", "[plateau][scheduler]") {
     auto d = optimizer_with(1);
     schedule::Scheduler early(schedule::Plateau{}, d);
     early.load_state_dict(early.state_dict());  // nothing seen yet
+    for (auto const& [key, value] : std::initializer_list<std::pair<char const*, nlohmann::json>>{{"scale", -0.5}, {"scale", 1.5}, {"bad", -1}, {"cooling", -1}}) {
+        auto state = early.state_dict();
+        state.values[key] = value;
+        CHECK_THROWS_WITH(early.load_state_dict(state), contains("E_DATA") && contains("cannot be"));
+    }
     for (int i = 0; i < 12; ++i) early.step(std::nan(""));
     CHECK(d.lr() == Approx(0.1));  // never an improvement
 }

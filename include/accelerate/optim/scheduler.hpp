@@ -144,6 +144,9 @@ private:
         if constexpr (observes) {
             progress.memory = {state.value<double>("scale", who), {}, state.value<int64_t>("bad", who), state.value<int64_t>("cooling", who)};
             if (state.values.contains("best") && !state.values["best"].is_null()) progress.memory.best = state.value<double>("best", who);
+            auto const& m = progress.memory;
+            check(m.scale >= 0 && m.scale <= 1 && m.bad >= 0 && m.cooling >= 0, code::data, who, ".load_state_dict: an lr scaled by ", m.scale, " behind ", m.bad, " bad metrics and with ", m.cooling,
+                  " to come that do not count cannot be");
         }
         return progress;
     }

@@ -203,7 +203,11 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     m.world = world.is_number_integer() ? world.get<int64_t>() : 0;
     check(m.world >= 1 && m.world <= most_ranks, code::ck_mesh, where, ": \"world\" is ", world.dump());
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
+    auto const require_objects = [&](nlohmann::json const& values) {
+        for (auto const& [name, value] : values.items()) entries.require(value.is_object(), concat("has values of ", quote(name), " that are no object"));
+    };
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
+    require_objects(m.values);
     entries.require(entries.at("files").is_array(), "\"files\" is no list");
     std::unordered_set<std::string> names;
     for (auto const& f : entries.at("files")) {
@@ -218,6 +222,7 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
           " ranks' values for ", m.world, " ranks");
     for (size_t r = 0; r < m.ranks.size(); ++r) {
         entries.require(m.ranks[r].is_object(), "a rank's values are no object");
+        require_objects(m.ranks[r]);
         auto const progress = m.ranks[r].value("progress", nlohmann::json());
         check(same_text(progress, m.ranks[0].value("progress", nlohmann::json())) || progress.contains("independent"), code::ck_mixed, where, ": rank ", r, " was at another step than rank 0");
     }
