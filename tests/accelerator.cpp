@@ -275,6 +275,24 @@ TEST_CASE("in an unfinished window step, schedule, zero_grad and clipping wait",
     CHECK(rates == std::vector<double>{1.0, 0.75, 0.75, 0.5});
 }
 
+TEST_CASE("what a window has whose last batch is passed over goes on into the next one, with its weight", "[accumulation][backward]") {
+    for (bool weighted : {false, true}) {
+        Run<> accelerator({.gradient_accumulation_steps = 2});
+        auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});
+        auto const before = model->w.template item<double>();
+        for (int i = 1; i <= 4; ++i) {
+            auto window = accelerator.accumulate(model);
+            if (i == 2) continue;
+            auto const loss = model(torch::full({1}, static_cast<float>(i))).sum();
+            if (weighted) accelerator.backward(acc::weighted(loss, i));
+            else accelerator.backward(loss);
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        CHECK(before - model->w.template item<double>() == Approx(weighted ? 8.0 / 8 : 8.0 / 2));
+    }
+}
+
 TEST_CASE("calls out of order name both states", "[window]") {
     Run<> accelerator;
     auto [model, optimizer] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1.0});

@@ -73,7 +73,11 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    void begin_window() { losses = weighted = 0, weight = 0, finished = 1, left_over = unfinished || sharding::waits_for_step(this->stage()); }
+    /// Gradients that no backward has completed go on into the next window, with their weights.
+    void begin_window() {
+        left_over = (unfinished && (left_over || weighted == 0)) || sharding::waits_for_step(this->stage());
+        if (!unfinished) losses = weighted = 0, weight = 0, finished = 1;
+    }
 
     /// Gradients are this times what is in memory (and than the loss scale smaller): a clipping that the optimizer's sweep will do.
     double gradient_scale() const { return gradient_scale_; }

@@ -120,7 +120,7 @@ struct Plan {
         Dice dice(n);
         how = static_cast<How>(dice(0, 3)), steps = dice(1, 3), adam = dice.one_in(2), keep = dice.one_in(3);
         weighted = dice.one_in(2);  // then each window is stepped: its weight would divide what another one has left
-        bool const outside = !weighted && dice.one_in(2), windows = !outside || dice.one_in(3), holds = !weighted && dice.one_in(2), breaks = dice.one_in(2);
+        bool const outside = !weighted && dice.one_in(2), windows = !outside || dice.one_in(3), holds = dice.one_in(2), breaks = dice.one_in(2);
         micro_batches.resize(static_cast<size_t>(dice(3, 12)));
         if (dice.one_in(2)) stop = dice(1, static_cast<int64_t>(micro_batches.size()) - 1);
         auto const some = [&] { return Some(static_cast<unsigned long>(dice(1, 7))); };
@@ -145,7 +145,7 @@ struct Plan {
                 complete = (complete & ~loss.reached) | (seen_to & ~open & ~loss.held);
                 m.losses.push_back(std::move(loss));
             };
-            for (auto count = dice(1, 2); count > 0; --count) {
+            for (auto count = dice.one_in(8) ? 0 : dice(1, 2); count > 0; --count) {  // a batch may be passed over
                 auto reached = some() & allowed;
                 if (reached.none()) reached = allowed;
                 add({reached, dice.one_in(2), dice(0, 1 << 20), holds && dice.one_in(2) ? some() : Some()});
