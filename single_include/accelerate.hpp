@@ -18211,7 +18211,7 @@ public:
     /// The right mean where micro-batches differ in size: gradients are divided by the weight of the window over all ranks.
     void backward(weighted const& loss, backward_options const& how = {}) { run_backward(*training_, loss.sum, loss.weight, how); }
 
-    /// While alive, backwards of these models stay on this rank (Python's `no_sync`).
+    /// While alive, backwards of these models stay on this rank (Python's `no_sync`); a step waits for one behind it, which reduces them all.
     template <class... Models>
     auto no_sync(Models const&... models) {
         return NoSync<Shared>({&state_of(models)...});
