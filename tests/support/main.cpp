@@ -3,7 +3,6 @@
 #define CATCH_CONFIG_RUNNER
 #include "catch.hpp"
 
-#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <accelerate/core/session.hpp>
@@ -23,7 +22,6 @@ std::filesystem::path own_folder() {
 }
 
 int main(int argc, char** argv) {
-    at::set_num_threads(1);  // a child that a case forks would wait for the others for ever
     Catch::Session session;
     session.configData().runOrder = decltype(session.configData().runOrder){};  // "declared" in both versions
     if (int const bad = session.applyCommandLine(argc, argv); bad != 0) return bad;
