@@ -1692,7 +1692,7 @@ at::Tensor norm_tensor(std::span<Model* const> models, double norm) {
     at::Device device = at::kCPU;
     for (auto const* model : models)
         for (auto const& flat : std::span<sharding::Flat const>(model->flats())) device = flat.gradients.device();
-    return at::scalar_tensor(norm, at::kDouble).to(device, norm_dtype(models));  // one too large for fp32 is infinite there, no error
+    return at::scalar_tensor(norm, at::dtype(at::kDouble).device(device)).to(norm_dtype(models));  // one too large for fp32 is infinite there, no error
 }
 
 /// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,
@@ -1896,7 +1896,9 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over, m.finite, m.allowed};
+        WindowState w{.position = m.window().position(), .micro_batches = m.window().micro_batches(), .closed = m.window().ends(), .stage = m.stage(), .weight = m.weight, .weighted = m.weighted,
+                      .losses = m.losses, .finished = m.finished, .loss_scale = m.loss_scale, .gradient_scale = m.gradient_scale(), .ranks = m.replicas(), .steps = steps(), .left_over = m.left_over,
+                      .finite = m.finite, .allowed = m.allowed};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)
@@ -3355,7 +3357,8 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    /// Gradients that no backward has completed go on into the next window, with their weights.
+    /// Gradients that no backward has completed go on into the next window, with their weights; without weights they are left over, since what
+    /// makes a short window's mean (`ShortWindow::Rescale`) does not count them.
     void begin_window() {
         left_over = (unfinished && (left_over || weighted == 0)) || sharding::waits_for_step(this->stage());
         if (!unfinished) losses = weighted = 0, weight = 0, finished = 1;
@@ -16880,7 +16883,8 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     check(m.world >= 1 && m.world <= most_ranks, code::ck_mesh, where, ": \"world\" is ", world.dump());
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
     auto const require_objects = [&](nlohmann::json const& all) {
-        for (auto const& [name, value] : all.items()) entries.require(value.is_object(), concat("has values of ", quote(name), " that are no object"));
+        for (auto const& [name, value] : all.items())
+            if (!value.is_object()) entries.fail(concat("has values of ", quote(name), " that are no object"));
     };
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
     require_objects(m.values);

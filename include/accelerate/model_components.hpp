@@ -59,7 +59,9 @@ struct SavedModel {
 
     StateDict window() const {
         auto& m = *model;
-        WindowState w{m.window().position(), m.window().micro_batches(), m.window().ends(), m.stage(), m.weight, m.weighted, m.losses, m.finished, m.loss_scale, m.gradient_scale(), false, m.replicas(), steps(), {}, {}, m.left_over, m.finite, m.allowed};
+        WindowState w{.position = m.window().position(), .micro_batches = m.window().micro_batches(), .closed = m.window().ends(), .stage = m.stage(), .weight = m.weight, .weighted = m.weighted,
+                      .losses = m.losses, .finished = m.finished, .loss_scale = m.loss_scale, .gradient_scale = m.gradient_scale(), .ranks = m.replicas(), .steps = steps(), .left_over = m.left_over,
+                      .finite = m.finite, .allowed = m.allowed};
         if (m.last_norm.defined()) w.last_norm = m.last_norm.template item<double>();
         w.gradients = w.in_use();
         if constexpr (sharding::tells_unreached<Model>)

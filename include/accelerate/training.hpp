@@ -73,7 +73,8 @@ public:
         forwarded = false;
     }
     void forget_verdict() { finite.reset(), allowed.reset(); }
-    /// Gradients that no backward has completed go on into the next window, with their weights.
+    /// Gradients that no backward has completed go on into the next window, with their weights; without weights they are left over, since what
+    /// makes a short window's mean (`ShortWindow::Rescale`) does not count them.
     void begin_window() {
         left_over = (unfinished && (left_over || weighted == 0)) || sharding::waits_for_step(this->stage());
         if (!unfinished) losses = weighted = 0, weight = 0, finished = 1;

@@ -78,7 +78,7 @@ at::Tensor norm_tensor(std::span<Model* const> models, double norm) {
     at::Device device = at::kCPU;
     for (auto const* model : models)
         for (auto const& flat : std::span<sharding::Flat const>(model->flats())) device = flat.gradients.device();
-    return at::scalar_tensor(norm, at::kDouble).to(device, norm_dtype(models));  // one too large for fp32 is infinite there, no error
+    return at::scalar_tensor(norm, at::dtype(at::kDouble).device(device)).to(norm_dtype(models));  // one too large for fp32 is infinite there, no error
 }
 
 /// The p-norm of what is in the gradients of all models, as a 0-dim fp64 tensor on their device; never waits for a GPU. `fold(partial,

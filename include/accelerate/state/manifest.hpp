@@ -204,7 +204,8 @@ inline Manifest Manifest::parse(std::string const& text, std::string const& wher
     check(m.world >= 1 && m.world <= most_ranks, code::ck_mesh, where, ": \"world\" is ", world.dump());
     m.values = entries.at("values"), m.ranks = entries.at("ranks"), m.about = entries.at("about");
     auto const require_objects = [&](nlohmann::json const& all) {
-        for (auto const& [name, value] : all.items()) entries.require(value.is_object(), concat("has values of ", quote(name), " that are no object"));
+        for (auto const& [name, value] : all.items())
+            if (!value.is_object()) entries.fail(concat("has values of ", quote(name), " that are no object"));
     };
     entries.require(m.values.is_object() && m.about.is_object(), "\"values\" or \"about\" is no object");
     require_objects(m.values);
