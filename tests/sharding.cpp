@@ -85,6 +85,17 @@ std::vector<torch::Tensor> weights_of(std::initializer_list<torch::nn::Module co
     return weights;
 }
 
+/// The same of prepared models, gathered. Collective.
+template <class Run, class... Models>
+std::vector<torch::Tensor> weights_of(Run& accelerator, Models const&... models) {
+    std::vector<torch::Tensor> weights;
+    auto const add = [&](auto const& model) {
+        for (auto const& [name, w] : accelerator.get_state_dict(model)) weights.push_back(w);
+    };
+    (add(models), ...);
+    return weights;
+}
+
 void close(std::vector<torch::Tensor> const& ours, std::vector<torch::Tensor> const& one) {
     REQUIRE(ours.size() == one.size());
     for (size_t i = 0; i < one.size(); ++i) CHECK(torch::allclose(ours[i], one[i], 1e-5, 1e-6));
@@ -412,8 +423,7 @@ std::vector<torch::Tensor> paths(MakeOptimizer const& make, int64_t k, std::vect
             optimizer.zero_grad();
         }
         if (end < Paths::micro_batches) accelerator.save_state(folder);
-        else
-            for (auto const& [name, w] : accelerator.get_state_dict(model)) weights.push_back(w);
+        else weights = weights_of(accelerator, model);
     };
     if (stop > 0) part(0, stop);
     part(stop, Paths::micro_batches);
@@ -630,10 +640,7 @@ std::vector<torch::Tensor> joint(bool weighted) {
         of_a.step(), of_a.zero_grad();
         of_b.step(), of_b.zero_grad();
     }
-    std::vector<torch::Tensor> all;
-    for (auto* model : {&a, &b})
-        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
-    return all;
+    return weights_of(accelerator, a, b);
 }
 
 }  // namespace
@@ -687,10 +694,7 @@ std::vector<torch::Tensor> held_behind_complete() {
     refused();
     backward(a, 2);
     of_a.step();
-    std::vector<torch::Tensor> all;
-    for (auto* model : {&a, &b})
-        for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
-    return all;
+    return weights_of(accelerator, a, b);
 }
 
 }  // namespace
@@ -769,8 +773,7 @@ std::vector<torch::Tensor> in_turns(Make const& make, int64_t k, int64_t stop = 
         if (to < turns * k) return accelerator.save_state(folder);
         CHECK_THROWS_WITH(of_both.step(), contains("with a loss that reaches this model"));
         CHECK_THROWS_WITH(accelerator.clip_grad_norm(std::tie(a, b), 0.1), contains("with a loss that reaches this model"));
-        for (auto* model : {&a, &b})
-            for (auto const& [name, w] : accelerator.get_state_dict(*model)) all.push_back(w);
+        all = weights_of(accelerator, a, b);
     };
     if (stop > 0) part(0, stop);
     part(stop, turns * k);
@@ -849,7 +852,7 @@ std::vector<torch::Tensor> evaluated(Make const& make, std::filesystem::path con
         }
         CHECK((optimizer.updates() == to - from && optimizer.steps() == to));
         if (to < 3) return static_cast<void>(accelerator.save_state(folder));
-        for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+        all = weights_of(accelerator, model);
     };
     if (!folder.empty()) part(0, 1);
     part(folder.empty() ? 0 : 1, 3);
@@ -967,7 +970,7 @@ std::vector<torch::Tensor> shared_by(Make const& make, int64_t k, int64_t stop =
         }
         if (to < shared_windows * k) return accelerator.save_state(folder);
         CHECK((of_biases.steps() == shared_windows - 1 && of_matrices.steps() == shared_windows - 1));
-        for (auto const& [name, w] : accelerator.get_state_dict(model)) all.push_back(w);
+        all = weights_of(accelerator, model);
     };
     if (stop > 0) part(0, stop);
     part(stop, shared_windows * k);

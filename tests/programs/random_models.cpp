@@ -136,9 +136,9 @@ struct Plan {
                 for (size_t i = 0; i < models; ++i)
                     if (m.window[i]) open[i] = ++position[i] % steps != 0;
             auto const add = [&](Loss loss) {
-                // Of a window that ends here each backward that is not held completes what is there; else only one that reaches it.
                 loss.reached = verdicts.under_one_scale(loss.reached);
                 loss.broken = breaks && dice.one_in(6) ? dice(0, world - 1) : -1;
+                // Of a window that ends here each backward that is not held completes what is there; else only one that reaches it.
                 auto const seen_to = m.in_window ? loss.reached | (m.window & waiting) : loss.reached;
                 verdicts.backward(loss.reached, seen_to & ~complete & ~open & ~loss.held, loss.broken >= 0);
                 waiting |= loss.reached;
