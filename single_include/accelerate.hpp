@@ -4538,6 +4538,35 @@ private:
 
 }  // namespace accelerate::data
 
+// ---- accelerate/data/delivery.hpp
+
+namespace accelerate::data {
+
+/// How far all ranks together are in an epoch.
+struct Position {
+    int64_t consumed = 0;               ///< samples
+    std::vector<int64_t> offsets = {};  ///< of them, those of each part of a stream that has parts; at the epoch's beginning it has none yet
+};
+
+/// A batch on its way to the loop's body, and what is known about it.
+template <class Batch>
+struct Delivery {
+    Batch batch;
+    int64_t length = 0;    ///< its samples
+    int64_t valid = 0;     ///< those that are no repetitions; they come first
+    Position position;     ///< of the epoch, with it
+    bool last = false;     ///< the last one of the epoch
+};
+
+/// What one epoch's loop has cost so far.
+struct Statistics {
+    int64_t batches = 0;     ///< handed to the loop's body
+    int64_t samples = 0;     ///< in them, on this rank, without repetitions
+    double waiting_s = 0;    ///< seconds in which the loop waited for data
+};
+
+}  // namespace accelerate::data
+
 // ---- accelerate/data/permutation.hpp
 
 namespace accelerate::data {
@@ -5489,9 +5518,9 @@ struct Share {
 template <class Batch>
 struct DispatchedRound {
     std::vector<Share<Batch>> shares = {};
-    int64_t consumed = 0, remainder = 0;
+    Position position = {};  ///< of the epoch, with them
+    int64_t remainder = 0;
     bool last = false;
-    std::vector<int64_t> offsets = {};  ///< of the stream's parts, where it has some
 };
 
 /// Makes rounds of an indexed data set, in any order, on several threads at once.
@@ -5516,7 +5545,7 @@ public:
 
     std::optional<round_type> make(int64_t k, int64_t worker) {
         if (k >= plan_.rounds()) return std::nullopt;
-        round_type round{.consumed = plan_.consumed(k), .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
+        round_type round{.position = {plan_.consumed(k)}, .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
         for (int64_t r = 0; r < size_; ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
@@ -5569,7 +5598,7 @@ public:
         consumed_ += now->given;
         auto& samples = *now->batch;
         fill(samples);
-        round_type round{.consumed = consumed_, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_, .offsets = now->offsets};
+        round_type round{.position = {consumed_, now->offsets}, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_};
         auto const share = dispatched_share(now->given, local_, size_, rule_), held = static_cast<int64_t>(samples.size());
         for (int64_t r = 0; r < size_; ++r) {
             auto const from = samples.begin() + std::min(held, r * share), to = samples.begin() + std::min(held, (r + 1) * share);
@@ -5669,29 +5698,6 @@ struct Context {
     at::Device device = at::kCPU;
     std::shared_ptr<Loops> loops = std::make_shared<Loops>();
     Channel channel = {};
-};
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/delivery.hpp
-
-namespace accelerate::data {
-
-/// A batch on its way to the loop's body, and what is known about it.
-template <class Batch>
-struct Delivery {
-    Batch batch;
-    int64_t length = 0;    ///< its samples
-    int64_t valid = 0;     ///< those that are no repetitions; they come first
-    int64_t consumed = 0;  ///< samples of the epoch that all ranks have consumed with it
-    bool last = false;     ///< the last one of the epoch
-};
-
-/// What one epoch's loop has cost so far.
-struct Statistics {
-    int64_t batches = 0;     ///< handed to the loop's body
-    int64_t samples = 0;     ///< in them, on this rank, without repetitions
-    double waiting_s = 0;    ///< seconds in which the loop waited for data
 };
 
 }  // namespace accelerate::data
@@ -5899,7 +5905,7 @@ public:
         else return samples_;
     }
 
-    void save(nlohmann::json& values) const {
+    void save(nlohmann::json& values, Position const&) const {
         values["size"] = samples_;
         if constexpr (hashed) values["hash"] = loader_.dataset().hash();
     }
@@ -5917,7 +5923,7 @@ public:
         }
         check(consumed <= positions(), code::data, who, ".load_state_dict: ", consumed, " of ", positions(), " samples consumed cannot be");
     }
-    void load(StateDict const&) const {}
+    Position position_in(StateDict const&, int64_t consumed) const { return {consumed}; }
 
 private:
     static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };
@@ -5940,7 +5946,7 @@ private:
 template <class Loader>
 class IndexedSource<Loader>::Run {
 public:
-    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin, joined)) {
+    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, Position const& begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin.consumed, joined)) {
         auto const& o = job_->source->loader_.options();
         if (o.num_workers > 0)
             workers_ = std::make_unique<Workers<batch_type>>(
@@ -5959,7 +5965,7 @@ public:
         auto const& plan = job_->plan;
         std::optional<batch_type> batch = workers_ ? workers_->take(std::chrono::duration<double>(job_->source->loader_.options().timeout_s)) : job_->make(k_, -1);
         auto const k = k_++;
-        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
+        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), {plan.consumed(k)}, k_ == job_->batches};
     }
 
 private:
@@ -6026,8 +6032,8 @@ public:
         return std::max<int64_t>(0, n) * total_batch_size();
     }
 
-    void save(nlohmann::json& values) const {
-        if constexpr (shardable) values["offsets"] = offsets_;
+    void save(nlohmann::json& values, Position const& position) const {
+        if constexpr (shardable) values["offsets"] = position.offsets;
     }
     /// Error E_DATA for offsets that cannot be.
     void check_state(StateDict const& state, int64_t consumed) const {
@@ -6042,16 +6048,12 @@ public:
                   ", consumed are ", consumed);
         }
     }
-    void load(StateDict const& state) {
-        if constexpr (shardable) offsets_ = state.value<std::vector<int64_t>>("offsets", "data::Loader");
+    Position position_in(StateDict const& state, int64_t consumed) const {
+        if constexpr (shardable) return {consumed, state.value<std::vector<int64_t>>("offsets", "data::Loader")};
+        else return {consumed};
     }
-
-    /// How far each part was consumed; at an epoch's beginning there is one part for each rank.
-    std::vector<int64_t> const& offsets(int64_t begin) {
-        if (begin == 0) offsets_.assign(static_cast<size_t>(size_), 0);
-        return offsets_;
-    }
-    void set_offsets(std::vector<int64_t> offsets) { offsets_ = std::move(offsets); }
+    /// How far each part was read; at an epoch's beginning there is one for each rank.
+    std::vector<int64_t> offsets(Position const& begin) const { return begin.consumed == 0 ? std::vector<int64_t>(static_cast<size_t>(size_)) : begin.offsets; }
 
     /// Brings an opaque stream to its epoch's beginning.
     void restart(int64_t epoch) {
@@ -6069,7 +6071,6 @@ private:
     int64_t rank_, size_;
     bool pins_, started_ = false;
     decltype(Channel::exchange) exchange_;
-    std::vector<int64_t> offsets_ = std::vector<int64_t>(static_cast<size_t>(size_));  ///< of the parts, as far as the loop has consumed them
 };
 
 /// The batches of one epoch from `begin` on. One worker at most reads ahead: a stream has one reader.
@@ -6078,8 +6079,8 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined)
-        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, Position const& begin, bool joined)
+        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin.consumed)), position_(begin) {
         check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
               "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
@@ -6088,10 +6089,10 @@ public:
         ReadBy const by{source_->loader_.seed(), epoch, rank, o.num_workers > 0 ? 0 : -1, reading_.get()};
         auto const rule = alone && source_->rule() == Pad ? Ragged : source_->rule();  // one rank alone has no reason to fill up
         auto const total = source_->total_batch_size();
-        Slice const mine{total, rank * local, local, rule, begin, rule == Pad ? total : 0};
+        Slice const mine{total, rank * local, local, rule, begin.consumed, rule == Pad ? total : 0};
         auto& dataset = source_->loader_.dataset();
         if constexpr (shardable) {
-            auto const& offsets = source_->offsets(begin);
+            auto const& offsets = position_.offsets = source_->offsets(begin);
             own_part_ = static_cast<int64_t>(offsets.size()) == source_->size_ && !alone;
             if (own_part_) {
                 Slice const own{local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0};
@@ -6121,14 +6122,14 @@ public:
             if (agreed.ended) break;
             finished_ = agreed.finished;
             if (own_part_ && !now) now = fill_();
-            consumed_ += agreed.given;
-            if constexpr (shardable) source_->offsets_ = own_part_ ? agreed.offsets : now->offsets;
+            position_.consumed += agreed.given;
+            if constexpr (shardable) position_.offsets = own_part_ ? agreed.offsets : now->offsets;
             if (finished_ && agreed.given < source_->total_batch_size()) remainder_ = agreed.given;
             if (!now || !now->batch) {
                 if (!own_part_) return std::nullopt;  // the last round has nothing for this rank
                 continue;                             // this rank has run out and others have not: it goes on answering them
             }
-            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, consumed_, finished_ || (!own_part_ && !ahead_->batch)};
+            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, finished_ || (!own_part_ && !ahead_->batch)};
         }
         return std::nullopt;
     }
@@ -6158,7 +6159,7 @@ private:
         auto const given = now ? now->given : 0, next = ahead ? ahead->given : 0;
         if (source_->size_ == 1) return {given, !now, !ahead, {}};
         auto const rank = static_cast<size_t>(source_->rank_);
-        std::array<int64_t, 4> const said{given, next, shardable ? source_->offsets_[own_part_ ? rank : 0] + given : 0, own_part_ && !now && rule_fills() && !fill_()->batch};
+        std::array<int64_t, 4> const said{given, next, shardable ? position_.offsets[own_part_ ? rank : 0] + given : 0, own_part_ && !now && rule_fills() && !fill_()->batch};
         auto const heard = source_->exchange_(std::string_view(reinterpret_cast<char const*>(said.data()), sizeof said));
         auto const word = [&](size_t r, size_t i) {
             int64_t value = 0;
@@ -6181,7 +6182,7 @@ private:
         }
         if (!own_part_) {
             check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ",
-                  consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
+                  position_.consumed + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
                   ", later on rank ", longest, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
             return {given, !now, !ahead, {}};
         }
@@ -6197,7 +6198,8 @@ private:
     std::function<std::optional<Round>()> read_, fill_;
     std::unique_ptr<Workers<Round>> workers_;  // destroyed before what its thread uses
     std::optional<Round> ahead_;
-    int64_t consumed_ = 0, remainder_ = 0;
+    Position position_;
+    int64_t remainder_ = 0;
     bool own_part_ = false, finished_ = false;
 };
 
@@ -6263,9 +6265,9 @@ public:
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
-    void save(nlohmann::json& values) const { whole_.save(values); }
+    void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }
     void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
-    void load(StateDict const& state) { whole_.load(state); }
+    Position position_in(StateDict const& state, int64_t consumed) const { return whole_.position_in(state, consumed); }
 
 private:
     /// What rank 0 reads: its batches are those of all ranks together.
@@ -6302,13 +6304,13 @@ class DispatchedSource<Loader>::Run {
     using Round = DispatchedRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, Position const& begin, bool joined) : source_(std::move(source)) {
         check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
               "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;
-        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
+        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin.consumed};
         if constexpr (indexed) {
             auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
             each.samples = source_->whole_.positions();
@@ -6334,10 +6336,9 @@ public:
             auto round = source_->rank_ == 0 ? lead() : follow();
             if (!round) return std::nullopt;
             last_ = round->last, remainder_ = round->remainder;
-            if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
             auto& mine = round->shares.front();
             if (mine.batch && source_->pins_) data::pin(*mine.batch);
-            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), last_};
         }
     }
 
@@ -6357,7 +6358,7 @@ private:
             pack(std::string())(round.has_value());
             if (round) {
                 auto const& share = round->shares[static_cast<size_t>(r)];
-                pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+                pack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
             }
             send_packed(source_->channel_, pack.packed, r);
         }
@@ -6373,7 +6374,7 @@ private:
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
-            unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+            unpack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
         });
         return round;
     }
@@ -6425,18 +6426,18 @@ public:
     /// be loaded before. A loop that runs now ends with the batch at hand.
     void set_epoch(int64_t e) {
         check(e >= 0, code::config, "data::Loader: set_epoch(", e, "); epochs are counted from 0");
-        if (e != core_->epoch) core_->go_to(e, 0);
+        if (e != core_->epoch) core_->go_to(e, {});
     }
     /// The next range-for begins behind the first n batches of this epoch, without reading an indexed data set's samples; later ones
     /// are whole. With n at or past the end it finds nothing left, and the epoch is over.
     Prepared& skip_first_batches(int64_t n) {
-        core_->go_to(core_->epoch, core_->source->position_after(n, core_->epoch));
+        core_->go_to(core_->epoch, {core_->source->position_after(n, core_->epoch)});
         core_->resume = true;
         return *this;
     }
 
     /// Samples of this epoch that all ranks together have consumed: counted when a batch is handed to the loop body.
-    int64_t consumed() const { return core_->consumed; }
+    int64_t consumed() const { return core_->position.consumed; }
     /// Batches of this rank in a whole epoch. With a batch sampler its table is made for that.
     int64_t size() const
         requires requires(Source const& s) { s.batches(int64_t{}); }
@@ -6464,8 +6465,8 @@ public:
 
     StateDict state_dict() const {
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->consumed}};
-        core_->source->save(s.values);
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->position.consumed}};
+        core_->source->save(s.values, core_->position);
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
@@ -6515,26 +6516,26 @@ private:
 
     void take(StateDict const& s) {
         constexpr auto who = "data::Loader";
-        core_->source->load(s);
         core_->source->loader().set_seed(s.value<int64_t>("seed", who));
-        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), core_->source->position_in(s, s.value<int64_t>("consumed", who)));
         core_->resume = true;
     }
 
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 
-        void go_to(int64_t e, int64_t position) {
-            epoch = e, consumed = position;
+        void go_to(int64_t e, Position p) {
+            epoch = e, position = std::move(p);
             resume = false;
             ++jumps;
         }
 
         Context context;
         std::shared_ptr<Source> source;
-        int64_t epoch = 0, consumed = 0;
+        int64_t epoch = 0;
+        Position position;
         int64_t jumps = 0;    ///< how often the position was set from outside: running loops notice
-        bool resume = false;  ///< the next loop goes on at `consumed`
+        bool resume = false;  ///< the next loop goes on at `position`
         int64_t length = 0, valid = 0, remainder = 0;
         bool last = false;
         data::Statistics statistics;
@@ -6548,9 +6549,9 @@ private:
         using iterator_concept = std::input_iterator_tag;
 
         explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps), joined_(core_->context.loops->joined()) {
-            if (!std::exchange(core_->resume, false)) core_->consumed = 0;
+            if (!std::exchange(core_->resume, false)) core_->position = {};
             core_->statistics = {};
-            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
+            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->position, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
             if constexpr (requires { run_->while_waiting(entry_->waiting()); })
@@ -6584,7 +6585,7 @@ private:
             core_->statistics.waiting_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             if (!delivery) {
                 core_->epoch = epoch_ + 1;
-                core_->consumed = 0;
+                core_->position = {};
                 return stop();
             }
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
@@ -6595,7 +6596,7 @@ private:
 
         /// The body gets that delivery; `again`, for the second time.
         void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
-            core_->consumed = d.consumed;
+            core_->position = d.position;
             core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
             entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
         }
@@ -6610,7 +6611,7 @@ private:
         void keep() {
             auto const done = entry_->done();
             if (done.began) window_.clear();
-            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->consumed, core_->last}, core_->remainder});
+            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->position, core_->last}, core_->remainder});
             if (!done.again) return;
             again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
             window_.clear();
@@ -21352,7 +21353,7 @@ enum class Gemm {
     Auto,     ///< `Widened` on CPUs without units for the low precision, which is said once; else `Native`
     Native,   ///< the device's own product of low-precision matrices: what the hardware is for
     /// Operands rounded to the low precision, their product in fp32, the result rounded: the same numbers to within the order of
-    /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this.
+    /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this. As in LibTorch's scope, fp64 stays as it is.
     Widened,
 };
 
@@ -21380,7 +21381,8 @@ template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Widened> {
     static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
         auto const device = x.device().type();
-        if (!at::autocast::is_autocast_enabled(device)) return at::linear(x, weight, bias);  // an island of full precision
+        bool const island = !at::autocast::is_autocast_enabled(device);  // of full precision
+        if (island || x.scalar_type() == at::kDouble || weight.scalar_type() == at::kDouble) return at::linear(x, weight, bias);  // autocast leaves fp64 as it is
         auto const weight_as_used = [&] { return Rounded{rounded(weight), {}}; };
         bool const keeps = keeps_casts(x);
         AutocastPause const pause(device);

@@ -224,6 +224,47 @@ TEST_CASE("an epoch that is broken off and goes on, perhaps on other ranks, hand
     CHECK(resumed_elsewhere > 200);
 }
 
+TEST_CASE("a state between epochs begins the next one, on any number of ranks", "[prepared][delivery][stream_source][dispatched_source]") {
+    auto const check = []<class Policy, class D>(std::type_identity<Policy>, D dataset) {
+        for (int64_t ranks : {1, 2, 3})
+            for (bool broken_off : {false, true}) {
+                INFO("ranks " << ranks << ", broken off " << broken_off);
+                acc::StateDict state;
+                auto const loader_of = [&](auto& accelerator) { return accelerator.prepare(data::Loader{D(dataset), {.batch_size = 2, .even_batches = false}}); };
+                Threads::run(ranks, [&](Threads const& comm) {
+                    Run<Policy> accelerator;
+                    auto loader = loader_of(accelerator);
+                    for ([[maybe_unused]] auto& batch : loader)
+                        if (broken_off) break;
+                    if (broken_off) loader.set_epoch(1);
+                    if (comm.rank() == 0) state = loader.state_dict();
+                });
+                for (int64_t others : {1, 2, 3}) {
+                    std::mutex mutex;
+                    std::vector<int64_t> seen, epochs;
+                    Threads::run(others, [&](Threads const&) {
+                        Run<Policy> accelerator;
+                        auto loader = loader_of(accelerator);
+                        loader.load_state_dict(state);
+                        auto const epoch = loader.epoch();
+                        for (auto& batch : loader) {
+                            std::lock_guard const lock(mutex);
+                            seen.insert(seen.end(), batch.template const_data_ptr<int64_t>(), batch.template const_data_ptr<int64_t>() + batch.numel());
+                        }
+                        std::lock_guard const lock(mutex);
+                        epochs.push_back(epoch);
+                    });
+                    CHECK(epochs == std::vector<int64_t>(static_cast<size_t>(others), 1));
+                    std::ranges::sort(seen);
+                    CHECK(torch::equal(torch::tensor(seen), torch::arange(13)));
+                }
+            }
+    };
+    check(std::type_identity<Stateful>(), Indexed{13}), check(std::type_identity<Dispatched>(), Indexed{13});
+    check(std::type_identity<Stateful>(), Opaque{13}), check(std::type_identity<Dispatched>(), Opaque{13});
+    check(std::type_identity<Stateful>(), Shardable{13}), check(std::type_identity<Dispatched>(), Shardable{13});
+}
+
 TEST_CASE("the accelerator's data_seed is every loader's", "[prepared]") {
     Run<Stateful> accelerator{{.data_seed = 9}};
     auto loader = accelerator.prepare(data::Loader{Indexed{50}, {.batch_size = 50, .shuffle = true, .seed = 1}});

@@ -538,6 +538,13 @@ void widens() {
         CHECK(torch::equal(layer(x.detach()), plain(x.detach())));
     }
     CHECK(torch::equal(layer(x.detach()), plain(x.detach())));  // outside any scope
+    {
+        auto const copy = std::dynamic_pointer_cast<typename Widened::impl_type>(layer->clone());
+        copy->to(at::kDouble), plain->to(at::kDouble);
+        auto const in_fp64 = x.detach().to(at::kDouble);
+        typename Precision::template scope<Cpu> scope;
+        CHECK(torch::equal(copy->forward(in_fp64), plain(in_fp64)));  // which autocast leaves alone
+    }
     CHECK(std::dynamic_pointer_cast<typename Widened::impl_type>(layer->clone())->weight.equal(layer->weight));
 }
 

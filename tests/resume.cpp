@@ -100,10 +100,13 @@ TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpoint
     // Where each rank has reduced only its slice of the gradients.
     resumes<Fp32, Ddp<acc::ddp{.gather_gradients = false}>>(2, {3, 4, 5, 11});
     resumes<Fp16<>, Ddp<acc::ddp{.gather_gradients = false}>, Streamed>(3, {4, 6});
+    resumes<Fp32, Ddp<>, Parted>(2, {3, 4, 12});
+    resumes<Bf16<>, Fsdp<>, Parted>(3, {7, 8});
     // From its beginning, where no optimizer has a state yet.
     resumes<Fp32, Ddp<>>(2, {0});
     resumes<Fp16<>, None, Streamed>(1, {0});
     resumes<Bf16<>, Fsdp<>, Dispatched>(2, {0});
+    resumes<Fp32, Fsdp<>, Parted>(2, {0});
 }
 
 TEST_CASE("a run that goes on: what is special", "[checkpoints][state_control]") {

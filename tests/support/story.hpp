@@ -48,17 +48,27 @@ struct Stream {
     void start(int64_t) { at = 0; }
 };
 
-/// Where the samples come from: an indexed data set, a stream, or rank 0.
+/// The same as a stream of which each rank reads a part.
+struct Parts {
+    struct Part {
+        int64_t at, end;
+        std::optional<std::pair<torch::Tensor, torch::Tensor>> next() { return at < end ? std::optional(Samples()[static_cast<size_t>(at++)]) : std::nullopt; }
+    };
+    Part open(int64_t k, int64_t parts) const { return {k * 46 / parts, (k + 1) * 46 / parts}; }
+};
+
+/// Where the samples come from: an indexed data set, a stream, rank 0, or a part for each rank. `between_epochs`: where an epoch's last body is
+/// the stop, that is behind the loop.
 struct Indexed {
     using policy = acc::loader::Stateful<>;
     using dataset = Samples;
-    static constexpr bool shuffle = true;
+    static constexpr bool shuffle = true, between_epochs = true;
     static constexpr char const* name = "indexed";
 };
 struct Streamed {
     using policy = acc::loader::Stateful<>;
     using dataset = Stream;
-    static constexpr bool shuffle = false;
+    static constexpr bool shuffle = false, between_epochs = false;
     static constexpr char const* name = "stream";
 };
 struct Whole : Samples {
@@ -67,8 +77,14 @@ struct Whole : Samples {
 struct Dispatched {
     using policy = acc::loader::Dispatched<>;
     using dataset = Whole;
-    static constexpr bool shuffle = true;
+    static constexpr bool shuffle = true, between_epochs = false;
     static constexpr char const* name = "dispatched";
+};
+struct Parted {
+    using policy = acc::loader::Stateful<>;
+    using dataset = Parts;
+    static constexpr bool shuffle = false, between_epochs = true;
+    static constexpr char const* name = "parts of a stream";
 };
 
 /// Counts bodies; saved and restored with the run.
@@ -133,7 +149,7 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, std::fu
     };
     if (resumed) told.at_stop = snapshot();
     else here();
-    while (counter.bodies < bodies)
+    while (counter.bodies < bodies) {
         for (auto& batch : loader) {
             {
                 auto opened = accelerator.accumulate(model);
@@ -148,9 +164,11 @@ Story story(acc::comm::Threads comm, fs::path const& from, int64_t stop, std::fu
                 told.losses.push_back(loss.template item<float>());
             }
             ++counter.bodies;
-            here();
+            if (!Data::between_epochs || !loader.end_of_dataloader()) here();
             if (counter.bodies == bodies) break;
         }
+        if (Data::between_epochs) here();
+    }
     told.at_end = snapshot();
     return told;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <accelerate/data/delivery.hpp>
 #include <accelerate/data/dispatch_plan.hpp>
 #include <accelerate/data/fetch.hpp>
 #include <accelerate/data/loader.hpp>
@@ -18,9 +19,9 @@ struct Share {
 template <class Batch>
 struct DispatchedRound {
     std::vector<Share<Batch>> shares = {};
-    int64_t consumed = 0, remainder = 0;
+    Position position = {};  ///< of the epoch, with them
+    int64_t remainder = 0;
     bool last = false;
-    std::vector<int64_t> offsets = {};  ///< of the stream's parts, where it has some
 };
 
 /// Makes rounds of an indexed data set, in any order, on several threads at once.
@@ -45,7 +46,7 @@ public:
 
     std::optional<round_type> make(int64_t k, int64_t worker) {
         if (k >= plan_.rounds()) return std::nullopt;
-        round_type round{.consumed = plan_.consumed(k), .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
+        round_type round{.position = {plan_.consumed(k)}, .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
         for (int64_t r = 0; r < size_; ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
@@ -98,7 +99,7 @@ public:
         consumed_ += now->given;
         auto& samples = *now->batch;
         fill(samples);
-        round_type round{.consumed = consumed_, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_, .offsets = now->offsets};
+        round_type round{.position = {consumed_, now->offsets}, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_};
         auto const share = dispatched_share(now->given, local_, size_, rule_), held = static_cast<int64_t>(samples.size());
         for (int64_t r = 0; r < size_; ++r) {
             auto const from = samples.begin() + std::min(held, r * share), to = samples.begin() + std::min(held, (r + 1) * share);

@@ -38,9 +38,9 @@ public:
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
-    void save(nlohmann::json& values) const { whole_.save(values); }
+    void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }
     void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
-    void load(StateDict const& state) { whole_.load(state); }
+    Position position_in(StateDict const& state, int64_t consumed) const { return whole_.position_in(state, consumed); }
 
 private:
     /// What rank 0 reads: its batches are those of all ranks together.
@@ -77,13 +77,13 @@ class DispatchedSource<Loader>::Run {
     using Round = DispatchedRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, int64_t begin, bool joined) : source_(std::move(source)) {
+    Run(std::shared_ptr<DispatchedSource> source, int64_t epoch, Position const& begin, bool joined) : source_(std::move(source)) {
         check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
               "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
         auto const& o = source_->each_;
-        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin};
+        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin.consumed};
         if constexpr (indexed) {
             auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
             each.samples = source_->whole_.positions();
@@ -109,10 +109,9 @@ public:
             auto round = source_->rank_ == 0 ? lead() : follow();
             if (!round) return std::nullopt;
             last_ = round->last, remainder_ = round->remainder;
-            if constexpr (!indexed && ShardableStream<Dataset>) source_->whole_.set_offsets(round->offsets);
             auto& mine = round->shares.front();
             if (mine.batch && source_->pins_) data::pin(*mine.batch);
-            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, round->consumed, last_};
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), last_};
         }
     }
 
@@ -132,7 +131,7 @@ private:
             pack(std::string())(round.has_value());
             if (round) {
                 auto const& share = round->shares[static_cast<size_t>(r)];
-                pack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+                pack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
             }
             send_packed(source_->channel_, pack.packed, r);
         }
@@ -148,7 +147,7 @@ private:
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
-            unpack(share.length)(share.valid)(round->consumed)(round->remainder)(round->last)(round->offsets)(share.batch);
+            unpack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
         });
         return round;
     }

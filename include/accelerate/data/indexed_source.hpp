@@ -46,7 +46,7 @@ public:
         else return samples_;
     }
 
-    void save(nlohmann::json& values) const {
+    void save(nlohmann::json& values, Position const&) const {
         values["size"] = samples_;
         if constexpr (hashed) values["hash"] = loader_.dataset().hash();
     }
@@ -64,7 +64,7 @@ public:
         }
         check(consumed <= positions(), code::data, who, ".load_state_dict: ", consumed, " of ", positions(), " samples consumed cannot be");
     }
-    void load(StateDict const&) const {}
+    Position position_in(StateDict const&, int64_t consumed) const { return {consumed}; }
 
 private:
     static constexpr bool hashed = requires(Loader const& l) { l.dataset().hash(); };
@@ -87,7 +87,7 @@ private:
 template <class Loader>
 class IndexedSource<Loader>::Run {
 public:
-    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, int64_t begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin, joined)) {
+    Run(std::shared_ptr<IndexedSource> source, int64_t epoch, Position const& begin, bool joined) : job_(std::make_shared<Job>(std::move(source), epoch, begin.consumed, joined)) {
         auto const& o = job_->source->loader_.options();
         if (o.num_workers > 0)
             workers_ = std::make_unique<Workers<batch_type>>(
@@ -106,7 +106,7 @@ public:
         auto const& plan = job_->plan;
         std::optional<batch_type> batch = workers_ ? workers_->take(std::chrono::duration<double>(job_->source->loader_.options().timeout_s)) : job_->make(k_, -1);
         auto const k = k_++;
-        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), plan.consumed(k), k_ == job_->batches};
+        return Delivery<batch_type>{std::move(*batch), plan.length(k), plan.valid(k), {plan.consumed(k)}, k_ == job_->batches};
     }
 
 private:

@@ -35,18 +35,18 @@ public:
     /// be loaded before. A loop that runs now ends with the batch at hand.
     void set_epoch(int64_t e) {
         check(e >= 0, code::config, "data::Loader: set_epoch(", e, "); epochs are counted from 0");
-        if (e != core_->epoch) core_->go_to(e, 0);
+        if (e != core_->epoch) core_->go_to(e, {});
     }
     /// The next range-for begins behind the first n batches of this epoch, without reading an indexed data set's samples; later ones
     /// are whole. With n at or past the end it finds nothing left, and the epoch is over.
     Prepared& skip_first_batches(int64_t n) {
-        core_->go_to(core_->epoch, core_->source->position_after(n, core_->epoch));
+        core_->go_to(core_->epoch, {core_->source->position_after(n, core_->epoch)});
         core_->resume = true;
         return *this;
     }
 
     /// Samples of this epoch that all ranks together have consumed: counted when a batch is handed to the loop body.
-    int64_t consumed() const { return core_->consumed; }
+    int64_t consumed() const { return core_->position.consumed; }
     /// Batches of this rank in a whole epoch. With a batch sampler its table is made for that.
     int64_t size() const
         requires requires(Source const& s) { s.batches(int64_t{}); }
@@ -74,8 +74,8 @@ public:
 
     StateDict state_dict() const {
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->consumed}};
-        core_->source->save(s.values);
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->position.consumed}};
+        core_->source->save(s.values, core_->position);
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
@@ -125,26 +125,26 @@ private:
 
     void take(StateDict const& s) {
         constexpr auto who = "data::Loader";
-        core_->source->load(s);
         core_->source->loader().set_seed(s.value<int64_t>("seed", who));
-        core_->go_to(s.value<int64_t>("epoch", who), s.value<int64_t>("consumed", who));
+        core_->go_to(s.value<int64_t>("epoch", who), core_->source->position_in(s, s.value<int64_t>("consumed", who)));
         core_->resume = true;
     }
 
     struct Core {
         Core(Loader loader, Context c) : context(std::move(c)), source(std::make_shared<Source>(std::move(loader), context)) {}
 
-        void go_to(int64_t e, int64_t position) {
-            epoch = e, consumed = position;
+        void go_to(int64_t e, Position p) {
+            epoch = e, position = std::move(p);
             resume = false;
             ++jumps;
         }
 
         Context context;
         std::shared_ptr<Source> source;
-        int64_t epoch = 0, consumed = 0;
+        int64_t epoch = 0;
+        Position position;
         int64_t jumps = 0;    ///< how often the position was set from outside: running loops notice
-        bool resume = false;  ///< the next loop goes on at `consumed`
+        bool resume = false;  ///< the next loop goes on at `position`
         int64_t length = 0, valid = 0, remainder = 0;
         bool last = false;
         data::Statistics statistics;
@@ -158,9 +158,9 @@ private:
         using iterator_concept = std::input_iterator_tag;
 
         explicit Iterator(std::shared_ptr<Core> core) : core_(std::move(core)), epoch_(core_->epoch), jumps_(core_->jumps), joined_(core_->context.loops->joined()) {
-            if (!std::exchange(core_->resume, false)) core_->consumed = 0;
+            if (!std::exchange(core_->resume, false)) core_->position = {};
             core_->statistics = {};
-            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->consumed, joined_);
+            run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->position, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
             if constexpr (requires { run_->while_waiting(entry_->waiting()); })
@@ -194,7 +194,7 @@ private:
             core_->statistics.waiting_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             if (!delivery) {
                 core_->epoch = epoch_ + 1;
-                core_->consumed = 0;
+                core_->position = {};
                 return stop();
             }
             move_to(batch_.emplace(std::move(delivery->batch)), core_->context.device, core_->source->loader().options().non_blocking);
@@ -205,7 +205,7 @@ private:
 
         /// The body gets that delivery; `again`, for the second time.
         void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
-            core_->consumed = d.consumed;
+            core_->position = d.position;
             core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
             entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
         }
@@ -220,7 +220,7 @@ private:
         void keep() {
             auto const done = entry_->done();
             if (done.began) window_.clear();
-            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->consumed, core_->last}, core_->remainder});
+            if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->position, core_->last}, core_->remainder});
             if (!done.again) return;
             again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
             window_.clear();

@@ -44,8 +44,8 @@ public:
         return std::max<int64_t>(0, n) * total_batch_size();
     }
 
-    void save(nlohmann::json& values) const {
-        if constexpr (shardable) values["offsets"] = offsets_;
+    void save(nlohmann::json& values, Position const& position) const {
+        if constexpr (shardable) values["offsets"] = position.offsets;
     }
     /// Error E_DATA for offsets that cannot be.
     void check_state(StateDict const& state, int64_t consumed) const {
@@ -60,16 +60,12 @@ public:
                   ", consumed are ", consumed);
         }
     }
-    void load(StateDict const& state) {
-        if constexpr (shardable) offsets_ = state.value<std::vector<int64_t>>("offsets", "data::Loader");
+    Position position_in(StateDict const& state, int64_t consumed) const {
+        if constexpr (shardable) return {consumed, state.value<std::vector<int64_t>>("offsets", "data::Loader")};
+        else return {consumed};
     }
-
-    /// How far each part was consumed; at an epoch's beginning there is one part for each rank.
-    std::vector<int64_t> const& offsets(int64_t begin) {
-        if (begin == 0) offsets_.assign(static_cast<size_t>(size_), 0);
-        return offsets_;
-    }
-    void set_offsets(std::vector<int64_t> offsets) { offsets_ = std::move(offsets); }
+    /// How far each part was read; at an epoch's beginning there is one for each rank.
+    std::vector<int64_t> offsets(Position const& begin) const { return begin.consumed == 0 ? std::vector<int64_t>(static_cast<size_t>(size_)) : begin.offsets; }
 
     /// Brings an opaque stream to its epoch's beginning.
     void restart(int64_t epoch) {
@@ -87,7 +83,6 @@ private:
     int64_t rank_, size_;
     bool pins_, started_ = false;
     decltype(Channel::exchange) exchange_;
-    std::vector<int64_t> offsets_ = std::vector<int64_t>(static_cast<size_t>(size_));  ///< of the parts, as far as the loop has consumed them
 };
 
 /// The batches of one epoch from `begin` on. One worker at most reads ahead: a stream has one reader.
@@ -96,8 +91,8 @@ class StreamSource<Loader>::Run {
     using Round = StreamRound<batch_type>;
 
 public:
-    Run(std::shared_ptr<StreamSource> source, int64_t epoch, int64_t begin, bool joined)
-        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin)), consumed_(begin) {
+    Run(std::shared_ptr<StreamSource> source, int64_t epoch, Position const& begin, bool joined)
+        : source_(std::move(source)), reading_(std::make_shared<std::atomic<int64_t>>(begin.consumed)), position_(begin) {
         check(!joined || source_->size_ == 1 || source_->rule() != Ragged, code::config,
               "accelerator.join_uneven_inputs: a stream's ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         auto const& o = source_->loader_.options();
@@ -106,10 +101,10 @@ public:
         ReadBy const by{source_->loader_.seed(), epoch, rank, o.num_workers > 0 ? 0 : -1, reading_.get()};
         auto const rule = alone && source_->rule() == Pad ? Ragged : source_->rule();  // one rank alone has no reason to fill up
         auto const total = source_->total_batch_size();
-        Slice const mine{total, rank * local, local, rule, begin, rule == Pad ? total : 0};
+        Slice const mine{total, rank * local, local, rule, begin.consumed, rule == Pad ? total : 0};
         auto& dataset = source_->loader_.dataset();
         if constexpr (shardable) {
-            auto const& offsets = source_->offsets(begin);
+            auto const& offsets = position_.offsets = source_->offsets(begin);
             own_part_ = static_cast<int64_t>(offsets.size()) == source_->size_ && !alone;
             if (own_part_) {
                 Slice const own{local, 0, local, rule, offsets[static_cast<size_t>(rank)], rule == Pad ? local : 0};
@@ -139,14 +134,14 @@ public:
             if (agreed.ended) break;
             finished_ = agreed.finished;
             if (own_part_ && !now) now = fill_();
-            consumed_ += agreed.given;
-            if constexpr (shardable) source_->offsets_ = own_part_ ? agreed.offsets : now->offsets;
+            position_.consumed += agreed.given;
+            if constexpr (shardable) position_.offsets = own_part_ ? agreed.offsets : now->offsets;
             if (finished_ && agreed.given < source_->total_batch_size()) remainder_ = agreed.given;
             if (!now || !now->batch) {
                 if (!own_part_) return std::nullopt;  // the last round has nothing for this rank
                 continue;                             // this rank has run out and others have not: it goes on answering them
             }
-            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, consumed_, finished_ || (!own_part_ && !ahead_->batch)};
+            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, finished_ || (!own_part_ && !ahead_->batch)};
         }
         return std::nullopt;
     }
@@ -176,7 +171,7 @@ private:
         auto const given = now ? now->given : 0, next = ahead ? ahead->given : 0;
         if (source_->size_ == 1) return {given, !now, !ahead, {}};
         auto const rank = static_cast<size_t>(source_->rank_);
-        std::array<int64_t, 4> const said{given, next, shardable ? source_->offsets_[own_part_ ? rank : 0] + given : 0, own_part_ && !now && rule_fills() && !fill_()->batch};
+        std::array<int64_t, 4> const said{given, next, shardable ? position_.offsets[own_part_ ? rank : 0] + given : 0, own_part_ && !now && rule_fills() && !fill_()->batch};
         auto const heard = source_->exchange_(std::string_view(reinterpret_cast<char const*>(said.data()), sizeof said));
         auto const word = [&](size_t r, size_t i) {
             int64_t value = 0;
@@ -199,7 +194,7 @@ private:
         }
         if (!own_part_) {
             check(shortest == longest, code::data, "data::Loader: the stream ended for one rank only: after ",
-                  consumed_ + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
+                  position_.consumed + word(shortest, 0) + word(shortest, 1), " samples on rank ", shortest,
                   ", later on rank ", longest, "; every rank must read the same stream, or loader::Dispatched let rank 0 read it");
             return {given, !now, !ahead, {}};
         }
@@ -215,7 +210,8 @@ private:
     std::function<std::optional<Round>()> read_, fill_;
     std::unique_ptr<Workers<Round>> workers_;  // destroyed before what its thread uses
     std::optional<Round> ahead_;
-    int64_t consumed_ = 0, remainder_ = 0;
+    Position position_;
+    int64_t remainder_ = 0;
     bool own_part_ = false, finished_ = false;
 };
 

@@ -15,7 +15,7 @@ enum class Gemm {
     Auto,     ///< `Widened` on CPUs without units for the low precision, which is said once; else `Native`
     Native,   ///< the device's own product of low-precision matrices: what the hardware is for
     /// Operands rounded to the low precision, their product in fp32, the result rounded: the same numbers to within the order of
-    /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this.
+    /// additions. On CPUs without units for them bf16 is 9 and fp16 100 times slower than this. As in LibTorch's scope, fp64 stays as it is.
     Widened,
 };
 
@@ -43,7 +43,8 @@ template <at::ScalarType Compute>
 struct Product<Compute, Gemm::Widened> {
     static at::Tensor linear(at::Tensor const& x, at::Tensor const& weight, at::Tensor const& bias, WeightCache& kept) {
         auto const device = x.device().type();
-        if (!at::autocast::is_autocast_enabled(device)) return at::linear(x, weight, bias);  // an island of full precision
+        bool const island = !at::autocast::is_autocast_enabled(device);  // of full precision
+        if (island || x.scalar_type() == at::kDouble || weight.scalar_type() == at::kDouble) return at::linear(x, weight, bias);  // autocast leaves fp64 as it is
         auto const weight_as_used = [&] { return Rounded{rounded(weight), {}}; };
         bool const keeps = keeps_casts(x);
         AutocastPause const pause(device);
