@@ -4555,7 +4555,7 @@ struct Delivery {
     int64_t length = 0;    ///< its samples
     int64_t valid = 0;     ///< those that are no repetitions; they come first
     Position position;     ///< of the epoch, with it
-    bool last = false;     ///< the last one of the epoch
+    bool last = false;     ///< the last one of the epoch for this rank
 };
 
 /// What one epoch's loop has cost so far.
@@ -5426,7 +5426,9 @@ public:
         : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
-        if (read_ < slice.consumed) data::skip(stream_, slice.consumed - read_);
+        auto const before = slice.consumed - (slice.rule == Mask ? 1 : 0);  // what fills up may be the last of them
+        if (read_ < before) data::skip(stream_, before - read_), read_ = before;
+        if (read_ < slice.consumed) next_sample();
         read_ = slice.consumed;
     }
 
@@ -5512,6 +5514,7 @@ template <class Batch>
 struct Share {
     std::optional<Batch> batch = {};
     int64_t length = 0, valid = 0;
+    bool last = false;  ///< it has none in later rounds
 };
 
 /// The batches of all ranks that one rank has read.
@@ -5549,7 +5552,7 @@ public:
         for (int64_t r = 0; r < size_; ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
-            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r);
+            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
             if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;
@@ -5600,10 +5603,11 @@ public:
         fill(samples);
         round_type round{.position = {consumed_, now->offsets}, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_};
         auto const share = dispatched_share(now->given, local_, size_, rule_), held = static_cast<int64_t>(samples.size());
+        auto const left = !ahead_ ? 0 : rule_ == Ragged ? ahead_->given : total(), next_share = dispatched_share(left, local_, size_, rule_);
         for (int64_t r = 0; r < size_; ++r) {
             auto const from = samples.begin() + std::min(held, r * share), to = samples.begin() + std::min(held, (r + 1) * share);
             auto& out = round.shares.emplace_back();
-            out.valid = std::clamp<int64_t>(now->given - r * share, 0, share), out.length = to - from;
+            out.valid = std::clamp<int64_t>(now->given - r * share, 0, share), out.length = to - from, out.last = r * next_share >= left;
             if (from == to) continue;
             out.batch = detail::with_context([&] { return loader_->collation()(std::vector<Sample>(std::move_iterator(from), std::move_iterator(to))); },
                                              [&] { return concat("data::Loader: collating samples ", consumed_ - now->given, " to ", consumed_ - 1, " of the stream", by_.who()); });
@@ -5895,8 +5899,7 @@ public:
     int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
     int64_t position_after(int64_t n, int64_t epoch) const {
-        auto const whole = plan(epoch, 0);
-        return n <= 0 ? 0 : n < whole.batches() ? whole.consumed(n - 1) : positions();
+        return n <= 0 ? 0 : plan(epoch, 0).consumed(std::min(n, positions()) - 1);
     }
 
     /// Samples of an epoch: those of the data set, unless the order draws another number.
@@ -6129,7 +6132,8 @@ public:
                 if (!own_part_) return std::nullopt;  // the last round has nothing for this rank
                 continue;                             // this rank has run out and others have not: it goes on answering them
             }
-            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, finished_ || (!own_part_ && !ahead_->batch)};
+            bool const last = finished_ || (own_part_ ? !ahead_ && !rule_fills() : !ahead_->batch);
+            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, last};
         }
         return std::nullopt;
     }
@@ -6338,7 +6342,7 @@ public:
             last_ = round->last, remainder_ = round->remainder;
             auto& mine = round->shares.front();
             if (mine.batch && source_->pins_) data::pin(*mine.batch);
-            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), last_};
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), mine.last};
         }
     }
 
@@ -6358,7 +6362,7 @@ private:
             pack(std::string())(round.has_value());
             if (round) {
                 auto const& share = round->shares[static_cast<size_t>(r)];
-                pack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
+                pack(share.length)(share.valid)(share.last)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
             }
             send_packed(source_->channel_, pack.packed, r);
         }
@@ -6374,7 +6378,7 @@ private:
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
-            unpack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
+            unpack(share.length)(share.valid)(share.last)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
         });
         return round;
     }
@@ -6449,7 +6453,7 @@ public:
 
     // ---- about the batch at hand ------------------------------------------------------------------------------------------
 
-    /// It is this epoch's last one.
+    /// It is this epoch's last one on this rank.
     bool end_of_dataloader() const { return core_->last; }
     /// Samples of the epoch's last round over all ranks, where that is not full; else 0. Of a stream it is known in that round.
     int64_t remainder() const { return core_->remainder; }

@@ -265,6 +265,61 @@ TEST_CASE("a state between epochs begins the next one, on any number of ranks", 
     check(std::type_identity<Stateful>(), Shardable{13}), check(std::type_identity<Dispatched>(), Shardable{13});
 }
 
+TEST_CASE("each rank knows which batch is its last one", "[prepared][delivery][stream_source][dispatched_source][dispatch_rounds]") {
+    auto const check = []<class Policy, class D>(std::type_identity<Policy>, D dataset, std::vector<int64_t> const& expected) {
+        auto const ranks = static_cast<int64_t>(expected.size());
+        std::vector<std::vector<bool>> lasts(expected.size());
+        Threads::run(ranks, [&](Threads const& comm) {
+            Run<Policy> accelerator;
+            auto loader = accelerator.prepare(data::Loader{D(dataset), {.batch_size = 2, .even_batches = false}});
+            for ([[maybe_unused]] auto& batch : loader) lasts[static_cast<size_t>(comm.rank())].push_back(loader.end_of_dataloader());
+        });
+        for (size_t r = 0; r < expected.size(); ++r) {
+            INFO("rank " << r);
+            std::vector<bool> only_the_last(static_cast<size_t>(expected[r]));
+            only_the_last.back() = true;
+            CHECK(lasts[r] == only_the_last);
+        }
+    };
+    std::vector<int64_t> const more_on_the_first{3, 2, 2};  // of 13 samples the last one is rank 0's
+    check(std::type_identity<Stateful>(), Indexed{13}, more_on_the_first), check(std::type_identity<Dispatched>(), Indexed{13}, more_on_the_first);
+    check(std::type_identity<Stateful>(), Opaque{13}, more_on_the_first), check(std::type_identity<Dispatched>(), Opaque{13}, more_on_the_first);
+    check(std::type_identity<Dispatched>(), Shardable{13}, more_on_the_first);
+    check(std::type_identity<Stateful>(), Shardable{13}, {2, 2, 3});  // parts of 4, 4 and 5
+}
+
+TEST_CASE("batches that are skipped are those of all ranks", "[prepared][indexed_source]") {
+    Threads::run(2, [](Threads const& comm) {
+        Run<Stateful> accelerator;
+        auto loader = accelerator.prepare(data::Loader{Indexed{22}, {.batch_size = 5, .even_batches = false}});
+        loader.skip_first_batches(2);  // all that rank 1 has
+        int64_t batches = 0, consumed = loader.consumed();
+        for ([[maybe_unused]] auto& batch : loader) ++batches;
+        std::lock_guard const lock(assertions);
+        CHECK((consumed == 20 && batches == 1 - comm.rank()));
+    });
+}
+
+TEST_CASE("a part that has nothing more is filled up after a resume as before", "[stream_source][stream_slices]") {
+    for (auto rule : {data::Mask, data::Pad}) {
+        std::mutex mutex;
+        std::vector<std::string> through(3), resumed(3);
+        Threads::run(3, [&](Threads const& comm) {
+            auto const rank = static_cast<size_t>(comm.rank());
+            Run<Stateful> accelerator;
+            auto const make = [&] { return accelerator.prepare(data::Loader{Shardable{47}, {.batch_size = 5, .even_batches = rule}}); };
+            auto loader = make(), again = make();
+            int64_t batches = 0;
+            for (auto& batch : loader)
+                if (++batches == 3) again.load_state_dict(loader.state_dict());  // rank 0's part, of 15 samples, is at its end
+                else if (batches > 3) through[rank] += text_of(batch);
+            for (auto& batch : again) resumed[rank] += text_of(batch);
+        });
+        CHECK(resumed == through);
+        CHECK(through == (rule == data::Mask ? V{"14,14,14,14,14", "30,30,30,30,30", "46,46,46,46,46"} : V{"0,1,2,3,4", "30,15,16,17,18", "46,31,32,33,34"}));
+    }
+}
+
 TEST_CASE("the accelerator's data_seed is every loader's", "[prepared]") {
     Run<Stateful> accelerator{{.data_seed = 9}};
     auto loader = accelerator.prepare(data::Loader{Indexed{50}, {.batch_size = 50, .shuffle = true, .seed = 1}});

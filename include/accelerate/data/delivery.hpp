@@ -18,7 +18,7 @@ struct Delivery {
     int64_t length = 0;    ///< its samples
     int64_t valid = 0;     ///< those that are no repetitions; they come first
     Position position;     ///< of the epoch, with it
-    bool last = false;     ///< the last one of the epoch
+    bool last = false;     ///< the last one of the epoch for this rank
 };
 
 /// What one epoch's loop has cost so far.

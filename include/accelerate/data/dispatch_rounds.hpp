@@ -13,6 +13,7 @@ template <class Batch>
 struct Share {
     std::optional<Batch> batch = {};
     int64_t length = 0, valid = 0;
+    bool last = false;  ///< it has none in later rounds
 };
 
 /// The batches of all ranks that one rank has read.
@@ -50,7 +51,7 @@ public:
         for (int64_t r = 0; r < size_; ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
-            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r);
+            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
             if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;
@@ -101,10 +102,11 @@ public:
         fill(samples);
         round_type round{.position = {consumed_, now->offsets}, .remainder = !ahead_ && now->given < total() ? now->given : 0, .last = !ahead_};
         auto const share = dispatched_share(now->given, local_, size_, rule_), held = static_cast<int64_t>(samples.size());
+        auto const left = !ahead_ ? 0 : rule_ == Ragged ? ahead_->given : total(), next_share = dispatched_share(left, local_, size_, rule_);
         for (int64_t r = 0; r < size_; ++r) {
             auto const from = samples.begin() + std::min(held, r * share), to = samples.begin() + std::min(held, (r + 1) * share);
             auto& out = round.shares.emplace_back();
-            out.valid = std::clamp<int64_t>(now->given - r * share, 0, share), out.length = to - from;
+            out.valid = std::clamp<int64_t>(now->given - r * share, 0, share), out.length = to - from, out.last = r * next_share >= left;
             if (from == to) continue;
             out.batch = detail::with_context([&] { return loader_->collation()(std::vector<Sample>(std::move_iterator(from), std::move_iterator(to))); },
                                              [&] { return concat("data::Loader: collating samples ", consumed_ - now->given, " to ", consumed_ - 1, " of the stream", by_.who()); });

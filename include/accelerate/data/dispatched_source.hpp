@@ -111,7 +111,7 @@ public:
             last_ = round->last, remainder_ = round->remainder;
             auto& mine = round->shares.front();
             if (mine.batch && source_->pins_) data::pin(*mine.batch);
-            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), last_};
+            if (mine.batch) return Delivery<batch_type>{std::move(*mine.batch), mine.length, mine.valid, std::move(round->position), mine.last};
         }
     }
 
@@ -131,7 +131,7 @@ private:
             pack(std::string())(round.has_value());
             if (round) {
                 auto const& share = round->shares[static_cast<size_t>(r)];
-                pack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
+                pack(share.length)(share.valid)(share.last)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
             }
             send_packed(source_->channel_, pack.packed, r);
         }
@@ -147,7 +147,7 @@ private:
             }
             if (!unpack.template get<bool>()) return;
             auto& share = round.emplace().shares.emplace_back();
-            unpack(share.length)(share.valid)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
+            unpack(share.length)(share.valid)(share.last)(round->position.consumed)(round->position.offsets)(round->remainder)(round->last)(share.batch);
         });
         return round;
     }

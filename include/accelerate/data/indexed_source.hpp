@@ -36,8 +36,7 @@ public:
     int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
     int64_t position_after(int64_t n, int64_t epoch) const {
-        auto const whole = plan(epoch, 0);
-        return n <= 0 ? 0 : n < whole.batches() ? whole.consumed(n - 1) : positions();
+        return n <= 0 ? 0 : plan(epoch, 0).consumed(std::min(n, positions()) - 1);
     }
 
     /// Samples of an epoch: those of the data set, unless the order draws another number.

@@ -58,7 +58,7 @@ public:
 
     // ---- about the batch at hand ------------------------------------------------------------------------------------------
 
-    /// It is this epoch's last one.
+    /// It is this epoch's last one on this rank.
     bool end_of_dataloader() const { return core_->last; }
     /// Samples of the epoch's last round over all ranks, where that is not full; else 0. Of a stream it is known in that round.
     int64_t remainder() const { return core_->remainder; }

@@ -41,7 +41,9 @@ public:
         : stream_(std::forward<Stream>(stream)), collate_(&collate), slice_(slice), by_(by) {
         if (!at_beginning) read_ = slice.consumed;
         while (keeps() && read_ < slice.consumed && next_sample()) {}
-        if (read_ < slice.consumed) data::skip(stream_, slice.consumed - read_);
+        auto const before = slice.consumed - (slice.rule == Mask ? 1 : 0);  // what fills up may be the last of them
+        if (read_ < before) data::skip(stream_, before - read_), read_ = before;
+        if (read_ < slice.consumed) next_sample();
         read_ = slice.consumed;
     }
 

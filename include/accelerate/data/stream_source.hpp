@@ -141,7 +141,8 @@ public:
                 if (!own_part_) return std::nullopt;  // the last round has nothing for this rank
                 continue;                             // this rank has run out and others have not: it goes on answering them
             }
-            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, finished_ || (!own_part_ && !ahead_->batch)};
+            bool const last = finished_ || (own_part_ ? !ahead_ && !rule_fills() : !ahead_->batch);
+            return Delivery<batch_type>{std::move(*now->batch), now->length, now->valid, position_, last};
         }
         return std::nullopt;
     }
