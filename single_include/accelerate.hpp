@@ -4956,6 +4956,7 @@ public:
           size_(each.size),
           rule_(each.even_batches.rule) {}
 
+    int64_t ranks() const { return size_; }
     int64_t rounds() const { return whole_.batches(); }
     int64_t consumed(int64_t k) const { return whole_.consumed(k); }
     int64_t remainder() const { return whole_.remainder(); }
@@ -4989,6 +4990,7 @@ public:
         for (each.rank = 0; each.rank < each.size; ++each.rank) ranks_.emplace_back(order.batches(e, n), each);
     }
 
+    int64_t ranks() const { return static_cast<int64_t>(ranks_.size()); }
     int64_t rounds() const { return ranks_[0].batches(); }
     int64_t consumed(int64_t k) const { return ranks_[0].consumed(k); }
     int64_t remainder() const { return ranks_[0].remainder(); }
@@ -5534,13 +5536,12 @@ class IndexedRounds {
 public:
     using round_type = DispatchedRound<batch_of<Loader>>;
 
-    /// `each`: a rank's own share, as `Shard` counts it. `loader` must outlive this.
-    IndexedRounds(Loader& loader, int64_t epoch, int64_t samples, Shard const& each, int64_t threads)
+    /// `loader` must outlive this.
+    IndexedRounds(Loader& loader, int64_t epoch, Plan plan, int64_t threads)
         : loader_(&loader),
-          plan_(std::as_const(loader).order(), epoch, samples, each),
+          plan_(std::move(plan)),
           epoch_(epoch),
           seed_(loader.seed()),
-          size_(each.size),
           reading_(static_cast<size_t>(threads)) {}
 
     int64_t remainder() const { return plan_.remainder(); }
@@ -5549,7 +5550,7 @@ public:
     std::optional<round_type> make(int64_t k, int64_t worker) {
         if (k >= plan_.rounds()) return std::nullopt;
         round_type round{.position = {plan_.consumed(k)}, .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
-        for (int64_t r = 0; r < size_; ++r) {
+        for (int64_t r = 0; r < plan_.ranks(); ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
             share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
@@ -5563,7 +5564,7 @@ private:
 
     Loader* loader_;
     Plan plan_;
-    int64_t epoch_, seed_, size_;
+    int64_t epoch_, seed_;
     std::vector<std::atomic<int64_t>> reading_;
 };
 
@@ -5894,6 +5895,7 @@ public:
     }
 
     Loader& loader() { return loader_; }
+    Loader const& loader() const { return loader_; }
     int64_t batches(int64_t epoch) const { return plan(epoch, 0).batches(); }
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
     int64_t samples() const { return samples_; }
@@ -6258,17 +6260,22 @@ public:
           channel_(context.channel),
           each_(loader.options()),
           whole_(whole(std::move(loader), context)) {
-        Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
+        share({}).validate();
     }
 
     Loader& loader() { return whole_.loader(); }
     int64_t batches(int64_t epoch) const
         requires indexed
     {
-        return whole_.batches(epoch);
+        auto const plan = this->plan(epoch, {});
+        auto const n = plan.rounds();
+        return n > 0 && plan.indices(n - 1, rank_).empty() ? n - 1 : n;
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
-    int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
+    int64_t position_after(int64_t n, int64_t epoch) const {
+        if constexpr (indexed) return n <= 0 ? 0 : plan(epoch, {}).consumed(std::min(n, whole_.positions()) - 1);
+        else return whole_.position_after(n, epoch);
+    }
     void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }
     void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
     Position position_in(StateDict const& state, int64_t consumed) const { return whole_.position_in(state, consumed); }
@@ -6294,6 +6301,17 @@ private:
         } else return {std::move(loader), alone};
     }
     EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
+    /// Rank 0's share, from `begin` on.
+    Shard share(Position const& begin) const {
+        int64_t samples = 0;
+        if constexpr (indexed) samples = whole_.positions();
+        return {samples, each_.batch_size, each_.drop_last, each_.even_batches, each_.split_batches, 0, size_, begin.consumed};
+    }
+    auto plan(int64_t epoch, Position const& begin) const
+        requires indexed
+    {
+        return DispatchPlan<typename Loader::order_type>(whole_.loader().order(), epoch, whole_.samples(), share(begin));
+    }
 
     int64_t rank_, size_;
     bool pins_;
@@ -6313,19 +6331,17 @@ public:
               "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
-        auto const& o = source_->each_;
-        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin.consumed};
+        auto const share = source_->share(begin);
         if constexpr (indexed) {
-            auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
-            each.samples = source_->whole_.positions();
-            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
+            auto const threads = std::max<int64_t>(1, source_->each_.num_workers);
+            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, source_->plan(epoch, begin), threads), threads);
         } else if constexpr (ShardableStream<Dataset>) {
             using Stream = MergedParts<Dataset>;
             Stream parts(loader.dataset(), source_->whole_.offsets(begin), epoch);
-            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, each, source_->rule(), false), 1);
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, share, source_->rule(), false), 1);
         } else {
             source_->whole_.restart(epoch);
-            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
+            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, share, source_->rule(), true), 1);
         }
     }
 

@@ -300,6 +300,23 @@ TEST_CASE("batches that are skipped are those of all ranks", "[prepared][indexed
     });
 }
 
+TEST_CASE("rank 0 reads the whole batches of a batch sampler: how many there are, and behind which an epoch goes on", "[dispatched_source][dispatch_plan]") {
+    struct Thirds {
+        std::vector<std::vector<int64_t>> batches(int64_t, int64_t) const { return {{0, 1, 2}, {3, 4}, {5, 6, 7, 8}, {9, 10}, {11}}; }
+    };
+    Threads::run(2, [](Threads const& comm) {
+        Run<Dispatched> accelerator;
+        auto loader = accelerator.prepare(data::Loader{Indexed{12}, {.even_batches = false}, Thirds()});
+        auto const size = loader.size();
+        loader.skip_first_batches(1);  // of each rank
+        std::string seen;
+        for (auto& batch : loader) seen += text_of(batch) + ";";
+        std::lock_guard const lock(assertions);
+        CHECK(size == 3 - comm.rank());
+        CHECK(seen == (comm.rank() == 0 ? "5,6,7,8;11;" : "9,10;"));
+    });
+}
+
 TEST_CASE("a part that has nothing more is filled up after a resume as before", "[stream_source][stream_slices]") {
     for (auto rule : {data::Mask, data::Pad}) {
         std::mutex mutex;

@@ -28,6 +28,25 @@ struct Hashed : Indexed {
     int64_t hash() const { return n * 31; }
 };
 
+/// In batches of 1 to 4 samples, by a batch sampler.
+struct InBatches : Indexed {};
+struct Table {
+    std::vector<std::vector<int64_t>> batches;
+    size_t size() const { return batches.size(); }
+    std::vector<int64_t> const& operator[](int64_t k) const { return batches[static_cast<size_t>(k)]; }
+};
+struct Sampler {
+    int64_t seed;
+    Table batches(int64_t epoch, int64_t n) const {
+        Table table;
+        for (int64_t i = 0, k = seed + epoch; i < n; ++k) {
+            auto& batch = table.batches.emplace_back();
+            for (auto count = std::min(n - i, k * 7 % 4 + 1); count > 0; --count) batch.push_back(i++);
+        }
+        return table;
+    }
+};
+
 /// Where part k of n begins whose parts differ in length, the first one's being the shortest.
 int64_t uneven(int64_t samples, int64_t k, int64_t n) { return samples * k * k / (n * n); }
 struct Uneven {
@@ -35,7 +54,7 @@ struct Uneven {
     exactly_once::Range open(int64_t k, int64_t parts) const { return {uneven(n, k, parts), uneven(n, k + 1, parts)}; }
 };
 
-enum class Kind { Indexed, Hashed, Opaque, Parts, Uneven };
+enum class Kind { Indexed, Hashed, InBatches, Opaque, Parts, Uneven };
 enum class What {
     Loop,        ///< to its end
     BreakOff,    ///< after `n` batches
@@ -64,7 +83,7 @@ struct Job {
 struct Plan {
     explicit Plan(int64_t number) {
         Dice dice(number);
-        kind = static_cast<Kind>(dice(0, 4)), dispatched = dice.one_in(2), split = dice.one_in(4);
+        kind = static_cast<Kind>(dice(0, 5)), dispatched = dice.one_in(2), split = kind != Kind::InBatches && dice.one_in(4);
         n = dice(kind == Kind::Uneven ? 16 : kind == Kind::Parts ? 4 : 1, 60), batch_size = split ? 12 * dice(1, 2) : dice(1, 5), workers = dice(0, 2), seed = dice(0, 9);
         drops = dice.one_in(5), rule = drops ? data::Drop : static_cast<data::EndRule>(dice(0, 3)), shuffle = kind <= Kind::Hashed && dice.one_in(2);
         jobs.resize(static_cast<size_t>(dice(1, 4)));
@@ -84,6 +103,7 @@ struct Plan {
     int64_t part_begins(int64_t k, int64_t world) const { return kind == Kind::Uneven ? uneven(n, k, world) : k * n / world; }
     data::options options() const { return {.batch_size = batch_size, .shuffle = shuffle, .seed = seed, .drop_last = drops, .even_batches = rule, .split_batches = split, .num_workers = workers}; }
     int64_t local(int64_t world) const { return split ? batch_size / world : batch_size; }
+    Table table(int64_t epoch) const { return Sampler{seed}.batches(epoch, n); }
     std::string describe() const {
         auto text = acc::concat("kind ", static_cast<int>(kind), dispatched ? ", dispatched" : "", ", samples ", n, ", batch size ", batch_size, split ? " split" : "", shuffle ? ", shuffled by " : ", seed ", seed, ", workers ", workers,
                                 ", rule ", static_cast<int>(rule), drops ? " by drop_last" : "");
@@ -114,7 +134,11 @@ std::vector<int64_t> numbers(torch::Tensor const& t, int64_t count) { return {t.
 /// Whole batches that every rank still has from a state on.
 int64_t rounds_left(Plan const& plan, int64_t world, acc::StateDict const& state) {
     auto const local = plan.local(world);
-    auto const left = plan.n - state.value<int64_t>("consumed", "state");
+    auto const consumed = state.value<int64_t>("consumed", "state"), left = plan.n - consumed;
+    if (plan.kind == Kind::InBatches) {
+        auto const batches = plan.table(state.value<int64_t>("epoch", "state")).batches;
+        return std::ranges::count_if(batches, [&](auto const& batch) { return batch.front() >= consumed; }) / world;
+    }
     if (!plan.parts() || plan.dispatched || world == 1) return left / (local * world);
     auto offsets = state.value<std::vector<int64_t>>("offsets", "state");
     if (offsets.empty()) offsets.assign(static_cast<size_t>(world), 0);
@@ -124,12 +148,18 @@ int64_t rounds_left(Plan const& plan, int64_t world, acc::StateDict const& state
     return rounds;
 }
 
+template <class D>
+auto loader_of(Plan const& plan) {
+    D dataset{};
+    dataset.n = plan.n;
+    if constexpr (std::same_as<D, InBatches>) return data::Loader{std::move(dataset), plan.options(), Sampler{plan.seed}};
+    else return data::Loader{std::move(dataset), plan.options()};
+}
+
 template <class Policy, class D>
 std::vector<Seen> use(Plan const& plan, Job const& job, acc::StateDict const* from, acc::StateDict& state) {
     acc::Accelerator<acc::device::BasicCpu<Threads>, acc::precision::Fp32, acc::sharding::None, Policy> accelerator;
-    D dataset{};
-    dataset.n = plan.n;
-    auto loader = accelerator.prepare(data::Loader{std::move(dataset), plan.options()});
+    auto loader = accelerator.prepare(loader_of<D>(plan));
     if (from) loader.load_state_dict(*from);
     auto kept = loader.state_dict();
     bool fresh = from == nullptr;  // the next loop begins the epoch, wherever the last one was broken off
@@ -175,6 +205,7 @@ std::vector<Seen> use(Plan const& plan, Job const& job, acc::StateDict const* fr
     switch (plan.kind) {
         case Kind::Indexed: return use<Policy, Indexed>(plan, job, from, state);
         case Kind::Hashed: return use<Policy, Hashed>(plan, job, from, state);
+        case Kind::InBatches: return use<Policy, InBatches>(plan, job, from, state);
         case Kind::Opaque: return use<Policy, Opaque>(plan, job, from, state);
         case Kind::Parts: return use<Policy, Shardable>(plan, job, from, state);
         case Kind::Uneven: break;
@@ -203,7 +234,7 @@ public:
         auto const [what, n, epoch, consumed, batches] = *ranks[0];
         if (loops(what)) loop(ranks);
         else if (what == What::SetEpoch && n != now_.epoch) now_ = {.epoch = n};
-        else if (what == What::Skip) skip(n * plan_.local(world(ranks)) * world(ranks));
+        else if (what == What::Skip) skip(n, world(ranks));
         else if (what == What::Reload) now_.goes_on = true;
         else if (what == What::Keep) kept_ = now_;
         for (auto const* rank : ranks) {
@@ -221,7 +252,13 @@ private:
     }
     static int64_t world(std::vector<Seen const*> const& ranks) { return static_cast<int64_t>(ranks.size()); }
 
-    void skip(int64_t samples) {
+    void skip(int64_t batches, int64_t world) {
+        auto samples = batches * plan_.local(world) * world;
+        if (plan_.kind == Kind::InBatches) {
+            auto const table = plan_.table(now_.epoch).batches;
+            samples = 0;
+            for (size_t k = 0; k < std::min(table.size(), static_cast<size_t>(batches * world)); ++k) samples += static_cast<int64_t>(table[k].size());
+        }
         now_.given.clear(), now_.goes_on = true;
         auto const order = data::order::Shuffled{plan_.seed}.epoch(now_.epoch, plan_.n);
         for (int64_t i = 0; i < std::min(samples, plan_.n); ++i) now_.given.insert(plan_.shuffle ? static_cast<int64_t>(order[i]) : i);
@@ -242,7 +279,7 @@ private:
         auto const local = plan_.local(world(ranks));
         auto const left = plan_.n - static_cast<int64_t>(now_.given.size());
         // Each part has an end of its own, and the shortest one is that of all.
-        auto const left_out = plan_.rule != data::Drop ? 0 : plan_.kind == Kind::Uneven ? plan_.n : (plan_.parts() ? 2 : 1) * world(ranks) * local - 1;
+        auto const left_out = plan_.rule != data::Drop ? 0 : plan_.kind == Kind::Uneven ? plan_.n : plan_.kind == Kind::InBatches ? 4 * (world(ranks) - 1) : (plan_.parts() ? 2 : 1) * world(ranks) * local - 1;
         if (reaches_end(what)) expect(left <= left_out, left, " samples are missing"), now_ = {.epoch = now_.epoch + 1};
         else expect(rounds == n, rounds, " batches, expected ", n);
         if (kept) kept_ = *kept;
@@ -260,8 +297,10 @@ private:
             }
             auto const& batch = rank->batches[k];
             for (auto const sample : batch.real) expect(sample >= 0 && sample < plan_.n && now_.given.insert(sample).second, "sample ", sample, " comes twice"), together.push_back(sample);
-            expect(batch.length <= local && (plan_.rule != data::Mask || batch.length == local), "a batch of ", batch.length);
-            expect(plan_.rule != data::Drop || static_cast<int64_t>(batch.real.size()) == local, "a batch of ", batch.real.size(), " real samples");
+            if (plan_.kind != Kind::InBatches) {
+                expect(batch.length <= local && (plan_.rule != data::Mask || batch.length == local), "a batch of ", batch.length);
+                expect(plan_.rule != data::Drop || static_cast<int64_t>(batch.real.size()) == local, "a batch of ", batch.real.size(), " real samples");
+            }
             if (reaches_end(rank->what)) expect(batch.last == (k + 1 == rank->batches.size()), "end_of_dataloader at batch ", k, " of ", rank->batches.size());
         }
         for (auto const* rank : ranks) {

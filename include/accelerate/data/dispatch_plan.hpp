@@ -24,6 +24,7 @@ public:
           size_(each.size),
           rule_(each.even_batches.rule) {}
 
+    int64_t ranks() const { return size_; }
     int64_t rounds() const { return whole_.batches(); }
     int64_t consumed(int64_t k) const { return whole_.consumed(k); }
     int64_t remainder() const { return whole_.remainder(); }
@@ -57,6 +58,7 @@ public:
         for (each.rank = 0; each.rank < each.size; ++each.rank) ranks_.emplace_back(order.batches(e, n), each);
     }
 
+    int64_t ranks() const { return static_cast<int64_t>(ranks_.size()); }
     int64_t rounds() const { return ranks_[0].batches(); }
     int64_t consumed(int64_t k) const { return ranks_[0].consumed(k); }
     int64_t remainder() const { return ranks_[0].remainder(); }

@@ -33,13 +33,12 @@ class IndexedRounds {
 public:
     using round_type = DispatchedRound<batch_of<Loader>>;
 
-    /// `each`: a rank's own share, as `Shard` counts it. `loader` must outlive this.
-    IndexedRounds(Loader& loader, int64_t epoch, int64_t samples, Shard const& each, int64_t threads)
+    /// `loader` must outlive this.
+    IndexedRounds(Loader& loader, int64_t epoch, Plan plan, int64_t threads)
         : loader_(&loader),
-          plan_(std::as_const(loader).order(), epoch, samples, each),
+          plan_(std::move(plan)),
           epoch_(epoch),
           seed_(loader.seed()),
-          size_(each.size),
           reading_(static_cast<size_t>(threads)) {}
 
     int64_t remainder() const { return plan_.remainder(); }
@@ -48,7 +47,7 @@ public:
     std::optional<round_type> make(int64_t k, int64_t worker) {
         if (k >= plan_.rounds()) return std::nullopt;
         round_type round{.position = {plan_.consumed(k)}, .remainder = plan_.remainder(), .last = k + 1 == plan_.rounds()};
-        for (int64_t r = 0; r < size_; ++r) {
+        for (int64_t r = 0; r < plan_.ranks(); ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
             share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
@@ -62,7 +61,7 @@ private:
 
     Loader* loader_;
     Plan plan_;
-    int64_t epoch_, seed_, size_;
+    int64_t epoch_, seed_;
     std::vector<std::atomic<int64_t>> reading_;
 };
 

@@ -27,17 +27,22 @@ public:
           channel_(context.channel),
           each_(loader.options()),
           whole_(whole(std::move(loader), context)) {
-        Shard{1, each_.batch_size, false, true, each_.split_batches, rank_, size_, 0}.validate();
+        share({}).validate();
     }
 
     Loader& loader() { return whole_.loader(); }
     int64_t batches(int64_t epoch) const
         requires indexed
     {
-        return whole_.batches(epoch);
+        auto const plan = this->plan(epoch, {});
+        auto const n = plan.rounds();
+        return n > 0 && plan.indices(n - 1, rank_).empty() ? n - 1 : n;
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
-    int64_t position_after(int64_t n, int64_t epoch) const { return whole_.position_after(n, epoch); }
+    int64_t position_after(int64_t n, int64_t epoch) const {
+        if constexpr (indexed) return n <= 0 ? 0 : plan(epoch, {}).consumed(std::min(n, whole_.positions()) - 1);
+        else return whole_.position_after(n, epoch);
+    }
     void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }
     void check_state(StateDict const& state, int64_t consumed) const { whole_.check_state(state, consumed); }
     Position position_in(StateDict const& state, int64_t consumed) const { return whole_.position_in(state, consumed); }
@@ -63,6 +68,17 @@ private:
         } else return {std::move(loader), alone};
     }
     EndRule rule() const { return each_.drop_last ? Drop : each_.even_batches.rule; }
+    /// Rank 0's share, from `begin` on.
+    Shard share(Position const& begin) const {
+        int64_t samples = 0;
+        if constexpr (indexed) samples = whole_.positions();
+        return {samples, each_.batch_size, each_.drop_last, each_.even_batches, each_.split_batches, 0, size_, begin.consumed};
+    }
+    auto plan(int64_t epoch, Position const& begin) const
+        requires indexed
+    {
+        return DispatchPlan<typename Loader::order_type>(whole_.loader().order(), epoch, whole_.samples(), share(begin));
+    }
 
     int64_t rank_, size_;
     bool pins_;
@@ -82,19 +98,17 @@ public:
               "accelerator.join_uneven_inputs: dispatched ranks cannot be joined with even_batches = false; use Pad or Mask, which keep them in step");
         if (source_->rank_ != 0) return;
         auto& loader = source_->loader();
-        auto const& o = source_->each_;
-        Shard each{0, o.batch_size, o.drop_last, o.even_batches, o.split_batches, 0, source_->size_, begin.consumed};
+        auto const share = source_->share(begin);
         if constexpr (indexed) {
-            auto const samples = source_->whole_.samples(), threads = std::max<int64_t>(1, o.num_workers);
-            each.samples = source_->whole_.positions();
-            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, samples, each, threads), threads);
+            auto const threads = std::max<int64_t>(1, source_->each_.num_workers);
+            start(std::make_shared<IndexedRounds<Loader>>(loader, epoch, source_->plan(epoch, begin), threads), threads);
         } else if constexpr (ShardableStream<Dataset>) {
             using Stream = MergedParts<Dataset>;
             Stream parts(loader.dataset(), source_->whole_.offsets(begin), epoch);
-            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, each, source_->rule(), false), 1);
+            start(std::make_shared<StreamRounds<Loader, Stream>>(loader, std::move(parts), epoch, share, source_->rule(), false), 1);
         } else {
             source_->whole_.restart(epoch);
-            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, each, source_->rule(), true), 1);
+            start(std::make_shared<StreamRounds<Loader, Dataset&>>(loader, loader.dataset(), epoch, share, source_->rule(), true), 1);
         }
     }
 

@@ -31,6 +31,7 @@ public:
     }
 
     Loader& loader() { return loader_; }
+    Loader const& loader() const { return loader_; }
     int64_t batches(int64_t epoch) const { return plan(epoch, 0).batches(); }
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
     int64_t samples() const { return samples_; }
