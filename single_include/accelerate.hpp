@@ -496,8 +496,8 @@ public:
     }
     /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
     /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
-    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
-    /// them twice. A dynamic scaler that can still shrink its scale comes first.
+    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window (after a resume from the next one on);
+    /// buffers (running statistics) see them twice. A dynamic scaler that can still shrink its scale comes first.
     static constexpr NonFinite rerun() { return NonFinite(-2); }
     /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
     static constexpr NonFinite ignore() { return NonFinite(-1); }
@@ -895,6 +895,240 @@ inline bool same_memory(at::Tensor const& a, at::Tensor const& b) {
 
 }  // namespace accelerate
 
+// ---- accelerate/data/delivery.hpp
+
+namespace accelerate::data {
+
+/// How far all ranks together are in an epoch.
+struct Position {
+    int64_t consumed = 0;               ///< samples
+    std::vector<int64_t> offsets = {};  ///< of them, those of each part of a stream that has parts; at the epoch's beginning it has none yet
+};
+
+/// A batch on its way to the loop's body, and what is known about it.
+template <class Batch>
+struct Delivery {
+    Batch batch;
+    int64_t length = 0;    ///< its samples
+    int64_t valid = 0;     ///< those that are no repetitions; they come first
+    Position position;     ///< of the epoch, with it
+    bool last = false;     ///< the last one of the epoch for this rank
+};
+
+/// What one epoch's loop has cost so far.
+struct Statistics {
+    int64_t batches = 0;     ///< handed to the loop's body
+    int64_t samples = 0;     ///< in them, on this rank, without repetitions
+    double waiting_s = 0;    ///< seconds in which the loop waited for data
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/data/loops.hpp
+
+namespace accelerate::data {
+
+/// The loops over loaders that are running now, the innermost last: how a training step knows that its batch is the last one.
+/// Shared by an accelerator and the loaders that it prepared. Used from the loop's thread only.
+class Loops {
+public:
+    class Entry;
+
+    bool active() const { return !running_.empty(); }
+    /// The innermost loop is at its last batch; false outside loops.
+    bool at_last_batch() const { return active() && running_.back().batch.last; }
+    /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
+    int64_t remainder() const { return active() ? running_.back().batch.remainder : 0; }
+    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
+    int64_t length() const { return active() ? running_.back().batch.length : 0; }
+    int64_t valid() const { return active() ? running_.back().batch.valid : 0; }
+
+    /// Loops that begin now run equally many bodies on every rank (see `Join`).
+    bool joined() const { return joined_; }
+    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
+    /// A loop that is not in its body.
+    struct Between {
+        bool outermost = true;
+        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
+    };
+    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
+    /// nothing is called for an empty one.
+    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
+    /// All ranks are in the innermost loop's body: they have made a collective call there.
+    void meet() {
+        if (active()) running_.back().met = true;
+    }
+
+    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
+    void keep_windows() { keeps_windows_ = true; }
+    bool keeps_windows() const { return keeps_windows_; }
+    /// A window begins with the innermost loop's batch.
+    void window_begins() {
+        if (!active()) return;
+        auto& running = running_.back();
+        running.window = Window::Begins, running.window_start = running.batch.before;
+    }
+    /// The innermost loop will give the batches of its window again; which loop that is, or nothing where it has no window.
+    std::optional<int64_t> rerun() {
+        if (!active() || running_.back().window == Window::None) return std::nullopt;
+        running_.back().rerun = true;
+        return running_.back().id;
+    }
+    /// Where that loop's window begins, as long as none of its batches has come again; else null.
+    Position const* rerun_from(int64_t loop) const {
+        auto const found = std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == loop; });
+        return found != running_.end() && found->rerun ? &found->window_start : nullptr;
+    }
+
+    /// The innermost loop's batch comes for the second time.
+    bool at_rerun() const { return active() && running_.back().batch.again; }
+
+    /// The innermost loop's batch on this rank only keeps it in step with the others.
+    bool at_stand_in() const { return active() && running_.back().batch.stand_in; }
+
+    /// The batch that a loop is at.
+    struct Batch {
+        int64_t length = 0, valid = 0;  ///< its samples, and those that are real
+        int64_t remainder = 0;
+        bool last = false;
+        bool stand_in = false;
+        bool again = false;             ///< it comes for the second time
+        Position before = {};           ///< of the epoch, without it
+    };
+
+private:
+    enum class Window { None, Begins, Open };
+
+    struct Running {
+        int64_t id = 0;
+        Batch batch = {};
+        Window window = Window::None;
+        Position window_start = {};
+        bool rerun = false, met = false;
+    };
+
+    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    void between(int64_t id) {
+        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
+    }
+
+    std::vector<Running> running_;
+    int64_t entered_ = 0;
+    bool joined_ = false, keeps_windows_ = false;
+    std::function<void(Between)> between_;
+};
+
+/// One running loop: entered when made, left when destroyed, in whatever order loops end.
+class Loops::Entry {
+public:
+    Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
+        loops_->running_.push_back({.id = id_, .batch = {.remainder = remainder}});
+    }
+    Entry(Entry&&) = default;  // leaves the source without loops
+    Entry& operator=(Entry&& other) noexcept {
+        std::swap(loops_, other.loops_);
+        std::swap(id_, other.id_);
+        return *this;
+    }
+    ~Entry() {
+        if (loops_) loops_->running_.erase(loops_->find(id_));
+    }
+
+    int64_t id() const { return id_; }
+    /// The loop is between two bodies.
+    void between_bodies() const { loops_->between(id_); }
+    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
+    std::function<void()> waiting() const {
+        return [loops = loops_.get(), id = id_] { loops->between(id); };
+    }
+    /// The loop is at another batch.
+    void at_batch(Batch batch) {
+        auto& running = *loops_->find(id_);
+        running.batch = std::move(batch);
+        running.rerun = running.met = false;
+    }
+
+    /// Where the batch that the body is done with stands.
+    struct Done {
+        bool began = false;   ///< a window began with it
+        bool inside = false;  ///< it belongs to a window, or comes behind the last one
+        std::optional<Position> again = {};  ///< the window, which begins there, is to be computed once more
+    };
+    Done done() {
+        auto& running = *loops_->find(id_);
+        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
+        Done done{before == Window::Begins, before != Window::None};
+        if (std::exchange(running.rerun, false)) done.again = running.window_start;
+        return done;
+    }
+
+private:
+    std::shared_ptr<Loops> loops_;
+    int64_t id_;
+};
+
+}  // namespace accelerate::data
+
+// ---- accelerate/rerun.hpp
+
+namespace accelerate {
+
+/// Has an accumulation window computed once more: the loop's next bodies get its batches again, and random numbers come as they came.
+/// What the first computation has done to buffers (running statistics) stays. A run that is resumed inside of a window has lost its first batches,
+/// and does not compute it once more.
+class Rerun {
+public:
+    Rerun(std::shared_ptr<data::Loops> loops, at::DeviceType device) : loops_(std::move(loops)), device_(device) { loops_->keep_windows(); }
+
+    /// The first micro-batch of a window begins.
+    void window_begins() {
+        loops_->window_begins();
+        bool const resumed = std::exchange(next_, false);
+        again_ = loops_->at_rerun() || resumed;
+        if (again_) {
+            set_random_state(at::kCPU, cpu_);
+            if (device_ != at::kCPU) set_random_state(device_, other_);
+        } else keep_random_state();
+    }
+
+    /// The present window is a second computation.
+    bool again() const { return again_; }
+    /// Asks for a second one; false where there is no loop over a prepared loader whose bodies `accumulate`.
+    bool request() {
+        auto const loop = loops_->rerun();
+        if (loop) asked_ = *loop;
+        return loop.has_value();
+    }
+
+    // ---- what a checkpoint keeps: a run that is resumed before the second computation begins with that one, one that is within it goes on ----
+
+    at::Tensor saved_random_state(at::DeviceType device) const { return !waits() ? random_state(device) : device == at::kCPU ? cpu_ : other_; }
+    /// Which window is a second computation: the next, the present or neither.
+    char const* state() const { return waits() ? "next" : again_ ? "present" : "neither"; }
+    static bool is_state(std::string const& s) { return s == "next" || s == "present" || s == "neither"; }
+    /// Behind the random streams.
+    void restore(std::string const& s) {
+        next_ = s == "next", again_ = s == "present";
+        asked_ = -1;
+        if (next_) keep_random_state();
+    }
+
+private:
+    bool waits() const { return next_ || loops_->rerun_from(asked_) != nullptr; }
+    void keep_random_state() {
+        cpu_ = random_state(at::kCPU);
+        if (device_ != at::kCPU) other_ = random_state(device_);
+    }
+
+    std::shared_ptr<data::Loops> loops_;
+    at::DeviceType device_;
+    at::Tensor cpu_, other_;
+    bool again_ = false, next_ = false;
+    int64_t asked_ = -1;  // the loop that gives a window again
+};
+
+}  // namespace accelerate
+
 // ---- accelerate/state/codes.hpp
 
 namespace accelerate::code {
@@ -1194,8 +1428,8 @@ std::function<void(StateDict const&)> tried(Save save, Load load) {
     };
 }
 
-/// The random streams of the CPU and of a device.
-inline state::Component random_component(at::DeviceType device) {
+/// The random streams of the CPU and of a device. `rerun`: null where windows are not computed again.
+inline state::Component random_component(at::DeviceType device, std::shared_ptr<Rerun> const& rerun) {
     auto const set = [](at::DeviceType type, at::Tensor const& saved) {
         try {
             set_random_state(type, saved);
@@ -1203,18 +1437,20 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    auto const save = [=] {
+    auto const states = [=](auto&& state_of) {
         StateDict s;
-        s.tensors.insert("cpu", random_state(at::kCPU));
-        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        s.tensors.insert("cpu", state_of(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", state_of(device));
         return s;
     };
+    auto const now = [=] { return states([](at::DeviceType d) { return random_state(d); }); };
+    auto const save = [=] { return rerun ? states([&](at::DeviceType d) { return rerun->saved_random_state(d); }) : now(); };
     auto const load = [=](StateDict const& s) {
         check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
         set(at::kCPU, s.tensors.at("cpu"));
         if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
     };
-    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(now, load), .unfit = code::ck_rng};
 }
 
 /// A step guard's gradient scaler.
@@ -1228,21 +1464,30 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
     return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
 }
 
-/// How many steps optimizers have made, and how many were skipped since the last one. `independent`: each rank those of its own.
+/// How many steps optimizers have made, how many were skipped since the last one, and whether a window is computed once more; to be loaded behind
+/// the random streams. `independent`: each rank those of its own.
 template <class Guard>
 state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
     auto const save = [=] {
         StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
+        if (auto const* rerun = guard->rerun()) s.values["again"] = rerun->state();
         return s;
     };
     auto const progress_in = [](StateDict const& s) {
         auto const steps = s.value<int64_t>("steps", "progress");
         auto const skipped = s.values.contains("skipped_in_a_row") ? s.value<int64_t>("skipped_in_a_row", "progress") : 0;  // older checkpoints do not say
         check(steps >= 0 && skipped >= 0, code::data, "step ", steps, " behind ", skipped, " skipped ones cannot be");
-        return std::pair(steps, skipped);
+        auto const again = s.values.contains("again") ? s.value<std::string>("again", "progress") : "neither";
+        check(Rerun::is_state(again), code::data, "the window that is computed once more cannot be ", state::quote(again));
+        return std::tuple(steps, skipped, again);
     };
-    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { std::apply([&](auto... n) { guard->restore(n...); }, progress_in(s)); },
+    auto const load = [=](StateDict const& s) {
+        auto const [steps, skipped, again] = progress_in(s);
+        guard->restore(steps, skipped);
+        if (auto* rerun = guard->rerun()) rerun->restore(again);
+    };
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = load,
             .fits = [=](StateDict const& s) { progress_in(s); }};
 }
 
@@ -2946,166 +3191,6 @@ int64_t first_non_finite(Model const& model) {
 
 }  // namespace accelerate::optim
 
-// ---- accelerate/data/loops.hpp
-
-namespace accelerate::data {
-
-/// The loops over loaders that are running now, the innermost last: how a training step knows that its batch is the last one.
-/// Shared by an accelerator and the loaders that it prepared. Used from the loop's thread only.
-class Loops {
-public:
-    class Entry;
-
-    bool active() const { return !running_.empty(); }
-    /// The innermost loop is at its last batch; false outside loops.
-    bool at_last_batch() const { return active() && running_.back().last; }
-    /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
-    int64_t remainder() const { return active() ? running_.back().remainder : 0; }
-    /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
-    int64_t length() const { return active() ? running_.back().length : 0; }
-    int64_t valid() const { return active() ? running_.back().valid : 0; }
-
-    /// Loops that begin now run equally many bodies on every rank (see `Join`).
-    bool joined() const { return joined_; }
-    bool set_joined(bool joined) { return std::exchange(joined_, joined); }
-    /// A loop that is not in its body.
-    struct Between {
-        bool outermost = true;
-        bool met = false;  ///< all ranks were in the body that is done (see `meet`)
-    };
-    /// `f` is called wherever a loop is between two bodies, or behind its last, and now and then while it waits for its next batch;
-    /// nothing is called for an empty one.
-    void set_between(std::function<void(Between)> f) { between_ = std::move(f); }
-    /// All ranks are in the innermost loop's body: they have made a collective call there.
-    void meet() {
-        if (active()) running_.back().met = true;
-    }
-
-    /// From now on loops keep the batches of an accumulation window until the next one begins, so that they can be had again.
-    void keep_windows() { keeps_windows_ = true; }
-    bool keeps_windows() const { return keeps_windows_; }
-    /// A window begins with the innermost loop's batch.
-    void window_begins() {
-        if (active()) running_.back().window = Window::Begins;
-    }
-    /// The innermost loop gives the batches of its window again; false where it has none.
-    bool rerun() {
-        if (!active() || running_.back().window == Window::None) return false;
-        return running_.back().rerun = true;
-    }
-
-    /// The innermost loop's batch comes for the second time.
-    bool at_rerun() const { return active() && running_.back().again; }
-
-    /// The innermost loop's batch on this rank only keeps it in step with the others.
-    bool at_stand_in() const { return active() && running_.back().stand_in; }
-
-private:
-    enum class Window { None, Begins, Open };
-
-    struct Running {
-        int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false, stand_in = false, again = false;
-        Window window = Window::None;
-        bool rerun = false, met = false;
-    };
-
-    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
-    void between(int64_t id) {
-        if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
-    }
-
-    std::vector<Running> running_;
-    int64_t entered_ = 0;
-    bool joined_ = false, keeps_windows_ = false;
-    std::function<void(Between)> between_;
-};
-
-/// One running loop: entered when made, left when destroyed, in whatever order loops end.
-class Loops::Entry {
-public:
-    Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
-        loops_->running_.push_back({.id = id_, .remainder = remainder});
-    }
-    Entry(Entry&&) = default;  // leaves the source without loops
-    Entry& operator=(Entry&& other) noexcept {
-        std::swap(loops_, other.loops_);
-        std::swap(id_, other.id_);
-        return *this;
-    }
-    ~Entry() {
-        if (loops_) loops_->running_.erase(loops_->find(id_));
-    }
-
-    /// The loop is between two bodies.
-    void between_bodies() const { loops_->between(id_); }
-    /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
-    std::function<void()> waiting() const {
-        return [loops = loops_.get(), id = id_] { loops->between(id); };
-    }
-    /// The loop is at another batch: of so many samples, so many of which are real.
-    /// `again`: for the second time.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
-        auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
-    }
-
-    /// Where the batch that the body is done with stands.
-    struct Done {
-        bool began = false;   ///< a window began with it
-        bool inside = false;  ///< it belongs to a window, or comes behind the last one
-        bool again = false;   ///< the window is to be computed once more
-    };
-    Done done() {
-        auto& running = *loops_->find(id_);
-        auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
-        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
-    }
-
-private:
-    std::shared_ptr<Loops> loops_;
-    int64_t id_;
-};
-
-}  // namespace accelerate::data
-
-// ---- accelerate/rerun.hpp
-
-namespace accelerate {
-
-/// Has an accumulation window computed once more: the loop's next bodies get its batches again, and random numbers come as they came.
-/// What the first computation has done to buffers (running statistics) stays.
-class Rerun {
-public:
-    Rerun(std::shared_ptr<data::Loops> loops, at::DeviceType device) : loops_(std::move(loops)), device_(device) { loops_->keep_windows(); }
-
-    /// The first micro-batch of a window begins.
-    void window_begins() {
-        loops_->window_begins();
-        again_ = loops_->at_rerun();
-        if (again_) {
-            set_random_state(at::kCPU, cpu_);
-            if (device_ != at::kCPU) set_random_state(device_, other_);
-        } else {
-            cpu_ = random_state(at::kCPU);
-            if (device_ != at::kCPU) other_ = random_state(device_);
-        }
-    }
-
-    /// The present window is a second computation.
-    bool again() const { return again_; }
-    /// Asks for a second one; false where there is no loop over a prepared loader whose bodies `accumulate`.
-    bool request() { return loops_->rerun(); }
-
-private:
-    std::shared_ptr<data::Loops> loops_;
-    at::DeviceType device_;
-    at::Tensor cpu_, other_;
-    bool again_ = false;
-};
-
-}  // namespace accelerate
-
 // ---- accelerate/step_guard.hpp
 
 namespace accelerate {
@@ -3164,6 +3249,7 @@ public:
     void restore(int64_t steps, int64_t skipped_in_a_row) { steps_ = steps, in_a_row_ = skipped_in_a_row; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
+    Rerun* rerun() const { return rerun_.get(); }  ///< null where the policy wants none
 
 private:
     /// A small number, or the largest there is, folded over the ranks where each owns slices only.
@@ -3445,8 +3531,8 @@ public:
             if (!options.autocast_ops.empty()) op_precision = std::make_unique<module::OpPrecision>(options.autocast_ops, Device::type);
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         if constexpr (scales) this->own_components.push_back(detail::scaler_component(guard, shared()));
+        this->own_components.push_back(detail::random_component(Device::type, rerun));
         this->own_components.push_back(detail::progress_component(guard, state::is_own(shared())));
-        this->own_components.push_back(detail::random_component(Device::type));
     }
 
     /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
@@ -4534,35 +4620,6 @@ public:
 private:
     std::shared_ptr<Loops> loops_;
     bool before_;
-};
-
-}  // namespace accelerate::data
-
-// ---- accelerate/data/delivery.hpp
-
-namespace accelerate::data {
-
-/// How far all ranks together are in an epoch.
-struct Position {
-    int64_t consumed = 0;               ///< samples
-    std::vector<int64_t> offsets = {};  ///< of them, those of each part of a stream that has parts; at the epoch's beginning it has none yet
-};
-
-/// A batch on its way to the loop's body, and what is known about it.
-template <class Batch>
-struct Delivery {
-    Batch batch;
-    int64_t length = 0;    ///< its samples
-    int64_t valid = 0;     ///< those that are no repetitions; they come first
-    Position position;     ///< of the epoch, with it
-    bool last = false;     ///< the last one of the epoch for this rank
-};
-
-/// What one epoch's loop has cost so far.
-struct Statistics {
-    int64_t batches = 0;     ///< handed to the loop's body
-    int64_t samples = 0;     ///< in them, on this rank, without repetitions
-    double waiting_s = 0;    ///< seconds in which the loop waited for data
 };
 
 }  // namespace accelerate::data
@@ -6485,8 +6542,8 @@ public:
 
     StateDict state_dict() const {
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->position.consumed}};
-        core_->source->save(s.values, core_->position);
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->goes_on_at().consumed}};
+        core_->source->save(s.values, core_->goes_on_at());
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
@@ -6547,13 +6604,20 @@ private:
         void go_to(int64_t e, Position p) {
             epoch = e, position = std::move(p);
             resume = false;
+            loop = -1;
             ++jumps;
+        }
+        /// Where a run that is resumed goes on: at its window's beginning, if that is to be computed once more.
+        Position const& goes_on_at() const {
+            auto const* const window = context.loops->rerun_from(loop);
+            return window ? *window : position;
         }
 
         Context context;
         std::shared_ptr<Source> source;
         int64_t epoch = 0;
         Position position;
+        int64_t loop = -1;    ///< the last one
         int64_t jumps = 0;    ///< how often the position was set from outside: running loops notice
         bool resume = false;  ///< the next loop goes on at `position`
         int64_t length = 0, valid = 0, remainder = 0;
@@ -6574,6 +6638,7 @@ private:
             run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->position, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
+            core_->loop = entry_->id();
             if constexpr (requires { run_->while_waiting(entry_->waiting()); })
                 if (core_->context.size == 1) run_->while_waiting(entry_->waiting());  // several ranks do not wait at the same places
             next();
@@ -6616,9 +6681,9 @@ private:
 
         /// The body gets that delivery; `again`, for the second time.
         void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
-            core_->position = d.position;
+            auto before = std::exchange(core_->position, d.position);
             core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
-            entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
+            entry_->at_batch({d.length, d.valid, remainder, d.last, joined_ && d.valid == 0, again, std::move(before)});
         }
 
         /// A delivery that the body has had.
@@ -6629,10 +6694,11 @@ private:
         /// The batch that the body is done with stays, where it is one of a window that may be asked for again; the window's batches are
         /// next where it is.
         void keep() {
-            auto const done = entry_->done();
+            auto done = entry_->done();
             if (done.began) window_.clear();
             if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->position, core_->last}, core_->remainder});
             if (!done.again) return;
+            core_->position = std::move(*done.again);
             again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
             window_.clear();
         }

@@ -1089,7 +1089,7 @@ TEST_CASE("the innermost loop is known, and whether it is at its last batch", "[
         data::Loops::Entry first(loops, 1);
         data::Loops::Entry second(std::move(first));
         CHECK((!loops->at_last_batch() && loops->remainder() == 1));
-        second.at_batch(4, 3, true, 2);
+        second.at_batch({.length = 4, .valid = 3, .remainder = 2, .last = true});
         CHECK((loops->at_last_batch() && loops->remainder() == 2 && loops->length() == 4 && loops->valid() == 3));
     }
     CHECK(!loops->active());

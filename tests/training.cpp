@@ -1,6 +1,7 @@
 // Whole loops: in every precision and under every sharding, what a step does, refuses and recomputes. Ranks are threads.
 #include "support/catch.hpp"
 
+#include "support/folder.hpp"
 #include "support/scale.hpp"
 #include "support/stderr.hpp"
 
@@ -235,6 +236,80 @@ TEST_CASE("a window that is not finite is computed once more where one asks for 
         right += learned.seen.size() == 6 && learned.steps == 2 && learned.epoch == 1;
     });
     CHECK(right == 2);
+}
+
+namespace {
+
+/// Eight numbers as a stream that has parts.
+struct Eight {
+    struct Part {
+        float at, step;
+        std::optional<float> next() { return at <= 8 ? std::optional(std::exchange(at, at + step)) : std::nullopt; }
+    };
+    Part open(int64_t k, int64_t parts) const { return {static_cast<float>(k + 1), static_cast<float>(parts)}; }
+};
+
+/// Which samples a loop over an epoch of eight has come to, in windows of three of which the second one is not finite `broken` times, and what
+/// has been learned. Calls `at(accelerator, bodies, inside)` behind the step, in the body, and behind the body.
+struct Told {
+    std::vector<int64_t> seen;
+    double w = 0;
+    int64_t skipped = 0, broken = 0;
+};
+template <class Data>
+void tell(Told& told, Data dataset, std::filesystem::path const& from, std::function<void(Run<>&, int64_t, bool)> const& at) {
+    Run<> accelerator({.gradient_accumulation_steps = 3, .non_finite = acc::NonFinite::rerun()});
+    torch::manual_seed(from.empty() ? 5 : 99);
+    auto [model, optimizer, loader] = accelerator.prepare(std::make_shared<Scale>(), acc::optim::Sgd{.lr = 1e-3, .momentum = 0.9}, acc::data::Loader{std::move(dataset), {.batch_size = 1}});
+    if (!from.empty()) accelerator.load_state(from);
+    for (auto& x : loader) {
+        auto const sample = std::lround(x.template item<double>());
+        told.seen.push_back(sample);
+        {
+            auto window = accelerator.accumulate(model);
+            auto y = model(x) * torch::rand({1});
+            if (sample == 5 && told.broken > 0) --told.broken, y.register_hook([](torch::Tensor const& g) { return g * NAN; });
+            accelerator.backward(y.sum());
+            optimizer.step();
+            told.skipped += accelerator.sync_gradients() && accelerator.optimizer_step_was_skipped();
+            if (at) at(accelerator, static_cast<int64_t>(told.seen.size()), true);
+            optimizer.zero_grad();
+        }
+        if (at) at(accelerator, static_cast<int64_t>(told.seen.size()), false);
+    }
+    told.w = accelerator.get_state_dict(model).at("w").template item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("a run that goes on computes a window once more as the run that never stopped", "[rerun][loops][components]") {
+    auto const check = [](auto const& dataset) {
+        for (int64_t broken : {0, 1, 2})
+            for (int64_t stop = 1; stop <= 8; ++stop)
+                for (bool inside : {true, false}) {
+                    INFO("broken " << broken << ", stop behind body " << stop << ", inside " << inside);
+                    Folder const folder;
+                    Told through, then;
+                    through.broken = broken;
+                    tell(through, dataset, {}, [&](auto& accelerator, int64_t bodies, bool in_body) {
+                        if (bodies == stop && in_body == inside) accelerator.save_state(folder / "here"), then = through;
+                    });
+                    auto const seen_before = static_cast<std::ptrdiff_t>(then.seen.size());
+                    tell(then, dataset, folder / "here", {});
+                    CHECK(seen_before == stop);
+                    CHECK(through.seen.size() == (broken > 0 ? 11 : 8));
+                    if (broken > 0 && (stop == 4 || stop == 5)) {  // inside the window that will not be finite: its first batches are gone
+                        CHECK(then.seen == std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8});
+                        CHECK(then.skipped == 1);
+                        continue;
+                    }
+                    CHECK(then.seen == through.seen);
+                    CHECK(then.w == through.w);
+                    CHECK(then.skipped == through.skipped);
+                }
+    };
+    check(std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8});
+    check(Eight());
 }
 
 TEST_CASE("a run's own lists of operations hold in its scopes", "[autocast_ops][op_precision]") {

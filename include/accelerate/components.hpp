@@ -4,6 +4,7 @@
 
 #include <accelerate/core/random_state.hpp>
 #include <accelerate/core/same_memory.hpp>
+#include <accelerate/rerun.hpp>
 #include <accelerate/state/component.hpp>
 #include <accelerate/state/quote.hpp>
 #include <functional>
@@ -87,8 +88,8 @@ std::function<void(StateDict const&)> tried(Save save, Load load) {
     };
 }
 
-/// The random streams of the CPU and of a device.
-inline state::Component random_component(at::DeviceType device) {
+/// The random streams of the CPU and of a device. `rerun`: null where windows are not computed again.
+inline state::Component random_component(at::DeviceType device, std::shared_ptr<Rerun> const& rerun) {
     auto const set = [](at::DeviceType type, at::Tensor const& saved) {
         try {
             set_random_state(type, saved);
@@ -96,18 +97,20 @@ inline state::Component random_component(at::DeviceType device) {
             throw Error(code::ck_rng, concat("load_state: the state of the random generator does not fit: ", e.what_without_backtrace()));
         }
     };
-    auto const save = [=] {
+    auto const states = [=](auto&& state_of) {
         StateDict s;
-        s.tensors.insert("cpu", random_state(at::kCPU));
-        if (device != at::kCPU) s.tensors.insert("device", random_state(device));
+        s.tensors.insert("cpu", state_of(at::kCPU));
+        if (device != at::kCPU) s.tensors.insert("device", state_of(device));
         return s;
     };
+    auto const now = [=] { return states([](at::DeviceType d) { return random_state(d); }); };
+    auto const save = [=] { return rerun ? states([&](at::DeviceType d) { return rerun->saved_random_state(d); }) : now(); };
     auto const load = [=](StateDict const& s) {
         check(s.tensors.contains("cpu"), code::ck_rng, "load_state: the checkpoint has no state of the CPU's random generator");
         set(at::kCPU, s.tensors.at("cpu"));
         if (device != at::kCPU && s.tensors.contains("device")) set(device, s.tensors.at("device"));
     };
-    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(save, load), .unfit = code::ck_rng};
+    return {.name = "random", .whose = state::Whose::Each, .save = save, .load = load, .fits = tried(now, load), .unfit = code::ck_rng};
 }
 
 /// A step guard's gradient scaler.
@@ -121,21 +124,30 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
     return {.name = "scaler", .whose = whose, .save = [guard] { return guard->scaler().state_dict(); }, .load = load, .fits = fits, .unfit = code::ck_scaler};
 }
 
-/// How many steps optimizers have made, and how many were skipped since the last one. `independent`: each rank those of its own.
+/// How many steps optimizers have made, how many were skipped since the last one, and whether a window is computed once more; to be loaded behind
+/// the random streams. `independent`: each rank those of its own.
 template <class Guard>
 state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
     auto const save = [=] {
         StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
+        if (auto const* rerun = guard->rerun()) s.values["again"] = rerun->state();
         return s;
     };
     auto const progress_in = [](StateDict const& s) {
         auto const steps = s.value<int64_t>("steps", "progress");
         auto const skipped = s.values.contains("skipped_in_a_row") ? s.value<int64_t>("skipped_in_a_row", "progress") : 0;  // older checkpoints do not say
         check(steps >= 0 && skipped >= 0, code::data, "step ", steps, " behind ", skipped, " skipped ones cannot be");
-        return std::pair(steps, skipped);
+        auto const again = s.values.contains("again") ? s.value<std::string>("again", "progress") : "neither";
+        check(Rerun::is_state(again), code::data, "the window that is computed once more cannot be ", state::quote(again));
+        return std::tuple(steps, skipped, again);
     };
-    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = [=](StateDict const& s) { std::apply([&](auto... n) { guard->restore(n...); }, progress_in(s)); },
+    auto const load = [=](StateDict const& s) {
+        auto const [steps, skipped, again] = progress_in(s);
+        guard->restore(steps, skipped);
+        if (auto* rerun = guard->rerun()) rerun->restore(again);
+    };
+    return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = load,
             .fits = [=](StateDict const& s) { progress_in(s); }};
 }
 

@@ -22,8 +22,8 @@ public:
     }
     /// As `skip`, but the window is computed once more first: the loop gets its batches again and random numbers come as they came. Finite
     /// then, the step is made, and the fault was one of the machine; else it is the data's or the model's, and is skipped. For bodies of a
-    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window; buffers (running statistics) see
-    /// them twice. A dynamic scaler that can still shrink its scale comes first.
+    /// range-for over a prepared loader that call `accumulate`, which keeps the batches of one window (after a resume from the next one on);
+    /// buffers (running statistics) see them twice. A dynamic scaler that can still shrink its scale comes first.
     static constexpr NonFinite rerun() { return NonFinite(-2); }
     /// Steps all the same, as Python does without a scaler. Not for precisions that scale.
     static constexpr NonFinite ignore() { return NonFinite(-1); }

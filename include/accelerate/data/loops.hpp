@@ -1,9 +1,11 @@
 #pragma once
 
+#include <accelerate/data/delivery.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -17,12 +19,12 @@ public:
 
     bool active() const { return !running_.empty(); }
     /// The innermost loop is at its last batch; false outside loops.
-    bool at_last_batch() const { return active() && running_.back().last; }
+    bool at_last_batch() const { return active() && running_.back().batch.last; }
     /// Samples of the innermost loop's last global batch that are not repetitions; 0 means all of them.
-    int64_t remainder() const { return active() ? running_.back().remainder : 0; }
+    int64_t remainder() const { return active() ? running_.back().batch.remainder : 0; }
     /// Samples of the innermost loop's batch on this rank, and those of them that are no repetitions (they come first); outside loops 0.
-    int64_t length() const { return active() ? running_.back().length : 0; }
-    int64_t valid() const { return active() ? running_.back().valid : 0; }
+    int64_t length() const { return active() ? running_.back().batch.length : 0; }
+    int64_t valid() const { return active() ? running_.back().batch.valid : 0; }
 
     /// Loops that begin now run equally many bodies on every rank (see `Join`).
     bool joined() const { return joined_; }
@@ -45,27 +47,46 @@ public:
     bool keeps_windows() const { return keeps_windows_; }
     /// A window begins with the innermost loop's batch.
     void window_begins() {
-        if (active()) running_.back().window = Window::Begins;
+        if (!active()) return;
+        auto& running = running_.back();
+        running.window = Window::Begins, running.window_start = running.batch.before;
     }
-    /// The innermost loop gives the batches of its window again; false where it has none.
-    bool rerun() {
-        if (!active() || running_.back().window == Window::None) return false;
-        return running_.back().rerun = true;
+    /// The innermost loop will give the batches of its window again; which loop that is, or nothing where it has no window.
+    std::optional<int64_t> rerun() {
+        if (!active() || running_.back().window == Window::None) return std::nullopt;
+        running_.back().rerun = true;
+        return running_.back().id;
+    }
+    /// Where that loop's window begins, as long as none of its batches has come again; else null.
+    Position const* rerun_from(int64_t loop) const {
+        auto const found = std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == loop; });
+        return found != running_.end() && found->rerun ? &found->window_start : nullptr;
     }
 
     /// The innermost loop's batch comes for the second time.
-    bool at_rerun() const { return active() && running_.back().again; }
+    bool at_rerun() const { return active() && running_.back().batch.again; }
 
     /// The innermost loop's batch on this rank only keeps it in step with the others.
-    bool at_stand_in() const { return active() && running_.back().stand_in; }
+    bool at_stand_in() const { return active() && running_.back().batch.stand_in; }
+
+    /// The batch that a loop is at.
+    struct Batch {
+        int64_t length = 0, valid = 0;  ///< its samples, and those that are real
+        int64_t remainder = 0;
+        bool last = false;
+        bool stand_in = false;
+        bool again = false;             ///< it comes for the second time
+        Position before = {};           ///< of the epoch, without it
+    };
 
 private:
     enum class Window { None, Begins, Open };
 
     struct Running {
-        int64_t id = 0, remainder = 0, length = 0, valid = 0;
-        bool last = false, stand_in = false, again = false;
+        int64_t id = 0;
+        Batch batch = {};
         Window window = Window::None;
+        Position window_start = {};
         bool rerun = false, met = false;
     };
 
@@ -84,7 +105,7 @@ private:
 class Loops::Entry {
 public:
     Entry(std::shared_ptr<Loops> loops, int64_t remainder) : loops_(std::move(loops)), id_(loops_->entered_++) {
-        loops_->running_.push_back({.id = id_, .remainder = remainder});
+        loops_->running_.push_back({.id = id_, .batch = {.remainder = remainder}});
     }
     Entry(Entry&&) = default;  // leaves the source without loops
     Entry& operator=(Entry&& other) noexcept {
@@ -96,29 +117,32 @@ public:
         if (loops_) loops_->running_.erase(loops_->find(id_));
     }
 
+    int64_t id() const { return id_; }
     /// The loop is between two bodies.
     void between_bodies() const { loops_->between(id_); }
     /// To be called while the loop waits between two bodies, as long as it runs and wherever this object goes.
     std::function<void()> waiting() const {
         return [loops = loops_.get(), id = id_] { loops->between(id); };
     }
-    /// The loop is at another batch: of so many samples, so many of which are real.
-    /// `again`: for the second time.
-    void at_batch(int64_t length, int64_t valid, bool last, int64_t remainder, bool stand_in = false, bool again = false) {
+    /// The loop is at another batch.
+    void at_batch(Batch batch) {
         auto& running = *loops_->find(id_);
-        running = {running.id, remainder, length, valid, last, stand_in, again, running.window, false};
+        running.batch = std::move(batch);
+        running.rerun = running.met = false;
     }
 
     /// Where the batch that the body is done with stands.
     struct Done {
         bool began = false;   ///< a window began with it
         bool inside = false;  ///< it belongs to a window, or comes behind the last one
-        bool again = false;   ///< the window is to be computed once more
+        std::optional<Position> again = {};  ///< the window, which begins there, is to be computed once more
     };
     Done done() {
         auto& running = *loops_->find(id_);
         auto const before = std::exchange(running.window, running.window == Window::None ? Window::None : Window::Open);
-        return {before == Window::Begins, before != Window::None, std::exchange(running.rerun, false)};
+        Done done{before == Window::Begins, before != Window::None};
+        if (std::exchange(running.rerun, false)) done.again = running.window_start;
+        return done;
     }
 
 private:

@@ -74,8 +74,8 @@ public:
 
     StateDict state_dict() const {
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->position.consumed}};
-        core_->source->save(s.values, core_->position);
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->goes_on_at().consumed}};
+        core_->source->save(s.values, core_->goes_on_at());
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
@@ -136,13 +136,20 @@ private:
         void go_to(int64_t e, Position p) {
             epoch = e, position = std::move(p);
             resume = false;
+            loop = -1;
             ++jumps;
+        }
+        /// Where a run that is resumed goes on: at its window's beginning, if that is to be computed once more.
+        Position const& goes_on_at() const {
+            auto const* const window = context.loops->rerun_from(loop);
+            return window ? *window : position;
         }
 
         Context context;
         std::shared_ptr<Source> source;
         int64_t epoch = 0;
         Position position;
+        int64_t loop = -1;    ///< the last one
         int64_t jumps = 0;    ///< how often the position was set from outside: running loops notice
         bool resume = false;  ///< the next loop goes on at `position`
         int64_t length = 0, valid = 0, remainder = 0;
@@ -163,6 +170,7 @@ private:
             run_ = std::make_unique<typename Source::Run>(core_->source, epoch_, core_->position, joined_);
             core_->remainder = run_->remainder();
             entry_.emplace(core_->context.loops, core_->remainder);
+            core_->loop = entry_->id();
             if constexpr (requires { run_->while_waiting(entry_->waiting()); })
                 if (core_->context.size == 1) run_->while_waiting(entry_->waiting());  // several ranks do not wait at the same places
             next();
@@ -205,9 +213,9 @@ private:
 
         /// The body gets that delivery; `again`, for the second time.
         void at(Delivery<batch_type> const& d, int64_t remainder, bool again) {
-            core_->position = d.position;
+            auto before = std::exchange(core_->position, d.position);
             core_->length = d.length, core_->valid = d.valid, core_->last = d.last, core_->remainder = remainder;
-            entry_->at_batch(d.length, d.valid, d.last, remainder, joined_ && d.valid == 0, again);
+            entry_->at_batch({d.length, d.valid, remainder, d.last, joined_ && d.valid == 0, again, std::move(before)});
         }
 
         /// A delivery that the body has had.
@@ -218,10 +226,11 @@ private:
         /// The batch that the body is done with stays, where it is one of a window that may be asked for again; the window's batches are
         /// next where it is.
         void keep() {
-            auto const done = entry_->done();
+            auto done = entry_->done();
             if (done.began) window_.clear();
             if (done.inside) window_.push_back({{std::move(*batch_), core_->length, core_->valid, core_->position, core_->last}, core_->remainder});
             if (!done.again) return;
+            core_->position = std::move(*done.again);
             again_.insert(again_.begin(), std::make_move_iterator(window_.begin()), std::make_move_iterator(window_.end()));
             window_.clear();
         }
