@@ -15335,7 +15335,8 @@ private:
 
     void check_layout() {
         auto& tensors = header_.tensors;
-        std::ranges::stable_sort(tensors, {}, [](TensorInfo const& t) { return std::pair(t.begin, t.end); });
+        auto const range_of = [](TensorInfo const& t) { return std::pair(t.begin, t.end); };
+        if (!std::ranges::is_sorted(tensors, {}, range_of)) std::ranges::stable_sort(tensors, {}, range_of);  // as writers leave them, they are
         auto const bad = [&](Code const& code, TensorInfo const& t, auto const&... parts) {
             throw Error(code, concat(source().name, ", tensor ", quote(t.name), " with data_offsets [", t.begin, ", ", t.end, "]: ", parts...));
         };
