@@ -319,7 +319,6 @@ TEST_CASE("rank 0 reads the whole batches of a batch sampler: how many there are
 
 TEST_CASE("a part that has nothing more is filled up after a resume as before", "[stream_source][stream_slices]") {
     for (auto rule : {data::Mask, data::Pad}) {
-        std::mutex mutex;
         std::vector<std::string> through(3), resumed(3);
         Threads::run(3, [&](Threads const& comm) {
             auto const rank = static_cast<size_t>(comm.rank());
