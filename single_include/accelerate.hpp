@@ -5015,6 +5015,8 @@ public:
 
     int64_t ranks() const { return size_; }
     int64_t rounds() const { return whole_.batches(); }
+    /// Of that rank: where rounds stay incomplete, the last one may have nothing for it.
+    int64_t batches(int64_t rank) const { return rounds() - (rule_ == Ragged && rounds() > 0 && valid(rounds() - 1, rank) == 0); }
     int64_t consumed(int64_t k) const { return whole_.consumed(k); }
     int64_t remainder() const { return whole_.remainder(); }
     int64_t valid(int64_t k, int64_t rank) const { return std::clamp<int64_t>(count(k) - rank * share(k), 0, share(k)); }
@@ -5049,6 +5051,7 @@ public:
 
     int64_t ranks() const { return static_cast<int64_t>(ranks_.size()); }
     int64_t rounds() const { return ranks_[0].batches(); }
+    int64_t batches(int64_t rank) const { return of(rank).batches(); }
     int64_t consumed(int64_t k) const { return ranks_[0].consumed(k); }
     int64_t remainder() const { return ranks_[0].remainder(); }
     int64_t valid(int64_t k, int64_t rank) const { return of(rank).valid(k); }
@@ -5610,7 +5613,7 @@ public:
         for (int64_t r = 0; r < plan_.ranks(); ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
-            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
+            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = k + 1 >= plan_.batches(r);
             if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;
@@ -6324,9 +6327,7 @@ public:
     int64_t batches(int64_t epoch) const
         requires indexed
     {
-        auto const plan = this->plan(epoch, {});
-        auto const n = plan.rounds();
-        return n > 0 && plan.indices(n - 1, rank_).empty() ? n - 1 : n;
+        return plan(epoch, {}).batches(rank_);
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const {
@@ -6656,9 +6657,9 @@ private:
     private:
         void next() {
             entry_->between_bodies();
+            if (core_->jumps != jumps_) return stop();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
-            if (core_->jumps != jumps_) return stop();
             if (!again_.empty()) {
                 auto kept = std::move(again_.front());
                 again_.pop_front();
@@ -6706,6 +6707,7 @@ private:
         void stop() {
             entry_.reset();
             run_.reset();
+            batch_.reset();
         }
 
         std::shared_ptr<Core> core_;

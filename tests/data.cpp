@@ -1083,6 +1083,22 @@ TEST_CASE("the innermost loop is known, and whether it is at its last batch", "[
         ++*b;
         CHECK(!loops->active());
     }
+    {
+        loops->keep_windows();
+        auto const state = [&] {
+            for ([[maybe_unused]] auto& batch : inner) return inner.state_dict();
+            return acc::StateDict();
+        }();
+        std::vector<int64_t> from_where;
+        for ([[maybe_unused]] auto& batch : inner) {
+            loops->window_begins();
+            CHECK((loops->rerun() && inner.consumed() == 1 && inner.state_dict().value<int64_t>("consumed", "") == 0));  // a run that is resumed begins with the window
+            inner.load_state_dict(state);
+            from_where.push_back(inner.state_dict().value<int64_t>("consumed", ""));
+        }
+        CHECK(from_where == std::vector<int64_t>{1});  // and one that goes elsewhere is there
+        CHECK(inner.consumed() == 1);
+    }
     data::Prepared dropping{data::Loader{Count{20}, {.batch_size = 3, .drop_last = true}}, data::Context{0, 2, at::kCPU, loops}};
     for ([[maybe_unused]] auto& batch : dropping) CHECK(loops->remainder() == 0);
     {

@@ -59,6 +59,7 @@ struct Plan {
         if (dice.one_in(2)) stop = dice(1, 12);
         asynchronous = dice.one_in(2);
         looks = dice.one_in(2) ? dice(0, 31) : 0;
+        behind_epoch = dice.one_in(3);
     }
 
     int64_t number;
@@ -75,6 +76,7 @@ struct Plan {
     bool no_sync;                  ///< windows by `no_sync` instead of `accumulate`
     int64_t broken = -1, broken_rank = 0;  ///< the micro-batch whose loss is infinite on one rank
     int64_t stop = -1;             ///< behind so many micro-batches it stops and is resumed
+    bool behind_epoch;             ///< it stops when the epoch has ended, behind the loop
     bool asynchronous;
     int64_t looks;                 ///< bits: where between the calls of a step the model is evaluated or its state is taken
 
@@ -84,7 +86,7 @@ struct Plan {
                            ", workers ", workers, ", shuffle ", shuffle, ", drop last ", drop_last, ", split ", split_batches, "; sharding ", static_cast<int>(first), " and ", static_cast<int>(second),
                            ", branch ", static_cast<int>(branch), ", recipe ", static_cast<int>(recipe), ", clip ", static_cast<int>(clip), " by ", norm_type, ", no decay ", no_decay, ", apart ", apart,
                            ", schedule ", decays, ", weighted ", weighted, ", rescale ", rescale, ", two losses ", two_losses, ", keep ", keep, ", no_sync ", no_sync, ", broken ", broken, " on rank ",
-                           broken_rank, ", stop ", stop, ", asynchronous ", asynchronous, ", looks ", looks);
+                           broken_rank, ", stop ", stop, behind_epoch ? " behind the epoch" : "", ", asynchronous ", asynchronous, ", looks ", looks);
     }
 
     double tolerance() const { return shape.single ? 1e-5 : 1e-9; }
@@ -298,7 +300,12 @@ private:
             optimizer.zero_grad(), (others.zero_grad(), ...);
             look(4, batch);
         };
-        while (batches.epoch() < plan_.epochs)
+        auto const stop = [&] {
+            accelerator_.save_state(dir_, {.asynchronous = plan_.asynchronous});
+            accelerator_.wait_for_checkpoint();
+            return false;
+        };
+        while (batches.epoch() < plan_.epochs) {
             for (auto& batch : batches) {
                 auto const which = numbers(batch);
                 Row row;
@@ -317,11 +324,10 @@ private:
                     backward(batch, row);
                 }
                 rows.push_back(row);
-                if (static_cast<int64_t>(rows.size()) != plan_.stop) continue;
-                accelerator_.save_state(dir_, {.asynchronous = plan_.asynchronous});
-                accelerator_.wait_for_checkpoint();
-                return false;
+                if (!plan_.behind_epoch && static_cast<int64_t>(rows.size()) == plan_.stop) return stop();
             }
+            if (plan_.behind_epoch && !resumed && plan_.stop > 0 && static_cast<int64_t>(rows.size()) >= plan_.stop) return stop();
+        }
         result_.final = accelerator_.get_state_dict(model);
         return true;
     }

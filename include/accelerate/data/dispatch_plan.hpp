@@ -26,6 +26,8 @@ public:
 
     int64_t ranks() const { return size_; }
     int64_t rounds() const { return whole_.batches(); }
+    /// Of that rank: where rounds stay incomplete, the last one may have nothing for it.
+    int64_t batches(int64_t rank) const { return rounds() - (rule_ == Ragged && rounds() > 0 && valid(rounds() - 1, rank) == 0); }
     int64_t consumed(int64_t k) const { return whole_.consumed(k); }
     int64_t remainder() const { return whole_.remainder(); }
     int64_t valid(int64_t k, int64_t rank) const { return std::clamp<int64_t>(count(k) - rank * share(k), 0, share(k)); }
@@ -60,6 +62,7 @@ public:
 
     int64_t ranks() const { return static_cast<int64_t>(ranks_.size()); }
     int64_t rounds() const { return ranks_[0].batches(); }
+    int64_t batches(int64_t rank) const { return of(rank).batches(); }
     int64_t consumed(int64_t k) const { return ranks_[0].consumed(k); }
     int64_t remainder() const { return ranks_[0].remainder(); }
     int64_t valid(int64_t k, int64_t rank) const { return of(rank).valid(k); }

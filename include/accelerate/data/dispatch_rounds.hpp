@@ -50,7 +50,7 @@ public:
         for (int64_t r = 0; r < plan_.ranks(); ++r) {
             auto const indices = plan_.indices(k, r);
             auto& share = round.shares.emplace_back();
-            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = round.last || plan_.indices(k + 1, r).empty();
+            share.length = static_cast<int64_t>(indices.size()), share.valid = plan_.valid(k, r), share.last = k + 1 >= plan_.batches(r);
             if (!indices.empty()) share.batch = data::fetch(loader_->dataset(), loader_->collation(), indices, [&](int64_t j) { return plan_.position(k, r, j); }, by(worker));
         }
         return round;

@@ -34,9 +34,7 @@ public:
     int64_t batches(int64_t epoch) const
         requires indexed
     {
-        auto const plan = this->plan(epoch, {});
-        auto const n = plan.rounds();
-        return n > 0 && plan.indices(n - 1, rank_).empty() ? n - 1 : n;
+        return plan(epoch, {}).batches(rank_);
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const {

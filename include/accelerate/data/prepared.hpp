@@ -188,9 +188,9 @@ private:
     private:
         void next() {
             entry_->between_bodies();
+            if (core_->jumps != jumps_) return stop();
             if (core_->context.loops->keeps_windows() && batch_) keep();
             batch_.reset();  // before the next one is made: it often gets the same memory
-            if (core_->jumps != jumps_) return stop();
             if (!again_.empty()) {
                 auto kept = std::move(again_.front());
                 again_.pop_front();
@@ -238,6 +238,7 @@ private:
         void stop() {
             entry_.reset();
             run_.reset();
+            batch_.reset();
         }
 
         std::shared_ptr<Core> core_;
