@@ -976,7 +976,7 @@ public:
     }
     /// Where that loop's window begins, as long as none of its batches has come again; else null.
     Position const* rerun_from(int64_t loop) const {
-        auto const found = std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == loop; });
+        auto const found = std::ranges::find(running_, loop, &Running::id);
         return found != running_.end() && found->rerun ? &found->window_start : nullptr;
     }
 
@@ -1007,7 +1007,7 @@ private:
         bool rerun = false, met = false;
     };
 
-    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    auto find(int64_t id) { return std::ranges::find(running_, id, &Running::id); }
     void between(int64_t id) {
         if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
     }
@@ -1095,9 +1095,8 @@ public:
     bool again() const { return again_; }
     /// Asks for a second one; false where there is no loop over a prepared loader whose bodies `accumulate`.
     bool request() {
-        auto const loop = loops_->rerun();
-        if (loop) asked_ = *loop;
-        return loop.has_value();
+        asked_ = loops_->rerun();
+        return asked_.has_value();
     }
 
     // ---- what a checkpoint keeps: a run that is resumed before the second computation begins with that one, one that is within it goes on ----
@@ -1109,12 +1108,12 @@ public:
     /// Behind the random streams.
     void restore(std::string const& s) {
         next_ = s == "next", again_ = s == "present";
-        asked_ = -1;
+        asked_.reset();
         if (next_) keep_random_state();
     }
 
 private:
-    bool waits() const { return next_ || loops_->rerun_from(asked_) != nullptr; }
+    bool waits() const { return next_ || (asked_ && loops_->rerun_from(*asked_) != nullptr); }
     void keep_random_state() {
         cpu_ = random_state(at::kCPU);
         if (device_ != at::kCPU) other_ = random_state(device_);
@@ -1124,7 +1123,7 @@ private:
     at::DeviceType device_;
     at::Tensor cpu_, other_;
     bool again_ = false, next_ = false;
-    int64_t asked_ = -1;  // the loop that gives a window again
+    std::optional<int64_t> asked_;  // the loop that gives a window again
 };
 
 }  // namespace accelerate
@@ -1465,13 +1464,13 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
 }
 
 /// How many steps optimizers have made, how many were skipped since the last one, and whether a window is computed once more; to be loaded behind
-/// the random streams. `independent`: each rank those of its own.
+/// the random streams. `independent`: each rank those of its own. `rerun`: null where none is.
 template <class Guard>
-state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
+state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent, std::shared_ptr<Rerun> const& rerun) {
     auto const save = [=] {
         StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
-        if (auto const* rerun = guard->rerun()) s.values["again"] = rerun->state();
+        if (rerun) s.values["again"] = rerun->state();
         return s;
     };
     auto const progress_in = [](StateDict const& s) {
@@ -1485,7 +1484,7 @@ state::Component progress_component(std::shared_ptr<Guard> const& guard, bool in
     auto const load = [=](StateDict const& s) {
         auto const [steps, skipped, again] = progress_in(s);
         guard->restore(steps, skipped);
-        if (auto* rerun = guard->rerun()) rerun->restore(again);
+        if (rerun) rerun->restore(again);
     };
     return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = load,
             .fits = [=](StateDict const& s) { progress_in(s); }};
@@ -3249,7 +3248,6 @@ public:
     void restore(int64_t steps, int64_t skipped_in_a_row) { steps_ = steps, in_a_row_ = skipped_in_a_row; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
-    Rerun* rerun() const { return rerun_.get(); }  ///< null where the policy wants none
 
 private:
     /// A small number, or the largest there is, folded over the ranks where each owns slices only.
@@ -3532,7 +3530,7 @@ public:
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         if constexpr (scales) this->own_components.push_back(detail::scaler_component(guard, shared()));
         this->own_components.push_back(detail::random_component(Device::type, rerun));
-        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared())));
+        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared()), rerun));
     }
 
     /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.
@@ -4980,6 +4978,12 @@ private:
     int64_t first_ = 0;
 };
 
+/// Of an epoch of `positions`, those that are consumed when every rank has had its first n batches of a plan.
+template <class Plan>
+int64_t consumed_after(int64_t n, Plan const& plan, int64_t positions) {
+    return n <= 0 ? 0 : plan.consumed(std::min(n, positions) - 1);
+}
+
 /// The plan of epoch e over a data set of n samples. `shard` counts positions of the epoch where there is an order.
 template <class Order>
 auto plan(Order const& order, int64_t e, int64_t n, Shard const& shard) {
@@ -5960,9 +5964,7 @@ public:
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
     int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
-    int64_t position_after(int64_t n, int64_t epoch) const {
-        return n <= 0 ? 0 : plan(epoch, 0).consumed(std::min(n, positions()) - 1);
-    }
+    int64_t position_after(int64_t n, int64_t epoch) const { return consumed_after(n, plan(epoch, 0), positions()); }
 
     /// Samples of an epoch: those of the data set, unless the order draws another number.
     int64_t positions() const {
@@ -6331,7 +6333,7 @@ public:
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const {
-        if constexpr (indexed) return n <= 0 ? 0 : plan(epoch, {}).consumed(std::min(n, whole_.positions()) - 1);
+        if constexpr (indexed) return consumed_after(n, plan(epoch, {}), whole_.positions());
         else return whole_.position_after(n, epoch);
     }
     void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }
@@ -6542,9 +6544,10 @@ public:
     data::options const& options() const { return core_->source->loader().options(); }
 
     StateDict state_dict() const {
+        auto const& position = core_->goes_on_at();
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->goes_on_at().consumed}};
-        core_->source->save(s.values, core_->goes_on_at());
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", position.consumed}};
+        core_->source->save(s.values, position);
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at

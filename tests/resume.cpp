@@ -100,6 +100,8 @@ TEST_CASE("a run that goes on may have gone on before, or go back", "[checkpoint
     // Where each rank has reduced only its slice of the gradients.
     resumes<Fp32, Ddp<acc::ddp{.gather_gradients = false}>>(2, {3, 4, 5, 11});
     resumes<Fp16<>, Ddp<acc::ddp{.gather_gradients = false}>, Streamed>(3, {4, 6});
+    // Where an epoch has ended, behind the loop; and where each rank reads a part of a stream.
+    resumes<Fp32, Ddp<>, IndexedBetween>(2, {12});
     resumes<Fp32, Ddp<>, Parted>(2, {3, 4, 12});
     resumes<Bf16<>, Fsdp<>, Parted>(3, {7, 8});
     // From its beginning, where no optimizer has a state yet.

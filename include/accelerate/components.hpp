@@ -125,13 +125,13 @@ state::Component scaler_component(std::shared_ptr<Guard> const& guard, state::Wh
 }
 
 /// How many steps optimizers have made, how many were skipped since the last one, and whether a window is computed once more; to be loaded behind
-/// the random streams. `independent`: each rank those of its own.
+/// the random streams. `independent`: each rank those of its own. `rerun`: null where none is.
 template <class Guard>
-state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent) {
+state::Component progress_component(std::shared_ptr<Guard> const& guard, bool independent, std::shared_ptr<Rerun> const& rerun) {
     auto const save = [=] {
         StateDict s{{}, {{"steps", guard->steps()}, {"skipped_in_a_row", guard->skipped_in_a_row()}}};
         if (independent) s.values["independent"] = true;
-        if (auto const* rerun = guard->rerun()) s.values["again"] = rerun->state();
+        if (rerun) s.values["again"] = rerun->state();
         return s;
     };
     auto const progress_in = [](StateDict const& s) {
@@ -145,7 +145,7 @@ state::Component progress_component(std::shared_ptr<Guard> const& guard, bool in
     auto const load = [=](StateDict const& s) {
         auto const [steps, skipped, again] = progress_in(s);
         guard->restore(steps, skipped);
-        if (auto* rerun = guard->rerun()) rerun->restore(again);
+        if (rerun) rerun->restore(again);
     };
     return {.name = "progress", .whose = state::Whose::EachOrFirst, .save = save, .load = load,
             .fits = [=](StateDict const& s) { progress_in(s); }};

@@ -5,6 +5,7 @@
 #include <accelerate/core/random_state.hpp>
 #include <accelerate/data/loops.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -32,9 +33,8 @@ public:
     bool again() const { return again_; }
     /// Asks for a second one; false where there is no loop over a prepared loader whose bodies `accumulate`.
     bool request() {
-        auto const loop = loops_->rerun();
-        if (loop) asked_ = *loop;
-        return loop.has_value();
+        asked_ = loops_->rerun();
+        return asked_.has_value();
     }
 
     // ---- what a checkpoint keeps: a run that is resumed before the second computation begins with that one, one that is within it goes on ----
@@ -46,12 +46,12 @@ public:
     /// Behind the random streams.
     void restore(std::string const& s) {
         next_ = s == "next", again_ = s == "present";
-        asked_ = -1;
+        asked_.reset();
         if (next_) keep_random_state();
     }
 
 private:
-    bool waits() const { return next_ || loops_->rerun_from(asked_) != nullptr; }
+    bool waits() const { return next_ || (asked_ && loops_->rerun_from(*asked_) != nullptr); }
     void keep_random_state() {
         cpu_ = random_state(at::kCPU);
         if (device_ != at::kCPU) other_ = random_state(device_);
@@ -61,7 +61,7 @@ private:
     at::DeviceType device_;
     at::Tensor cpu_, other_;
     bool again_ = false, next_ = false;
-    int64_t asked_ = -1;  // the loop that gives a window again
+    std::optional<int64_t> asked_;  // the loop that gives a window again
 };
 
 }  // namespace accelerate

@@ -70,7 +70,6 @@ public:
     void restore(int64_t steps, int64_t skipped_in_a_row) { steps_ = steps, in_a_row_ = skipped_in_a_row; }
     NonFinite policy() const { return policy_; }
     Scaler& scaler() { return scaler_; }
-    Rerun* rerun() const { return rerun_.get(); }  ///< null where the policy wants none
 
 private:
     /// A small number, or the largest there is, folded over the ranks where each owns slices only.

@@ -162,7 +162,7 @@ public:
         } else check(options.autocast_ops.empty(), code::config, "Accelerator: autocast_ops needs a precision that casts, such as precision::Bf16<>; this one is ", Precision::name);
         if constexpr (scales) this->own_components.push_back(detail::scaler_component(guard, shared()));
         this->own_components.push_back(detail::random_component(Device::type, rerun));
-        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared())));
+        this->own_components.push_back(detail::progress_component(guard, state::is_own(shared()), rerun));
     }
 
     /// Whose that is in a checkpoint of which every rank has the same; without sharding each of several ranks trains on its own.

@@ -62,8 +62,11 @@ struct Parts {
 struct Indexed {
     using policy = acc::loader::Stateful<>;
     using dataset = Samples;
-    static constexpr bool shuffle = true, between_epochs = true;
+    static constexpr bool shuffle = true, between_epochs = false;
     static constexpr char const* name = "indexed";
+};
+struct IndexedBetween : Indexed {
+    static constexpr bool between_epochs = true;
 };
 struct Streamed {
     using policy = acc::loader::Stateful<>;

@@ -38,7 +38,7 @@ public:
     }
     int64_t total_batch_size() const { return whole_.total_batch_size(); }
     int64_t position_after(int64_t n, int64_t epoch) const {
-        if constexpr (indexed) return n <= 0 ? 0 : plan(epoch, {}).consumed(std::min(n, whole_.positions()) - 1);
+        if constexpr (indexed) return consumed_after(n, plan(epoch, {}), whole_.positions());
         else return whole_.position_after(n, epoch);
     }
     void save(nlohmann::json& values, Position const& position) const { whole_.save(values, position); }

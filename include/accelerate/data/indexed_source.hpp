@@ -36,9 +36,7 @@ public:
     int64_t total_batch_size() const { return shard(0).total_batch_size(); }
     int64_t samples() const { return samples_; }
     /// Where the epoch stands when every rank has had n batches.
-    int64_t position_after(int64_t n, int64_t epoch) const {
-        return n <= 0 ? 0 : plan(epoch, 0).consumed(std::min(n, positions()) - 1);
-    }
+    int64_t position_after(int64_t n, int64_t epoch) const { return consumed_after(n, plan(epoch, 0), positions()); }
 
     /// Samples of an epoch: those of the data set, unless the order draws another number.
     int64_t positions() const {

@@ -59,7 +59,7 @@ public:
     }
     /// Where that loop's window begins, as long as none of its batches has come again; else null.
     Position const* rerun_from(int64_t loop) const {
-        auto const found = std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == loop; });
+        auto const found = std::ranges::find(running_, loop, &Running::id);
         return found != running_.end() && found->rerun ? &found->window_start : nullptr;
     }
 
@@ -90,7 +90,7 @@ private:
         bool rerun = false, met = false;
     };
 
-    auto find(int64_t id) { return std::find_if(running_.begin(), running_.end(), [=](Running const& r) { return r.id == id; }); }
+    auto find(int64_t id) { return std::ranges::find(running_, id, &Running::id); }
     void between(int64_t id) {
         if (between_) between_({.outermost = running_.size() == 1, .met = std::exchange(find(id)->met, false)});
     }

@@ -87,6 +87,12 @@ private:
     int64_t first_ = 0;
 };
 
+/// Of an epoch of `positions`, those that are consumed when every rank has had its first n batches of a plan.
+template <class Plan>
+int64_t consumed_after(int64_t n, Plan const& plan, int64_t positions) {
+    return n <= 0 ? 0 : plan.consumed(std::min(n, positions) - 1);
+}
+
 /// The plan of epoch e over a data set of n samples. `shard` counts positions of the epoch where there is an order.
 template <class Order>
 auto plan(Order const& order, int64_t e, int64_t n, Shard const& shard) {

@@ -73,9 +73,10 @@ public:
     data::options const& options() const { return core_->source->loader().options(); }
 
     StateDict state_dict() const {
+        auto const& position = core_->goes_on_at();
         StateDict s;
-        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", core_->goes_on_at().consumed}};
-        core_->source->save(s.values, core_->goes_on_at());
+        s.values = {{"seed", core_->source->loader().seed()}, {"epoch", core_->epoch}, {"consumed", position.consumed}};
+        core_->source->save(s.values, position);
         return s;
     }
     /// Error E_DATA when the state is not a loader's, or the data set is another one. A running loop ends with the batch at
